@@ -1,0 +1,291 @@
+#include <spdlog/fmt/fmt.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <csignal>
+#include <iostream>
+#include <memory>
+#include <thread>
+
+#include "cli/commands.h"
+#include "cli/control.h"
+#include "cli/progress.h"
+#include "cli/units.h"
+
+namespace sharefs {
+namespace {
+
+constexpr auto kPoll = std::chrono::milliseconds(100);
+constexpr auto kAnswer = std::chrono::seconds(30);
+// How long a daemon may be away (restarted by its operator) before migrate stops watching.
+constexpr auto kDaemonAway = std::chrono::seconds(10);
+constexpr int kInterrupted = 130;
+
+struct MigrateArguments {
+  std::string name, to;
+  std::string max_pause = "100ms";
+  std::string rate;
+  bool dry_run = false;
+  bool json = false;
+};
+
+struct VerifyArguments {
+  std::string name, with;
+};
+
+[[noreturn]] void fail(std::string text) { throw std::runtime_error(std::move(text)); }
+
+ControlClient require_daemon(const DataSetPaths& paths, const std::string& name) {
+  auto daemon = ControlClient::connect(paths.control_socket());
+  if (!daemon) {
+    fail(fmt::format(
+        "{} is not running on this site: start it with \"sharefs mount {} MOUNTPOINT\" or \"sharefs serve "
+        "{}\"",
+        name, name, name));
+  }
+  return std::move(*daemon);
+}
+
+void fail_on_error(const nlohmann::json& answer) {
+  if (answer.contains("error") && !text_of(answer, "error").empty()) fail(text_of(answer, "error"));
+}
+
+std::atomic<bool> interrupted = false;
+
+// Ctrl-C while migrate watches: noted, so that the operator can be told that the handoff goes on.
+class InterruptNote {
+ public:
+  InterruptNote() {
+    struct sigaction action {};
+    action.sa_handler = [](int) { interrupted = true; };
+    sigaction(SIGINT, &action, &before_);
+  }
+  ~InterruptNote() { sigaction(SIGINT, &before_, nullptr); }
+  InterruptNote(const InterruptNote&) = delete;
+  InterruptNote& operator=(const InterruptNote&) = delete;
+
+ private:
+  struct sigaction before_ {};
+};
+
+nlohmann::json handoff_of(const nlohmann::json& status) {
+  const auto found = status.find("handoff");
+  return found != status.end() && found->is_object() ? *found : nlohmann::json::object();
+}
+
+// Follows a running handoff through the daemon's status until it has a result.
+class HandoffWatch {
+ public:
+  HandoffWatch(const DataSetPaths& paths, ControlClient daemon, std::uint64_t before, std::uint64_t started)
+      : paths_(paths), daemon_(std::move(daemon)), before_(before), started_(started) {}
+
+  // Empty: interrupted by the operator.
+  nlohmann::json follow() {
+    ProgressDisplay display(isatty(STDERR_FILENO) != 0);
+    while (!interrupted) {
+      const auto handoff = handoff_of(ask_status());
+      // Each further try is an attempt of its own: ours is the one that was started, or any but the one
+      // before it.
+      const auto attempt = count_of(handoff, "attempt");
+      const bool ours = attempt == started_ || attempt != before_;
+      if (ours && !text_of(handoff, "result").empty()) return handoff;
+      if (!handoff.empty() && text_of(handoff, "result").empty()) display.show(handoff);
+      std::this_thread::sleep_for(kPoll);
+    }
+    return nlohmann::json::object();
+  }
+
+ private:
+  nlohmann::json ask_status() {
+    const auto end = std::chrono::steady_clock::now() + kDaemonAway;
+    for (;;) {
+      try {
+        if (daemon_) return daemon_->ask({{"command", "status"}}, kAnswer);
+      } catch (const ControlClient::ConnectionLost&) {
+        daemon_.reset();
+      }
+      if (interrupted) return nlohmann::json::object();
+      if (std::chrono::steady_clock::now() > end) {
+        fail(
+            "the daemon of this site has ended; the handoff goes on or is undone by the other sites: see "
+            "\"sharefs "
+            "status\" there");
+      }
+      std::this_thread::sleep_for(kPoll);
+      daemon_ = ControlClient::connect(paths_.control_socket());
+    }
+  }
+
+  const DataSetPaths& paths_;
+  std::optional<ControlClient> daemon_;
+  const std::uint64_t before_;   // the attempt shown before ours began
+  const std::uint64_t started_;  // our first attempt
+};
+
+std::string preflight_text(const nlohmann::json& preflight) {
+  std::string text = fmt::format("handoff of ownership from {} to {} (nothing has been started)\n",
+                                 text_of(preflight, "from"), text_of(preflight, "to"));
+  text += fmt::format("  tree           {} files, {}\n", format_count(count_of(preflight, "files")),
+                      format_bytes(count_of(preflight, "bytes")));
+  if (preflight.contains("holds_image")) {
+    text += fmt::format("  target holds   {}\n", preflight["holds_image"] == true
+                                                     ? "an earlier image: only what differs is sent"
+                                                     : "nothing yet: everything is sent");
+  }
+  if (preflight.contains("space")) {
+    text += fmt::format("  space there    {}\n", format_bytes(count_of(preflight, "space")));
+  }
+  text += fmt::format("  round trip     {}\n", format_milliseconds(number_of(preflight, "round_trip_ms")));
+  if (preflight.contains("smallest_pause_ms")) {
+    text +=
+        fmt::format("  smallest pause {}\n", format_milliseconds(number_of(preflight, "smallest_pause_ms")));
+  }
+  return text;
+}
+
+void print_json(const nlohmann::json& json) { std::cout << to_line(json) << std::endl; }
+
+int follow_to_end(HandoffWatch& watch, const MigrateArguments& arguments) {
+  const auto handoff = watch.follow();
+  if (handoff.empty()) {
+    std::cerr << fmt::format(
+        "\nsharefs: the handoff goes on; \"sharefs status {} --watch\" shows it, \"sharefs abort "
+        "{}\" ends it\n",
+        arguments.name, arguments.name);
+    return kInterrupted;
+  }
+  if (arguments.json) {
+    print_json(handoff_result(handoff));
+  } else {
+    std::cout << handoff_summary(handoff) << std::flush;
+  }
+  if (text_of(handoff, "result") == "done") return 0;
+  const std::string error = text_of(handoff, "error");
+  std::cerr << fmt::format("sharefs: the handoff did not happen ({}){}{}\n", text_of(handoff, "result"),
+                           error.empty() ? "" : ": ", error);
+  return 1;
+}
+
+int start_and_follow(const Home& home, const MigrateArguments& arguments) {
+  require_valid_name(arguments.to, "site");
+  nlohmann::json request = {{"command", "migrate"}, {"to", arguments.to}, {"dry_run", arguments.dry_run}};
+  const auto pause = parse_duration(arguments.max_pause, "--max-pause");
+  if (pause < std::chrono::milliseconds(1)) throw UsageError("--max-pause: at least 1ms");
+  request["max_pause_ms"] = std::chrono::duration_cast<std::chrono::milliseconds>(pause).count();
+  request["rate"] = arguments.rate.empty() ? 0 : parse_rate(arguments.rate, "--rate");
+
+  const DataSetPaths paths = home.require(arguments.name);
+  ControlClient daemon = require_daemon(paths, arguments.name);
+  const InterruptNote note;
+  const auto before = handoff_of(daemon.ask({{"command", "status"}}, kAnswer));
+  const auto answer = daemon.ask(request);  // measures the tree first, which may take a while
+  fail_on_error(answer);
+  if (arguments.dry_run) {
+    const auto preflight = answer.value("preflight", answer);
+    if (arguments.json) {
+      print_json(preflight);
+    } else {
+      std::cout << preflight_text(preflight);
+    }
+    return 0;
+  }
+  HandoffWatch watch(paths, std::move(daemon), count_of(before, "attempt"), count_of(answer, "attempt"));
+  return follow_to_end(watch, arguments);
+}
+
+// With --json a script gets its object whatever went wrong.
+int run_migrate(const Home& home, const MigrateArguments& arguments) {
+  if (!arguments.json) return start_and_follow(home, arguments);
+  try {
+    return start_and_follow(home, arguments);
+  } catch (const UsageError&) {
+    throw;
+  } catch (const std::exception& error) {
+    print_json(handoff_result({{"result", "failed"}, {"to", arguments.to}, {"error", error.what()}}));
+    throw;
+  }
+}
+
+int run_abort(const Home& home, const std::string& name) {
+  const DataSetPaths paths = home.require(name);
+  fail_on_error(require_daemon(paths, name).ask({{"command", "abort"}}, kAnswer));
+  std::cout << fmt::format("{}: the handoff is aborted; the owner stays the owner\n", name);
+  return 0;
+}
+
+// Whom to compare with when nobody was named: the owner, or on the owner its only other site.
+std::string other_site(const nlohmann::json& status) {
+  if (text_of(status, "role") != "owner") return text_of(status, "owner");
+  const auto sites = status.value("sites", nlohmann::json::array());
+  std::vector<std::string> names;
+  for (const auto& site : sites) {
+    if (text_of(site, "site") != text_of(status, "site")) names.push_back(text_of(site, "site"));
+  }
+  if (names.size() == 1) return names.front();
+  if (names.empty()) fail("there is no other site to compare with");
+  fail(fmt::format("there are several other sites: choose one with --with ({})", fmt::join(names, ", ")));
+}
+
+int run_verify(const Home& home, const VerifyArguments& arguments) {
+  const DataSetPaths paths = home.require(arguments.name);
+  ControlClient daemon = require_daemon(paths, arguments.name);
+  const std::string with =
+      arguments.with.empty() ? other_site(daemon.ask({{"command", "status"}}, kAnswer)) : arguments.with;
+  const auto answer = daemon.ask({{"command", "verify"}, {"with", with}});
+  fail_on_error(answer);
+  const auto differences = answer.value("differences", nlohmann::json::array());
+  for (const auto& difference : differences) {
+    if (difference.is_string()) std::cout << difference.get<std::string>() << "\n";
+  }
+  const auto changed = count_of(answer, "changed_since");
+  std::string text = fmt::format("{} compared with {}: {} files and directories", arguments.name, with,
+                                 format_count(count_of(answer, "compared")));
+  if (changed > 0) text += fmt::format(", {} of them changed since the copy was made", format_count(changed));
+  if (differences.empty()) {
+    std::cout << text << ", equal\n";
+    return 0;
+  }
+  std::cout << text << "\n";
+  fail(fmt::format("the copies differ in {} places", differences.size()));
+}
+
+}  // namespace
+
+void add_handoff_commands(CLI::App& app, CommandLine& line) {
+  auto* migrate =
+      app.add_subcommand("migrate", "Hand ownership over to another site, while everybody goes on working");
+  const auto migrating = std::make_shared<MigrateArguments>();
+  migrate->add_option("NAME", migrating->name, "The data set")->required();
+  migrate->add_option("--to", migrating->to, "The site that becomes the owner")->required();
+  migrate->add_option("--max-pause", migrating->max_pause, "The longest that callers may be held: 100ms, 1s")
+      ->capture_default_str();
+  migrate->add_option("--rate", migrating->rate, "Send at most so much: 200MiB/s (default: unlimited)");
+  migrate->add_flag("--dry-run", migrating->dry_run,
+                    "Only ask and measure: what would be sent, the smallest pause");
+  migrate->add_flag("--json", migrating->json, "Last line of standard output: a JSON object with the result");
+  migrate->footer(
+      "Works from any site. Exit code 0 only if ownership has moved.\n\nExamples:\n"
+      "  sharefs migrate projects --to beta\n  sharefs migrate projects --to beta --max-pause 50ms --rate "
+      "200MiB/s");
+  migrate->callback(
+      [&line, migrating] { line.run = [&line, migrating] { return run_migrate(line.home(), *migrating); }; });
+
+  auto* abort = app.add_subcommand(
+      "abort", "End a running handoff before its commit point: everything stays as it was");
+  const auto aborting = std::make_shared<std::string>();
+  abort->add_option("NAME", *aborting, "The data set")->required();
+  abort->footer("Example:\n  sharefs abort projects");
+  abort->callback(
+      [&line, aborting] { line.run = [&line, aborting] { return run_abort(line.home(), *aborting); }; });
+
+  auto* verify = app.add_subcommand("verify", "Compare this site's store with another site's");
+  const auto verifying = std::make_shared<VerifyArguments>();
+  verify->add_option("NAME", verifying->name, "The data set")->required();
+  verify->add_option("--with", verifying->with,
+                     "The other site (default: the owner, or the only other site)");
+  verify->footer("Exit code 0 only if they are equal.\n\nExample:\n  sharefs verify projects --with beta");
+  verify->callback(
+      [&line, verifying] { line.run = [&line, verifying] { return run_verify(line.home(), *verifying); }; });
+}
+
+}  // namespace sharefs

@@ -1,0 +1,269 @@
+#include <fcntl.h>
+#include <spdlog/fmt/fmt.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <iostream>
+#include <memory>
+#include <sstream>
+#include <thread>
+
+#include "cli/bypass.h"
+#include "cli/commands.h"
+#include "cli/control.h"
+#include "cli/daemon.h"
+#include "cli/mounts.h"
+#include "cli/progress.h"
+#include "cli/units.h"
+
+namespace sharefs {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr auto kMountAnswers = std::chrono::seconds(10);
+constexpr auto kDaemonEnds = std::chrono::seconds(30);
+
+struct ServeArguments {
+  std::string name;
+  fs::path mountpoint;  // empty: serve
+  bool foreground = false;
+  std::string options;
+  std::string timeout;
+};
+
+struct UmountArguments {
+  std::string target;
+  bool lazy = false;
+};
+
+[[noreturn]] void fail(std::string text) { throw std::runtime_error(std::move(text)); }
+
+std::vector<std::string> split_options(const std::string& text) {
+  std::vector<std::string> options;
+  std::istringstream words(text);
+  for (std::string word; std::getline(words, word, ',');) {
+    if (!word.empty()) options.push_back(word);
+  }
+  return options;
+}
+
+// A mount whose daemon was killed stays in the way; nothing can come of it any more.
+void remove_dead_mount(const fs::path& mountpoint) {
+  if (mountpoint.empty() || !is_dead_mount(mountpoint)) return;
+  if (const int error = unmount(mountpoint, Unmount::lazy); error != 0) {
+    fail(fmt::format("{} has a mount whose daemon is gone, and it cannot be unmounted: {}",
+                     mountpoint.string(), strerror(error)));
+  }
+  std::cerr << fmt::format("sharefs: note: removed the mount of an ended daemon from {}\n",
+                           mountpoint.string());
+}
+
+void check_mountpoint(const Home& home, const fs::path& mountpoint, const fs::path& store) {
+  std::error_code error;
+  if (!fs::is_directory(mountpoint, error)) {
+    fail(fmt::format("{}: {}", mountpoint.string(), error ? error.message() : "not a directory"));
+  }
+  if (const auto mount = fuse_mount_at(mountpoint)) {
+    fail(fmt::format("{} is mounted already ({})", mountpoint.string(), mount->source));
+  }
+  if (mountpoint != store && is_within(mountpoint, store)) {
+    fail(fmt::format("{} lies inside the store {}: mount over the store itself or elsewhere",
+                     mountpoint.string(), store.string()));
+  }
+  if (mountpoint != store && is_within(store, mountpoint)) {
+    fail(fmt::format("the store {} would be hidden below {}: mount elsewhere", store.string(),
+                     mountpoint.string()));
+  }
+  const fs::path state = fs::weakly_canonical(home.folder(), error);
+  if (!error && is_within(state, mountpoint)) {
+    fail(fmt::format("the state folder {} would be hidden below {}: mount elsewhere", state.string(),
+                     mountpoint.string()));
+  }
+}
+
+// Once per data set, not at every mount.
+void tell_what_privileges_add(State& state) {
+  constexpr const char* kTold = "told_unprivileged";
+  if (geteuid() == 0 || !state.setting(kTold).empty()) return;
+  std::cerr << "sharefs: note: without root, files are served as your own: no other owners (chown), no "
+               "device nodes, "
+               "no trusted or security attributes, the mount is yours alone (unless -o allow_other), and a "
+               "file that "
+               "others move in the store while it is not mounted is found again by name only\n";
+  state.set_setting(kTold, "1");
+}
+
+// Asks the mount for its root from a process that can be left behind. False: no answer in time.
+bool mount_answers(const fs::path& mountpoint) {
+  const pid_t child = fork();
+  if (child < 0) return true;
+  if (child == 0) {
+    struct stat status {};
+    _exit(stat(mountpoint.c_str(), &status) == 0 ? 0 : 1);
+  }
+  const auto end = std::chrono::steady_clock::now() + kMountAnswers;
+  while (std::chrono::steady_clock::now() < end) {
+    if (waitpid(child, nullptr, WNOHANG) == child) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  kill(child, SIGKILL);
+  waitpid(child, nullptr, 0);
+  return false;
+}
+
+int run_serve(const Home& home, const ServeArguments& arguments) {
+  DaemonOptions options{home.require(arguments.name), std::nullopt, split_options(arguments.options),
+                        std::nullopt};
+  if (!arguments.timeout.empty()) {
+    options.timeout =
+        std::chrono::duration_cast<std::chrono::milliseconds>(parse_duration(arguments.timeout, "--timeout"));
+    if (options.timeout->count() < 1) throw UsageError("--timeout: at least 1ms");
+  }
+  if (const pid_t pid = DaemonLock::holder(options.paths); pid != 0) {
+    fail(fmt::format(
+        "already mounted or served by process {}: \"sharefs status {}\" tells where, \"sharefs umount {}\" "
+        "ends it",
+        pid, arguments.name, arguments.name));
+  }
+  {
+    OpenState open(options.paths);  // closed again before the daemon is forked
+    const fs::path store = open.state.setting("store");
+    // Left by a daemon that was killed, here or where it was mounted before.
+    remove_dead_mount(open.state.setting("mountpoint"));
+    open.state.set_setting("mountpoint", "");
+    if (!arguments.mountpoint.empty()) {
+      options.mountpoint = resolve_mountpoint(arguments.mountpoint);
+      remove_dead_mount(*options.mountpoint);
+      check_mountpoint(home, *options.mountpoint, store);
+    }
+    tell_what_privileges_add(open.state);
+    warn_of_bypassing(store);
+  }
+  if (arguments.foreground) {
+    serve_in_foreground(options, [] {});
+    return 0;
+  }
+  serve_in_background(options);
+  if (options.mountpoint && !mount_answers(*options.mountpoint)) {
+    std::cerr << fmt::format(
+        "sharefs: note: mounted, but the owner does not answer yet; requests wait for it\n");
+  }
+  return 0;
+}
+
+// The data set whose daemon has, or had, its mount there.
+std::string data_set_mounted_at(const Home& home, const fs::path& mountpoint) {
+  for (const auto& name : home.data_sets()) {
+    if (OpenState(home.paths(name)).state.setting("mountpoint") == mountpoint.string()) return name;
+  }
+  fail(fmt::format("{} is neither a data set nor the mount point of one in {}", mountpoint.string(),
+                   home.folder().string()));
+}
+
+// A source that ends before the commit point rolls back, a target makes its source wait: neither is meant by
+// umount.
+void refuse_during_handoff(ControlClient& daemon, const std::string& name) {
+  const auto status = daemon.ask({{"command", "status"}}, std::chrono::seconds(10));
+  const auto handoff = status.find("handoff");
+  if (handoff == status.end() || !handoff->is_object() || !text_of(*handoff, "result").empty()) return;
+  const std::string site = text_of(status, "site");
+  if (text_of(*handoff, "from") != site && text_of(*handoff, "to") != site) return;
+  fail(fmt::format("a handoff to {} is running: wait for its end, or end it with \"sharefs abort {}\"",
+                   text_of(*handoff, "to"), name));
+}
+
+// By this process and not by the daemon, which could not answer the kernel's last requests while it unmounts.
+void unmount_or_explain(const fs::path& mountpoint, bool lazy) {
+  const int error = unmount(mountpoint, lazy ? Unmount::lazy : Unmount::busy_fails);
+  if (error == 0) return;
+  if (error != EBUSY) fail(fmt::format("cannot unmount {}: {}", mountpoint.string(), strerror(error)));
+  std::string users;
+  for (const auto& process : find_bypassing(mountpoint)) {
+    users += fmt::format("{}{} ({})", users.empty() ? "" : ", ", process.pid, process.command);
+  }
+  fail(fmt::format("{} is busy{}; end what uses it, or give --lazy", mountpoint.string(),
+                   users.empty() ? "" : ": used by " + users));
+}
+
+int run_umount(const Home& home, const UmountArguments& arguments) {
+  const std::string name = home.has(arguments.target)
+                               ? arguments.target
+                               : data_set_mounted_at(home, resolve_mountpoint(arguments.target));
+  const DataSetPaths paths = home.require(name);
+  const fs::path mountpoint = OpenState(paths).state.setting("mountpoint");
+  const bool running = DaemonLock::holder(paths) != 0;
+  const bool mounted = !mountpoint.empty() && fuse_mount_at(mountpoint);
+  if (!running && !mounted) fail(fmt::format("{} is not mounted and not served here", name));
+  auto daemon = running ? ControlClient::connect(paths.control_socket()) : std::nullopt;
+  if (!daemon) {
+    if (running) fail(fmt::format("the daemon of {} is just starting or ending: try again", name));
+    remove_dead_mount(mountpoint);
+    OpenState(paths).state.set_setting("mountpoint", "");
+    return 0;
+  }
+  if (!arguments.lazy) refuse_during_handoff(*daemon, name);
+  if (mounted) unmount_or_explain(mountpoint, arguments.lazy);
+  try {
+    daemon->ask({{"command", "stop"}}, std::chrono::seconds(10));
+  } catch (const ControlClient::ConnectionLost&) {
+    // It ended by itself when the mount was gone.
+  }
+  if (!DaemonLock::wait_released(paths, kDaemonEnds)) {
+    fail(fmt::format("the daemon (process {}) does not end: see {}", DaemonLock::holder(paths),
+                     paths.log().string()));
+  }
+  return 0;
+}
+
+void add_common(CLI::App& command, ServeArguments& arguments) {
+  command.add_flag("-f,--foreground", arguments.foreground,
+                   "Stay in the foreground and log to standard error");
+  command.add_option(
+      "--timeout", arguments.timeout,
+      "Let requests fail (ETIMEDOUT) when the owner does not answer for so long; default: wait");
+}
+
+}  // namespace
+
+void add_mount_commands(CLI::App& app, CommandLine& line) {
+  auto* mount = app.add_subcommand("mount", "Mount a data set");
+  const auto mounting = std::make_shared<ServeArguments>();
+  mount->add_option("NAME", mounting->name, "The data set")->required();
+  mount
+      ->add_option("MOUNTPOINT", mounting->mountpoint,
+                   "A directory; the store itself is fine: applications keep their paths")
+      ->required();
+  mount->add_option("-o", mounting->options,
+                    "Mount options, separated by commas (allow_other, ro, noatime, ...)");
+  add_common(*mount, *mounting);
+  mount->footer(
+      "Examples:\n  sharefs mount projects /srv/projects\n  sharefs mount projects /mnt/projects -o noatime "
+      "--timeout 30s");
+  mount->callback(
+      [&line, mounting] { line.run = [&line, mounting] { return run_serve(line.home(), *mounting); }; });
+
+  auto* serve = app.add_subcommand("serve", "Serve a data set to other sites without a mount here");
+  const auto serving = std::make_shared<ServeArguments>();
+  serve->add_option("NAME", serving->name, "The data set")->required();
+  add_common(*serve, *serving);
+  serve->footer("Example:\n  sharefs serve projects");
+  serve->callback(
+      [&line, serving] { line.run = [&line, serving] { return run_serve(line.home(), *serving); }; });
+
+  auto* umount = app.add_subcommand("umount", "Unmount a data set and end its daemon");
+  const auto unmounting = std::make_shared<UmountArguments>();
+  umount->add_option("NAME|MOUNTPOINT", unmounting->target, "The data set, or where it is mounted")
+      ->required();
+  umount->add_flag("--lazy", unmounting->lazy,
+                   "Also while files are in use (their users get errors from then on) or a handoff runs");
+  umount->footer("Examples:\n  sharefs umount projects\n  sharefs umount /srv/projects");
+  umount->callback([&line, unmounting] {
+    line.run = [&line, unmounting] { return run_umount(line.home(), *unmounting); };
+  });
+}
+
+}  // namespace sharefs

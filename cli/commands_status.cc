@@ -1,0 +1,201 @@
+#include <spdlog/fmt/fmt.h>
+#include <unistd.h>
+
+#include <iostream>
+#include <memory>
+#include <thread>
+
+#include "cli/commands.h"
+#include "cli/control.h"
+#include "cli/mounts.h"
+#include "cli/progress.h"
+#include "cli/units.h"
+
+namespace sharefs {
+namespace {
+
+constexpr auto kAnswer = std::chrono::seconds(10);
+constexpr auto kWatchInterval = std::chrono::seconds(1);
+constexpr unsigned kShownHandoffs = 5;
+
+struct StatusArguments {
+  std::string name;  // empty: all
+  bool json = false;
+  bool watch = false;
+};
+
+nlohmann::json to_status(const HandoffRecord& record) {
+  return {{"attempt", record.attempt},
+          {"result", record.result},
+          {"phase", record.phase},
+          {"role", record.role},
+          {"from", record.source},
+          {"to", record.target},
+          {"epoch", record.epoch},
+          {"started", record.started},
+          {"t0", record.t0},
+          {"t1", record.t1},
+          {"t2", record.t2},
+          {"t3", record.t3},
+          {"ended", record.ended},
+          {"image_files", record.image_files},
+          {"image_bytes", record.image_bytes},
+          {"image_bytes_sent", record.image_bytes_sent},
+          {"log_entries", record.log_entries},
+          {"log_bytes", record.log_bytes},
+          {"rounds", record.rounds},
+          {"records", record.records},
+          {"pause_ms", record.pause_ms},
+          {"error", record.error}};
+}
+
+// What the database knows, in the words of a daemon's status.
+nlohmann::json status_from_database(State& state, const std::string& name) {
+  const Ownership ownership = state.ownership();
+  const std::string site = state.setting("site");
+  const std::string mountpoint = state.setting("mountpoint");
+  nlohmann::json status = {{"name", name},
+                           {"site", site},
+                           {"role", ownership.owner == site ? "owner" : "remote"},
+                           {"owner", ownership.owner},
+                           {"epoch", ownership.epoch},
+                           {"phase", "not running"},
+                           {"mountpoint", ""},
+                           {"store", state.setting("store")},
+                           {"sites", nlohmann::json::array()},
+                           {"handoff", nullptr},
+                           {"running", false}};
+  if (!mountpoint.empty() && fuse_mount_at(mountpoint)) status["dead_mountpoint"] = mountpoint;
+  for (const auto& other : state.sites()) {
+    status["sites"].push_back({{"site", other.name}, {"endpoint", other.endpoint}, {"connected", false}});
+  }
+  if (const auto handoffs = state.handoffs(1); !handoffs.empty())
+    status["handoff"] = to_status(handoffs.front());
+  return status;
+}
+
+std::string site_rows(const nlohmann::json& status) {
+  std::string text;
+  for (const auto& site : status.value("sites", nlohmann::json::array())) {
+    const std::string endpoint = text_of(site, "endpoint");
+    const bool self = text_of(site, "site") == text_of(status, "site");
+    text += fmt::format("  site       {:<16} {:<32} {}\n", text_of(site, "site"),
+                        endpoint.empty() ? "does not listen" : endpoint,
+                        self                             ? "this site"
+                        : site.value("connected", false) ? "connected"
+                                                         : "not connected");
+  }
+  return text;
+}
+
+std::string history_rows(const nlohmann::json& status) {
+  const auto history = status.value("history", nlohmann::json::array());
+  if (history.empty()) return "";
+  std::string text = "  handoffs   started              from -> to               result    pause      sent\n";
+  for (const auto& handoff : history) {
+    const std::string result = text_of(handoff, "result");
+    text += fmt::format("             {}  {:<23}  {:<8}  {:<9}  {}\n",
+                        format_time(static_cast<std::int64_t>(count_of(handoff, "started"))).substr(0, 19),
+                        text_of(handoff, "from") + " -> " + text_of(handoff, "to"),
+                        result.empty() ? text_of(handoff, "phase") : result,
+                        result == "done" ? format_milliseconds(number_of(handoff, "pause_ms")) : "-",
+                        format_bytes(count_of(handoff, "image_bytes_sent")));
+    if (const std::string error = text_of(handoff, "error"); !error.empty())
+      text += "               " + error + "\n";
+  }
+  return text;
+}
+
+std::string status_text(const nlohmann::json& status) {
+  const bool running = status.value("running", false);
+  const std::string mountpoint = text_of(status, "mountpoint");
+  std::string text = fmt::format("{}\n", text_of(status, "name"));
+  text += fmt::format("  this site  {} ({})\n", text_of(status, "site"), text_of(status, "role"));
+  text += fmt::format("  owner      {}, epoch {}\n", text_of(status, "owner"), count_of(status, "epoch"));
+  text += fmt::format("  store      {}\n", text_of(status, "store"));
+  if (running) {
+    text += fmt::format("  mounted    {} (process {})\n",
+                        mountpoint.empty() ? "no, serves other sites" : mountpoint, count_of(status, "pid"));
+  } else {
+    text += "  mounted    no, not running\n";
+  }
+  if (const std::string dead = text_of(status, "dead_mountpoint"); !dead.empty()) {
+    text += fmt::format(
+        "             {} has the mount of a daemon that was killed: mount again, or \"sharefs umount\"\n",
+        dead);
+  }
+  text += site_rows(status);
+  const auto handoff = status.value("handoff", nlohmann::json());
+  if (handoff.is_object() && text_of(handoff, "result").empty()) {
+    text += fmt::format("  handoff    {} -> {}  {}\n", text_of(handoff, "from"), text_of(handoff, "to"),
+                        plain_line(handoff));
+  }
+  return text + history_rows(status);
+}
+
+nlohmann::json collect(const Home& home, const StatusArguments& arguments) {
+  if (!arguments.name.empty()) {
+    home.require(arguments.name);
+    return read_status(home, arguments.name);
+  }
+  auto all = nlohmann::json::array();
+  for (const auto& name : home.data_sets()) all.push_back(read_status(home, name));
+  return all;
+}
+
+void show(const Home& home, const StatusArguments& arguments) {
+  const auto status = collect(home, arguments);
+  if (arguments.watch && !arguments.json && isatty(STDOUT_FILENO) != 0) std::cout << "\033[H\033[2J";
+  if (arguments.json) {
+    std::cout << to_line(status) << std::endl;
+  } else if (status.is_object()) {
+    std::cout << status_text(status) << std::flush;
+  } else if (status.empty()) {
+    std::cout << fmt::format("no data sets in {}\n", home.folder().string()) << std::flush;
+  } else {
+    for (const auto& one : status) std::cout << status_text(one) << std::flush;
+  }
+}
+
+int run_status(const Home& home, const StatusArguments& arguments) {
+  show(home, arguments);
+  while (arguments.watch && std::cout) {
+    std::this_thread::sleep_for(kWatchInterval);
+    show(home, arguments);
+  }
+  return 0;
+}
+
+}  // namespace
+
+nlohmann::json read_status(const Home& home, const std::string& name) {
+  const DataSetPaths paths = home.paths(name);
+  OpenState open(paths);
+  nlohmann::json status;
+  if (auto daemon = ControlClient::connect(paths.control_socket())) {
+    try {
+      status = daemon->ask({{"command", "status"}}, kAnswer);
+    } catch (const ControlClient::ConnectionLost&) {
+      // It ended just now.
+    }
+  }
+  if (!status.is_object() || status.contains("error")) status = status_from_database(open.state, name);
+  status["history"] = nlohmann::json::array();
+  for (const auto& handoff : open.state.handoffs(kShownHandoffs))
+    status["history"].push_back(to_status(handoff));
+  return status;
+}
+
+void add_status_command(CLI::App& app, CommandLine& line) {
+  auto* status =
+      app.add_subcommand("status", "Show data sets: who owns them, where they are mounted, handoffs");
+  const auto arguments = std::make_shared<StatusArguments>();
+  status->add_option("NAME", arguments->name, "One data set (default: all)");
+  status->add_flag("--json", arguments->json, "One JSON object, or an array of all");
+  status->add_flag("--watch", arguments->watch, "Show it again every second, until Ctrl-C");
+  status->footer("Examples:\n  sharefs status\n  sharefs status projects --watch");
+  status->callback(
+      [&line, arguments] { line.run = [&line, arguments] { return run_status(line.home(), *arguments); }; });
+}
+
+}  // namespace sharefs

@@ -1,0 +1,76 @@
+// sharefs: one directory on several machines, whose ownership can move while applications write.
+
+#include <CLI/CLI.hpp>
+#include <exception>
+#include <filesystem>
+#include <iostream>
+
+#include "cli/commands.h"
+#include "cli/units.h"
+
+namespace sharefs {
+namespace {
+
+constexpr int kFailed = 1;
+constexpr int kUsage = 2;
+
+constexpr const char* kFooter =
+    "A first data set on two machines, alpha and beta:\n"
+    "  alpha$ sharefs init projects --store /srv/projects --listen 'tcp://*:7440'\n"
+    "  alpha$ sharefs mount projects /srv/projects\n"
+    "  alpha$ sharefs invite projects                        (prints TOKEN)\n"
+    "  beta$  sharefs join TOKEN --store /srv/projects\n"
+    "  beta$  sharefs mount projects /srv/projects           (the same files, over the network)\n"
+    "  beta$  sharefs migrate projects --to beta             (now they live on beta)\n\n"
+    "\"sharefs COMMAND --help\" explains a command. Exit codes: 0 done, 1 failed, 2 wrong command line.";
+
+int run(int argc, char** argv) {
+  CommandLine line;
+  CLI::App app("One directory on several machines, whose ownership can move while applications write.",
+               "sharefs");
+  app.set_version_flag("--version", "sharefs " SHAREFS_VERSION);
+  app.add_option(
+         "--home", line.home_folder,
+         "Folder of this site's state (default: /var/lib/sharefs for root, else $XDG_STATE_HOME/sharefs)")
+      ->envname("SHAREFS_HOME");
+  app.require_subcommand(1);
+  app.fallthrough();
+  app.footer(kFooter);
+  add_setup_commands(app, line);
+  add_mount_commands(app, line);
+  add_handoff_commands(app, line);
+  add_status_command(app, line);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    const std::string unknown =
+        app.get_subcommands().empty() && !app.remaining().empty() ? app.remaining().front() : "";
+    std::cerr << "sharefs: "
+              << (unknown.empty() ? error.what() : "there is no command or option \"" + unknown + "\"")
+              << " (see \"sharefs --help\")\n";
+    return kUsage;
+  }
+  return line.run();
+}
+
+}  // namespace
+
+Home CommandLine::home() const {
+  return Home(home_folder.empty() ? Home::default_folder()
+                                  : std::filesystem::absolute(home_folder).lexically_normal());
+}
+
+}  // namespace sharefs
+
+int main(int argc, char** argv) {
+  try {
+    return sharefs::run(argc, argv);
+  } catch (const sharefs::UsageError& error) {
+    std::cerr << "sharefs: " << error.what() << "\n";
+    return sharefs::kUsage;
+  } catch (const std::exception& error) {
+    std::cerr << "sharefs: " << error.what() << "\n";
+    return sharefs::kFailed;
+  }
+}

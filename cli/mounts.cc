@@ -1,0 +1,117 @@
+#include "cli/mounts.h"
+
+#include <fcntl.h>
+#include <spawn.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <fstream>
+#include <sstream>
+
+namespace sharefs {
+namespace fs = std::filesystem;
+namespace {
+
+// mountinfo writes space, tab, newline and backslash as \ooo.
+std::string unescape(const std::string& field) {
+  std::string text;
+  for (std::size_t i = 0; i < field.size(); ++i) {
+    const bool escaped = field[i] == '\\' && i + 3 < field.size() &&
+                         std::all_of(field.begin() + static_cast<std::ptrdiff_t>(i) + 1,
+                                     field.begin() + static_cast<std::ptrdiff_t>(i) + 4,
+                                     [](char c) { return c >= '0' && c <= '7'; });
+    if (!escaped) {
+      text += field[i];
+      continue;
+    }
+    text += static_cast<char>((field[i + 1] - '0') * 64 + (field[i + 2] - '0') * 8 + (field[i + 3] - '0'));
+    i += 3;
+  }
+  return text;
+}
+
+// Runs `fusermount3 -u [-z] -- PATH`, quietly.
+int run_fusermount(const fs::path& mountpoint, Unmount how) {
+  std::string path = mountpoint.string();
+  std::vector<std::string> words = {"fusermount3", "-q", "-u"};
+  if (how == Unmount::lazy) words.emplace_back("-z");
+  words.emplace_back("--");
+  words.push_back(path);
+  std::vector<char*> arguments;
+  for (auto& word : words) arguments.push_back(word.data());
+  arguments.push_back(nullptr);
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
+  pid_t child = 0;
+  const int error = posix_spawnp(&child, "fusermount3", &actions, nullptr, arguments.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  if (error != 0) return error;
+  int status = 0;
+  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : EBUSY;
+}
+
+}  // namespace
+
+std::vector<MountEntry> read_mounts() {
+  std::vector<MountEntry> mounts;
+  std::ifstream file("/proc/self/mountinfo");
+  for (std::string line; std::getline(file, line);) {
+    std::istringstream words(line);
+    std::string word;
+    MountEntry mount;
+    for (int field = 0; field < 5; ++field) words >> word;  // id, parent, device, root, mountpoint
+    mount.mountpoint = unescape(word);
+    while (words >> word && word != "-") {
+    }
+    words >> mount.type >> word;
+    mount.source = unescape(word);
+    mounts.push_back(std::move(mount));
+  }
+  return mounts;
+}
+
+std::optional<MountEntry> fuse_mount_at(const fs::path& mountpoint) {
+  std::optional<MountEntry> found;
+  for (auto& mount : read_mounts()) {  // later lines are mounted on top of earlier ones
+    if (mount.mountpoint == mountpoint) found = std::move(mount);
+  }
+  if (found && !found->type.starts_with("fuse")) found.reset();
+  return found;
+}
+
+bool is_dead_mount(const fs::path& mountpoint) {
+  struct stat status {};
+  return fuse_mount_at(mountpoint) && stat(mountpoint.c_str(), &status) != 0 &&
+         (errno == ENOTCONN || errno == ECONNABORTED);
+}
+
+int unmount(const fs::path& mountpoint, Unmount how) {
+  if (geteuid() != 0) return run_fusermount(mountpoint, how);
+  const int flags = UMOUNT_NOFOLLOW | (how == Unmount::lazy ? MNT_DETACH : 0);
+  return umount2(mountpoint.c_str(), flags) == 0 ? 0 : errno;
+}
+
+fs::path resolve_mountpoint(const fs::path& path) {
+  fs::path absolute = fs::absolute(path).lexically_normal();
+  if (!absolute.has_filename()) absolute = absolute.parent_path();
+  std::error_code error;
+  if (!fuse_mount_at(absolute)) {
+    if (const fs::path whole = fs::canonical(absolute, error); !error) return whole;
+  }
+  const fs::path parent = fs::weakly_canonical(absolute.parent_path(), error);
+  return error ? absolute : parent / absolute.filename();
+}
+
+bool is_within(const fs::path& path, const fs::path& folder) {
+  const auto [end, rest] = std::mismatch(folder.begin(), folder.end(), path.begin(), path.end());
+  return end == folder.end();
+}
+
+}  // namespace sharefs

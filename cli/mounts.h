@@ -1,0 +1,33 @@
+// What is mounted where (/proc/self/mountinfo), and unmounting it, with and without privileges.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace sharefs {
+
+struct MountEntry {
+  std::filesystem::path mountpoint;
+  std::string type;
+  std::string source;
+};
+
+std::vector<MountEntry> read_mounts();
+// The topmost FUSE mount at exactly this path; nullopt if the topmost mount there is none of FUSE.
+std::optional<MountEntry> fuse_mount_at(const std::filesystem::path& mountpoint);
+// A mount whose daemon is gone.
+bool is_dead_mount(const std::filesystem::path& mountpoint);
+
+enum class Unmount { busy_fails, lazy };
+// Returns 0 or an errno. Never follows a symbolic link at the end; never asks the daemon behind the mount.
+int unmount(const std::filesystem::path& mountpoint, Unmount how);
+
+// The absolute path without symbolic links, without touching the last component (it may be a dead mount).
+std::filesystem::path resolve_mountpoint(const std::filesystem::path& path);
+
+// Is `path` below `folder` or the same?
+bool is_within(const std::filesystem::path& path, const std::filesystem::path& folder);
+
+}  // namespace sharefs

@@ -1,0 +1,275 @@
+#include "cli/setup.h"
+
+#include <arpa/inet.h>
+#include <spdlog/fmt/fmt.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+#include <fstream>
+#include <stdexcept>
+
+#include "cli/mounts.h"
+#include "cli/units.h"
+#include "meta/types.h"
+#include "replication/transport.h"
+#include "replication/wire.pb.h"
+
+namespace sharefs {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr std::string_view kMarker = "data_set";
+
+[[noreturn]] void fail(std::string text) { throw std::runtime_error(std::move(text)); }
+
+void make_private_folder(const fs::path& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) fail(fmt::format("cannot make {}: {}", folder.string(), error.message()));
+  fs::permissions(folder, fs::perms::owner_all, error);
+  if (error) fail(fmt::format("cannot set the mode of {}: {}", folder.string(), error.message()));
+}
+
+std::string random_id() {
+  std::uint64_t id = 0;
+  while (id == 0) {
+    if (getrandom(&id, sizeof id, 0) != sizeof id) fail("no random numbers from the kernel");
+  }
+  return std::to_string(id);
+}
+
+// Puts the private area into the store; whatever of it is there already stays.
+void make_private_area(const fs::path& store, const std::string& data_set_id) {
+  const fs::path area = store / kPrivateArea;
+  make_private_folder(area);
+  for (const char* part : {"tree", "parked", "orphans"}) make_private_folder(area / part);
+  std::ofstream marker(area / kMarker, std::ios::trunc);
+  marker << data_set_id << "\n";
+  marker.close();
+  if (!marker) fail(fmt::format("cannot write {}", (area / kMarker).string()));
+}
+
+// A store in a store would be copied with it, and its private area seen.
+void refuse_inside_another_store(const fs::path& store) {
+  for (fs::path above = store.parent_path(); !above.empty(); above = above.parent_path()) {
+    if (read_store_marker(above)) {
+      fail(fmt::format("{} lies inside {}, which is the store of a data set already", store.string(),
+                       above.string()));
+    }
+    if (above == above.root_path()) break;
+  }
+}
+
+void check_store_place(const Home& home, const fs::path& store) {
+  std::error_code error;
+  const fs::path home_folder = fs::weakly_canonical(fs::absolute(home.folder()), error);
+  if (!error && is_within(home_folder, store)) {
+    fail(fmt::format("{} holds the state folder {}: keep the state outside of the store (--home)",
+                     store.string(), home_folder.string()));
+  }
+  if (fuse_mount_at(store)) fail(fmt::format("{} is a FUSE mount: unmount it first", store.string()));
+  if (access(store.c_str(), R_OK | W_OK | X_OK) != 0) {
+    fail(fmt::format("{} cannot be used as a store: {}", store.string(), strerror(errno)));
+  }
+  refuse_inside_another_store(store);
+}
+
+std::string site_name(const std::string& given) {
+  std::string site = given.empty() ? host_name() : given;
+  if (given.empty() && !valid_name(site)) throw UsageError("give this site a name with --site");
+  require_valid_name(site, "site");
+  return site;
+}
+
+// The settings that init and join share, except `data_set`, which is set last of all (Home::has).
+void put_settings(State& state, const std::string& id, const std::string& site, const fs::path& store,
+                  const std::optional<Address>& address) {
+  if (state.setting("secret_key").empty()) {
+    const CurveKeys keys = make_curve_keys();
+    state.set_setting("public_key", keys.public_key);
+    state.set_setting("secret_key", keys.secret_key);
+  }
+  state.set_setting("data_set_id", id);
+  state.set_setting("site", site);
+  state.set_setting("store", store.string());
+  state.set_setting("listen", address ? address->listen : "");
+  state.set_setting("endpoint", address ? address->endpoint : "");
+}
+
+std::int64_t now_seconds() {
+  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+// join takes a directory only if nothing can be lost or mistaken for live data in it.
+void require_empty_or_old_image(const fs::path& store, const std::string& data_set_id) {
+  for (const auto& entry : fs::directory_iterator(store)) {
+    if (entry.path().filename() == kPrivateArea) continue;
+    fail(fmt::format(
+        "{} is not empty (it has \"{}\"): join needs an empty directory or an old image of this data set",
+        store.string(), entry.path().filename().string()));
+  }
+  std::error_code error;
+  const fs::path area = store / kPrivateArea;
+  if (!fs::exists(area, error)) return;
+  const auto marker = read_store_marker(store);
+  if (!marker && fs::is_empty(area, error)) return;
+  if (marker != data_set_id) fail(fmt::format("{} is the store of another data set", store.string()));
+}
+
+void keep_join_reply(State& state, const std::string& site, const pb::JoinReply& reply) {
+  for (const auto& other : reply.sites()) {
+    if (other.name() == site) continue;
+    if (!valid_name(other.name())) fail("the other site answered with a malformed list of sites");
+    state.put_site({other.name(), other.endpoint(), other.public_key()});
+  }
+  if (reply.owner().empty() || reply.epoch() == 0) fail("the other site did not say who owns the data set");
+  state.set_ownership({reply.epoch(), reply.owner(), reply.epoch()});
+}
+
+}  // namespace
+
+std::string host_name() {
+  char name[256] = {};
+  if (gethostname(name, sizeof name - 1) != 0) return "";
+  return name;
+}
+
+Address parse_address(const std::string& text) {
+  constexpr std::string_view kScheme = "tcp://";
+  const auto colon = text.rfind(':');
+  const auto usage = [&] {
+    return UsageError(fmt::format("\"{}\" is not an address: write tcp://HOST:PORT, for example tcp://*:{}",
+                                  text, kDefaultPort));
+  };
+  if (!text.starts_with(kScheme) || colon == std::string::npos || colon < kScheme.size() + 1) throw usage();
+  const std::string host = text.substr(kScheme.size(), colon - kScheme.size());
+  int port = 0;
+  const char* const last = text.data() + text.size();
+  const auto [end, error] = std::from_chars(text.data() + colon + 1, last, port);
+  if (error != std::errc() || end != last || port < 1 || port > 65535) throw usage();
+  const bool bracketed = host.starts_with('[') && host.ends_with(']');
+  if (!bracketed && host.find_first_of(" /:;@") != std::string::npos) throw usage();
+
+  in_addr ipv4{};
+  const bool numeric = bracketed || inet_pton(AF_INET, host.c_str(), &ipv4) == 1;
+  if (host == "*" || host == "0.0.0.0" || host == "[::]") {
+    return {text, fmt::format("tcp://{}:{}", host_name(), port)};
+  }
+  if (numeric) return {text, text};
+  if (host == "localhost")
+    return {fmt::format("tcp://127.0.0.1:{}", port), fmt::format("tcp://127.0.0.1:{}", port)};
+  return {fmt::format("tcp://*:{}", port), text};
+}
+
+std::optional<std::string> read_store_marker(const fs::path& store) {
+  std::ifstream file(store / kPrivateArea / kMarker);
+  std::string id;
+  if (!std::getline(file, id)) return std::nullopt;
+  return id;
+}
+
+void init_data_set(const Home& home, const InitOptions& options) {
+  require_valid_name(options.name, "data set");
+  const std::string site = site_name(options.site);
+  const auto address = options.listen.empty() ? std::nullopt : std::optional(parse_address(options.listen));
+  if (home.has(options.name)) {
+    OpenState open(home.paths(options.name));
+    fail(fmt::format(
+        "already initialised: data set \"{}\" with the store {}; \"sharefs mount {} MOUNTPOINT\" mounts it",
+        options.name, open.state.setting("store"), options.name));
+  }
+  std::error_code error;
+  const fs::path store = fs::canonical(options.store, error);
+  if (error) fail(fmt::format("{}: {}", options.store.string(), error.message()));
+  if (!fs::is_directory(store)) fail(fmt::format("{} is not a directory", store.string()));
+  check_store_place(home, store);
+
+  const DataSetPaths paths = home.paths(options.name);
+  const auto marker = read_store_marker(store);
+  const fs::path area = store / kPrivateArea;
+  std::string id;
+  if (fs::exists(paths.database())) id = OpenState(paths).state.setting("data_set_id");
+  const bool ours = marker ? marker == id : id.empty() ? !fs::exists(area) || fs::is_empty(area) : true;
+  if (!ours) {
+    fail(fmt::format("{} is the store of another data set already (it has {})", store.string(),
+                     area.string()));
+  }
+  make_private_folder(paths.folder);
+  OpenState open(paths);
+  if (id.empty()) id = random_id();
+  put_settings(open.state, id, site, store, address);
+  make_private_area(store, id);
+  if (open.state.ownership().epoch == 0) open.state.set_ownership({1, site, 1});
+  open.state.set_setting("data_set", options.name);
+}
+
+Token make_invitation(const DataSetPaths& paths, const std::optional<std::string>& listen) {
+  OpenState open(paths);
+  State& state = open.state;
+  if (listen) {
+    const Address address = parse_address(*listen);
+    state.set_setting("listen", address.listen);
+    state.set_setting("endpoint", address.endpoint);
+  }
+  Token token;
+  token.endpoint = state.setting("endpoint");
+  if (token.endpoint.empty()) {
+    fail(
+        fmt::format("this site does not listen, so no other site can reach it: give it an address with "
+                    "\"sharefs invite {} --listen tcp://HOST:PORT\"",
+                    state.setting("data_set")));
+  }
+  token.data_set = state.setting("data_set");
+  token.data_set_id = std::stoull(state.setting("data_set_id"));
+  token.server_public_key = state.setting("public_key");
+  token.invitation = make_curve_keys();
+  token.expires =
+      now_seconds() + std::chrono::duration_cast<std::chrono::seconds>(kInvitationLifetime).count();
+  state.add_invitation(token.invitation.public_key, token.expires);
+  return token;
+}
+
+Joined join_data_set(const Home& home, const JoinOptions& options) {
+  const Token token = decode_token(options.token);
+  require_valid_name(token.data_set, "data set");
+  const std::string site = site_name(options.site);
+  const Address address = parse_address(
+      options.listen.empty() ? fmt::format("tcp://{}:{}", host_name(), kDefaultPort) : options.listen);
+  if (home.has(token.data_set)) {
+    fail(fmt::format("already joined: data set \"{}\" is in {}", token.data_set, home.folder().string()));
+  }
+  if (token.expires < now_seconds()) {
+    fail("the token has expired: ask for a new one (\"sharefs invite\" on a site of the data set)");
+  }
+  make_private_folder(home.paths(token.data_set).folder);
+  std::error_code error;
+  fs::create_directories(options.store, error);
+  if (error) fail(fmt::format("cannot make {}: {}", options.store.string(), error.message()));
+  const fs::path store = fs::canonical(options.store);
+  const std::string id = std::to_string(token.data_set_id);
+  check_store_place(home, store);
+  require_empty_or_old_image(store, id);
+
+  // The keys are kept before they are sent: a join whose answer got lost is repeated with the same ones.
+  OpenState open(home.paths(token.data_set));
+  put_settings(open.state, id, site, store, address);
+  pb::Join join;
+  join.mutable_site()->set_name(site);
+  join.mutable_site()->set_endpoint(address.endpoint);
+  join.mutable_site()->set_public_key(open.state.setting("public_key"));
+  join.set_data_set(token.data_set_id);
+  join.set_version(kProtocolVersion);
+  const pb::JoinReply reply = join_by_invitation(token.endpoint, token.server_public_key, token.invitation,
+                                                 join, std::chrono::seconds(15));
+  if (!reply.error().empty()) fail(reply.error());
+  keep_join_reply(open.state, site, reply);
+  make_private_area(store, id);
+  open.state.set_setting("data_set", token.data_set);
+  return {token.data_set, site, reply.owner()};
+}
+
+}  // namespace sharefs

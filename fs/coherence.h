@@ -1,0 +1,98 @@
+// Keeps what the kernels of several sites have cached equal to the owner's files (P10).
+//
+// With several mounts, kernels cache no names and no attributes (timeouts 0): every look asks the owner. What
+// they do cache are pages of open and mapped files. So before a change to the data of an inode is
+// acknowledged, every other client that has it open drops its pages; and before it is performed, those that
+// may have dirty mapped pages write them back.
+//
+// Deadlock rules (the kernel holds page locks while a WRITE waits for its reply)
+//  - No acknowledgement waits for a client that itself has an unanswered change to the data of that inode;
+//  the reply to
+//    that change carries Outcome.invalidate, and its site drops the pages then. The same when such a change
+//    arrives while the recall is out, or is held by the gate.
+//  - A writeback is performed at once: it recalls nobody and waits for nobody. Queries never wait.
+//  - A client that does not answer within the lease is not waited for; it is told what it missed once it is
+//  heard.
+//
+// Sole and shared: a client starts as shared. The only one attached is told so (RecallOrder.sole) and may
+// then cache names and attributes; a second one is let in when that has been taken back and has run out.
+//
+// It also decides when an orphan (an inode without a name) may go: when no attached client refers to it any
+// more.
+//
+// Position: Router -> Gate -> Coherence -> Store; the records of a handoff enter here. Threads: reactor
+// thread only.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+
+#include "fs/front_end.h"
+#include "fs/live_state.h"
+#include "meta/executor.h"
+#include "meta/reactor.h"
+
+namespace sharefs {
+
+// What a client's site is asked to do; see FrontEnd::invalidate, watch_orphan and set_policy.
+struct RecallOrder {
+  ClientId client = 0;
+  InodeId id = 0;
+  std::uint64_t offset = 0;
+  std::uint64_t length = 0;  // 0: to the end
+  bool orphan = false;
+  std::optional<bool> sole;  // the client is (no longer) the only mount
+};
+
+// How long a client is waited for. Longer than a lost connection takes to be noticed and made again.
+constexpr auto kLease = std::chrono::seconds(5);
+
+// The waits, so that tests need not sit them out.
+struct CoherenceTiming {
+  Reactor::Clock::duration lease = kLease;
+  Reactor::Clock::duration sole_timeout = std::max(kSoleMount.entry_timeout, kSoleMount.attr_timeout);
+};
+
+class Coherence final : public Executor {
+ public:
+  // Carries an order to the client's site and calls `done(referenced)` once it has been followed.
+  using Recall = std::function<void(const RecallOrder&, std::function<void(bool referenced)> done)>;
+
+  Coherence(Executor& store, OpenTable& opens, LockTable& locks, Reactor& reactor, Recall recall,
+            CoherenceTiming timing = {});
+  ~Coherence() override;
+
+  // Handles Attach, Detach and Forget; Open, OpenDir, Release*, Flush, *Lock and Cancel keep the tables up to
+  // date (Open and OpenDir also pass through the store, which may refuse them). Everything else goes to the
+  // store. An Attach of a second client is answered only after the first one has dropped what it cached
+  // alone.
+  void execute(const pb::Request& request, Bytes data, Reply reply) override;
+
+  // For the gate (Gate::Hooks). The gate holds this request: no recall waits for its client's kernel any
+  // more.
+  void held(const pb::Request& request);
+  void none_held();
+  // A recall waits for this client to write back dirty pages of this inode.
+  bool awaits(const pb::Request& writeback) const;
+
+  // Live state for a handoff: each orphan with the clients that may refer to it.
+  const std::map<InodeId, std::set<ClientId>>& orphans() const;
+  // Asks the holders again, since their answers may have gone to the owner before. The open table has been
+  // restored.
+  void restore_orphans(std::map<InodeId, std::set<ClientId>> orphans);
+  // Another site is the owner: forgets everything; late answers change nothing. No change is in flight.
+  void clear();
+  // A site is gone for good (its lease ran out): as a Detach of each of its clients.
+  void expire_site(const SiteName& site);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace sharefs

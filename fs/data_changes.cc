@@ -1,0 +1,254 @@
+#include "fs/data_changes.h"
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+
+#include <algorithm>
+
+namespace sharefs {
+
+struct DataChanges::Change {
+  ClientId client = 0;
+  Range range;
+  bool append = false;
+  Reply reply;
+  // owned copies, made only when the change has to wait
+  pb::Request request;
+  std::string data;
+  pb::Outcome outcome;
+  std::string result;
+
+  Stage stage = Stage::recalling_dirty;
+  bool asking = false;      // orders are being sent: answers that come at once are only counted
+  bool invalidate = false;  // the reply tells the client to drop its pages
+  std::vector<ClientId> awaited;
+  Reactor::TimerId lease = 0;
+};
+
+DataChanges::DataChanges(const OpenTable& opens, Reactor& reactor, Coherence::Recall recall, Perform perform,
+                         Reactor::Clock::duration lease)
+    : opens_(opens),
+      reactor_(reactor),
+      recall_(std::move(recall)),
+      perform_(std::move(perform)),
+      lease_(lease) {}
+
+DataChanges::~DataChanges() { clear(); }
+
+std::optional<DataChanges::Range> DataChanges::changed(const pb::Request& request) {
+  switch (request.op_case()) {
+    case pb::Request::kWrite: {
+      const pb::Write& write = request.write();
+      if (write.writeback() || write.size() == 0) return std::nullopt;
+      if (write.append()) return Range{write.id(), 0, 0, write.sync()};
+      return Range{write.id(), write.offset(), write.size(), write.sync()};
+    }
+    case pb::Request::kSetattr:
+      if (!request.setattr().has_size()) return std::nullopt;
+      return Range{request.setattr().id(), request.setattr().size(), 0, false};
+    case pb::Request::kFallocate: {
+      const pb::Fallocate& allocate = request.fallocate();
+      constexpr std::uint32_t kInPlace = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE;
+      const bool moves = (allocate.mode() & ~kInPlace) != 0;  // collapse, insert: everything behind moves
+      return Range{allocate.id(), allocate.offset(), moves ? 0 : allocate.length(), true};
+    }
+    case pb::Request::kCopyFileRange: {
+      const pb::CopyFileRange& copy = request.copy_file_range();
+      return Range{copy.id_out(), copy.offset_out(), copy.length(), true};
+    }
+    case pb::Request::kOpen:
+      if ((request.open().flags() & O_TRUNC) == 0) return std::nullopt;
+      return Range{request.open().id(), 0, 0, false};
+    default:
+      return std::nullopt;
+  }
+}
+
+bool DataChanges::take(const pb::Request& request, const Range& range, Bytes data, Reply& reply) {
+  const ClientId client = request.client();
+  if (!held_.empty()) held_.erase({client, range.id});
+  if (!range.worker &&
+      (opens_.clients().size() < 2 || opens_.openers(range.id, client, /*writable_only=*/false).empty())) {
+    return false;
+  }
+  const auto change = std::make_shared<Change>();
+  change->client = client;
+  change->range = range;
+  change->append = request.op_case() == pb::Request::kWrite && request.write().append();
+  change->reply = std::move(reply);
+  unanswered_[range.id].push_back(change);
+  // Recalls that are out may not wait for this client any more; their pages are dropped with our reply.
+  change->invalidate = awaits(client, range.id);
+  if (change->invalidate) stop_waiting_for(client, range.id);
+  ask(change, Stage::recalling_dirty, opens_.openers(range.id, client, /*writable_only=*/true));
+  if (change->awaited.empty()) {
+    perform(change, request, data);
+  } else {
+    change->request = request;
+    change->data = as_text(data);
+  }
+  return true;
+}
+
+void DataChanges::performed(ClientId client, const Range& range, const pb::Outcome& outcome, Bytes data,
+                            Reply reply) {
+  if (opens_.openers(range.id, client, /*writable_only=*/false).empty()) {
+    reply(outcome, data);
+    return;
+  }
+  const auto change = std::make_shared<Change>();
+  change->client = client;
+  change->range = range;
+  change->reply = std::move(reply);
+  change->outcome = outcome;
+  change->result = as_text(data);
+  unanswered_[range.id].push_back(change);
+  recall_cached(change);
+}
+
+void DataChanges::perform(const ChangePtr& change, const pb::Request& request, Bytes data) {
+  change->stage = Stage::performing;
+  perform_(request, data,
+           [this, change, alive = std::weak_ptr(alive_)](const pb::Outcome& outcome, Bytes result) {
+             if (alive.expired()) return;
+             change->outcome = outcome;
+             change->result = as_text(result);
+             if (outcome.error() != 0) {
+               answer(change);  // without an effect nobody's pages are wrong
+               return;
+             }
+             if (change->append && outcome.has_attr() && outcome.attr().size() >= outcome.count()) {
+               change->range.offset = outcome.attr().size() - outcome.count();
+             }
+             recall_cached(change);
+           });
+}
+
+// The others may have read pages again since the dirty ones were recalled, and those who only read were not
+// asked.
+void DataChanges::recall_cached(const ChangePtr& change) {
+  ask(change, Stage::recalling_cached,
+      opens_.openers(change->range.id, change->client, /*writable_only=*/false));
+  if (change->awaited.empty()) answer(change);
+}
+
+void DataChanges::ask(const ChangePtr& change, Stage stage, const std::vector<ClientId>& clients) {
+  change->stage = stage;
+  const InodeId id = change->range.id;
+  std::vector<ClientId> asked;
+  for (const ClientId client : clients) {
+    bool busy = false;
+    for (const ChangePtr& other : unanswered_[id]) {
+      if (other->client != client) continue;
+      other->invalidate = true;
+      busy = true;
+    }
+    if (busy) continue;
+    if (const auto missed = lapsed_.find(client); missed != lapsed_.end()) {
+      missed->second.insert(id);
+      continue;
+    }
+    asked.push_back(client);
+    // What the gate holds is performed later, here or elsewhere, and by then the kernel has followed the
+    // order.
+    if (!held_.contains({client, id})) change->awaited.push_back(client);
+  }
+  if (asked.empty()) return;
+  const auto alive = std::weak_ptr(alive_);
+  change->asking = true;
+  for (const ClientId client : asked) {
+    const RecallOrder order{client, id, change->range.offset, change->range.length, false, std::nullopt};
+    recall_(order, [this, change, stage, client, alive](bool) {
+      if (!alive.expired()) followed(change, stage, client);
+    });
+  }
+  change->asking = false;
+  if (change->awaited.empty()) return;
+  change->lease = reactor_.after(lease_, [this, change, stage, alive] {
+    if (!alive.expired()) expired(change, stage);
+  });
+}
+
+void DataChanges::followed(const ChangePtr& change, Stage stage, ClientId client) {
+  heard(client);
+  if (change->stage != stage || std::erase(change->awaited, client) == 0) return;
+  if (!change->asking) proceed(change);
+}
+
+void DataChanges::expired(const ChangePtr& change, Stage stage) {
+  if (change->stage != stage) return;
+  for (const ClientId client : change->awaited) lapsed_[client].insert(change->range.id);
+  change->awaited.clear();
+  proceed(change);
+}
+
+void DataChanges::stop_waiting_for(ClientId client, InodeId id) {
+  const auto it = unanswered_.find(id);
+  if (it == unanswered_.end()) return;
+  const std::vector<ChangePtr> changes = it->second;  // proceed() removes those that are answered
+  for (const ChangePtr& change : changes) {
+    if (std::erase(change->awaited, client) > 0 && !change->asking) proceed(change);
+  }
+}
+
+void DataChanges::proceed(const ChangePtr& change) {
+  if (!change->awaited.empty()) return;
+  reactor_.cancel(change->lease);
+  if (change->stage == Stage::recalling_dirty) {
+    perform(change, change->request, as_bytes(change->data));
+  } else if (change->stage == Stage::recalling_cached) {
+    answer(change);
+  }
+}
+
+void DataChanges::answer(const ChangePtr& change) {
+  change->stage = Stage::answered;
+  const auto it = unanswered_.find(change->range.id);
+  std::erase(it->second, change);
+  if (it->second.empty()) unanswered_.erase(it);
+  if (change->invalidate) change->outcome.set_invalidate(true);
+  change->reply(change->outcome, as_bytes(change->result));
+}
+
+void DataChanges::held(const pb::Request& request) {
+  const auto range = changed(request);
+  if (!range) return;
+  held_.insert({request.client(), range->id});
+  stop_waiting_for(request.client(), range->id);
+}
+
+bool DataChanges::awaits(ClientId client, InodeId id) const {
+  const auto it = unanswered_.find(id);
+  if (it == unanswered_.end()) return false;
+  return std::any_of(it->second.begin(), it->second.end(), [&](const ChangePtr& change) {
+    return std::find(change->awaited.begin(), change->awaited.end(), client) != change->awaited.end();
+  });
+}
+
+void DataChanges::detach(ClientId client) {
+  lapsed_.erase(client);
+  std::erase_if(held_, [&](const auto& held) { return held.first == client; });
+  std::vector<InodeId> awaiting;
+  for (const auto& [id, changes] : unanswered_) {
+    if (awaits(client, id)) awaiting.push_back(id);
+  }
+  for (const InodeId id : awaiting) stop_waiting_for(client, id);
+}
+
+void DataChanges::tell_missed(ClientId client) {
+  const auto missed = lapsed_.extract(client);
+  if (missed.empty()) return;
+  for (const InodeId id : missed.mapped()) recall_({client, id, 0, 0, false, std::nullopt}, [](bool) {});
+}
+
+void DataChanges::clear() {
+  alive_ = std::make_shared<const bool>(true);
+  for (const auto& [id, changes] : unanswered_) {
+    for (const ChangePtr& change : changes) reactor_.cancel(change->lease);
+  }
+  unanswered_.clear();
+  held_.clear();
+  lapsed_.clear();
+}
+
+}  // namespace sharefs

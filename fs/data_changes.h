@@ -1,0 +1,94 @@
+// Changes to the data of inodes that several clients may have cached: who is recalled, and who is not waited
+// for.
+//
+// A change goes through these stages: dirty pages of others are written back (recalling_dirty), the store
+// performs it (performing), the pages of others are dropped (recalling_cached), it is answered. A stage in
+// which nobody has to be waited for takes no time. From its arrival to its answer it is the unanswered change
+// of its client on its inode, which is what the deadlock rules of fs/coherence.h speak about.
+//
+// A change to an inode that nobody else has open is not seen here, unless it runs on a worker: another client
+// can then open the inode and read it before the effect.
+//
+// Threads: reactor thread only.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "fs/coherence.h"
+
+namespace sharefs {
+
+class DataChanges {
+ public:
+  // What of an inode's data a request changes.
+  struct Range {
+    InodeId id = 0;
+    std::uint64_t offset = 0;
+    std::uint64_t length = 0;  // 0: to the end
+    bool worker = false;       // may be performed on a worker, after execute() returned
+  };
+  using Perform = std::function<void(const pb::Request&, Bytes, Reply)>;
+
+  // `perform`: the way to the store.
+  DataChanges(const OpenTable& opens, Reactor& reactor, Coherence::Recall recall, Perform perform,
+              Reactor::Clock::duration lease);
+  ~DataChanges();
+  DataChanges(const DataChanges&) = delete;
+  DataChanges& operator=(const DataChanges&) = delete;
+
+  static std::optional<Range> changed(const pb::Request& request);
+
+  // Takes the request over, or returns false: nobody need be recalled and the request goes straight to the
+  // store.
+  bool take(const pb::Request& request, const Range& range, Bytes data, Reply& reply);
+  // A request changed data of an inode that was not known before: recalls, then replies with the outcome.
+  void performed(ClientId client, const Range& range, const pb::Outcome& outcome, Bytes data, Reply reply);
+
+  void held(const pb::Request& request);
+  void none_held() { held_.clear(); }
+  bool awaits(ClientId client, InodeId id) const;
+  void detach(ClientId client);
+  // A request of this client arrived: if it missed recalls, they are ordered again.
+  void heard(ClientId client) {
+    if (!lapsed_.empty()) tell_missed(client);
+  }
+  void clear();
+
+ private:
+  enum class Stage { recalling_dirty, performing, recalling_cached, answered };
+  struct Change;
+  using ChangePtr = std::shared_ptr<Change>;
+
+  void stop_waiting_for(ClientId client, InodeId id);
+  void perform(const ChangePtr& change, const pb::Request& request, Bytes data);
+  void recall_cached(const ChangePtr& change);
+  void ask(const ChangePtr& change, Stage stage, const std::vector<ClientId>& clients);
+  void followed(const ChangePtr& change, Stage stage, ClientId client);
+  void expired(const ChangePtr& change, Stage stage);
+  void proceed(const ChangePtr& change);
+  void answer(const ChangePtr& change);
+  void tell_missed(ClientId client);
+
+  // constant after construction
+  const OpenTable& opens_;
+  Reactor& reactor_;
+  const Coherence::Recall recall_;
+  const Perform perform_;
+  const Reactor::Clock::duration lease_;
+  // reactor thread
+  std::unordered_map<InodeId, std::vector<ChangePtr>> unanswered_;
+  std::set<std::pair<ClientId, InodeId>> held_;   // changes that the gate holds
+  std::map<ClientId, std::set<InodeId>> lapsed_;  // clients that let a lease run out, and what they missed
+  std::shared_ptr<const bool> alive_ = std::make_shared<const bool>(true);  // replaced by clear()
+};
+
+}  // namespace sharefs

@@ -1,0 +1,252 @@
+// How outcomes are answered to the kernel.
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include <cerrno>
+#include <limits>
+
+#include "fs/fuse_server.h"
+
+namespace sharefs {
+namespace {
+
+constexpr std::int64_t kNanoseconds = 1'000'000'000;
+constexpr blksize_t kBlockSize = 4096;
+constexpr std::uint64_t kEndOfFile = std::numeric_limits<std::int64_t>::max();  // of a lock without an end
+
+timespec time_of(std::int64_t nanoseconds) {
+  std::int64_t seconds = nanoseconds / kNanoseconds;
+  std::int64_t rest = nanoseconds % kNanoseconds;
+  if (rest < 0) {
+    --seconds;
+    rest += kNanoseconds;
+  }
+  return {.tv_sec = seconds, .tv_nsec = rest};
+}
+
+struct stat stat_of(const pb::Attr& attr) {
+  struct stat status {};
+  status.st_ino = attr.id();
+  status.st_mode = attr.mode();
+  status.st_nlink = attr.nlink();
+  status.st_uid = attr.uid();
+  status.st_gid = attr.gid();
+  status.st_rdev = attr.rdev();
+  status.st_size = static_cast<off_t>(attr.size());
+  status.st_blksize = kBlockSize;
+  status.st_blocks = static_cast<blkcnt_t>(attr.blocks());
+  status.st_atim = time_of(attr.atime());
+  status.st_mtim = time_of(attr.mtime());
+  status.st_ctim = time_of(attr.ctime());
+  return status;
+}
+
+// ENOSYS means to the kernel that the operation need never be tried again; an executor means this request.
+int error_of(const pb::Outcome& outcome) {
+  return outcome.error() == ENOSYS ? EOPNOTSUPP : static_cast<int>(outcome.error());
+}
+
+bool failed(const PendingRequest& pending, const pb::Outcome& outcome) {
+  if (outcome.error() == 0) return false;
+  fuse_reply_err(pending.caller, error_of(outcome));
+  return true;
+}
+
+bool is_dots(const std::string& name) { return name == "." || name == ".."; }
+
+// The kernel learns of the inode from a readdirplus entry only if it comes with its attributes.
+bool tells_inode(const pb::DirEntry& entry) { return entry.attr().nlink() != 0 && !is_dots(entry.name()); }
+
+short lock_type(pb::LockRange::Type type) {
+  return static_cast<short>(type == pb::LockRange::UNLOCKED ? F_UNLCK
+                            : type == pb::LockRange::SHARED ? F_RDLCK
+                                                            : F_WRLCK);
+}
+
+}  // namespace
+
+fuse_entry_param FuseServer::entry_of(const pb::Attr& attr) const {
+  fuse_entry_param entry{};
+  entry.ino = attr.id();
+  entry.attr = stat_of(attr);
+  entry.entry_timeout = entry_timeout_;
+  entry.attr_timeout = attr_timeout_;
+  return entry;
+}
+
+void FuseServer::answer_lookup(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
+  if (outcome.error() == ENOENT && entry_timeout_ > 0) {
+    fuse_entry_param nothing{};  // ino 0: the kernel may remember that there is no such name
+    nothing.entry_timeout = entry_timeout_;
+    fuse_reply_entry(pending.caller, &nothing);
+    return;
+  }
+  answer_entry(pending, outcome, data);
+}
+
+void FuseServer::answer_entry(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
+  if (failed(pending, outcome)) return;
+  const fuse_entry_param entry = entry_of(outcome.attr());
+  if (fuse_reply_entry(pending.caller, &entry) == 0) known_.add(entry.ino);
+}
+
+// The caller may be gone (a signal); then nobody will ever release the handle but us.
+void FuseServer::answer_create(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
+  if (failed(pending, outcome)) return;
+  const fuse_entry_param entry = entry_of(outcome.attr());
+  const fuse_file_info file = opened_file(pending, entry.ino);
+  if (fuse_reply_create(pending.caller, &entry, &file) == 0) {
+    known_.add(entry.ino);
+    known_.opened(entry.ino, sole_period_);
+  } else {
+    ask_release(entry.ino, pending.handle);
+  }
+}
+
+void FuseServer::answer_open(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
+  if (failed(pending, outcome)) return;
+  const fuse_file_info file = opened_file(pending, pending.id);
+  if (fuse_reply_open(pending.caller, &file) != 0) ask_release(pending.id, pending.handle);
+}
+
+void FuseServer::answer_opendir(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
+  if (failed(pending, outcome)) return;
+  fuse_file_info file{};
+  file.fh = pending.handle;
+  if (fuse_reply_open(pending.caller, &file) == 0) return;
+  pb::Request request;
+  request.mutable_releasedir()->set_id(pending.id);
+  request.mutable_releasedir()->set_handle(pending.handle);
+  ask(request);
+}
+
+// Append handles are opened direct: the owner resolves the end of the file. Pages are kept only if this mount has been
+// the only one since it opened the file before, because a file that is not open is not recalled.
+fuse_file_info FuseServer::opened_file(const PendingRequest& pending, InodeId id) {
+  fuse_file_info file{};
+  file.fh = pending.handle;
+  file.direct_io = (pending.flags & (O_APPEND | O_DIRECT)) != 0;
+  file.keep_cache = sole_ && known_.opened(id, sole_period_);
+  return file;
+}
+
+void FuseServer::ask_release(InodeId id, std::uint64_t handle) {
+  pb::Request request;
+  request.mutable_release()->set_id(id);
+  request.mutable_release()->set_handle(handle);
+  ask(request);
+}
+
+void FuseServer::answer_attr(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
+  if (failed(pending, outcome)) return;
+  const struct stat status = stat_of(outcome.attr());
+  fuse_reply_attr(pending.caller, &status, attr_timeout_);
+}
+
+void FuseServer::answer_link_target(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
+  if (failed(pending, outcome)) return;
+  fuse_reply_buf(pending.caller, as_text(data).data(), data.size());
+}
+
+void FuseServer::answer_data(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
+  if (failed(pending, outcome)) return;
+  fuse_reply_buf(pending.caller, as_text(data).data(), data.size());
+}
+
+void FuseServer::answer_xattr(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
+  if (failed(pending, outcome)) return;
+  if (pending.room == 0) {
+    fuse_reply_xattr(pending.caller, data.size());
+  } else if (data.size() > pending.room) {
+    fuse_reply_err(pending.caller, ERANGE);
+  } else {
+    fuse_reply_buf(pending.caller, as_text(data).data(), data.size());
+  }
+}
+
+// Entries carry their own offsets, so those that do not fit are simply asked for again.
+void FuseServer::answer_directory(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
+  if (failed(pending, outcome)) return;
+  const auto [bytes, entries] = fill_directory(pending, outcome);
+  if (fuse_reply_buf(pending.caller, directory_.data(), bytes) != 0 || !pending.plus) return;
+  for (int i = 0; i < entries; ++i) {
+    if (tells_inode(outcome.entries(i))) known_.add(outcome.entries(i).attr().id());
+  }
+}
+
+std::pair<std::size_t, int> FuseServer::fill_directory(const PendingRequest& pending, const pb::Outcome& outcome) {
+  if (directory_.size() < pending.room) directory_.resize(pending.room);
+  std::size_t used = 0;
+  int entries = 0;
+  for (const pb::DirEntry& entry : outcome.entries()) {
+    char* const at = directory_.data() + used;
+    const std::size_t room = pending.room - used;
+    const auto offset = static_cast<off_t>(entry.offset());
+    std::size_t needed = 0;
+    if (pending.plus) {
+      fuse_entry_param param = entry_of(entry.attr());
+      if (!tells_inode(entry)) param.ino = 0;
+      needed = fuse_add_direntry_plus(pending.caller, at, room, entry.name().c_str(), &param, offset);
+    } else {
+      const struct stat status = stat_of(entry.attr());
+      needed = fuse_add_direntry(pending.caller, at, room, entry.name().c_str(), &status, offset);
+    }
+    if (needed > room) break;
+    used += needed;
+    ++entries;
+  }
+  return {used, entries};
+}
+
+void FuseServer::answer_statfs(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
+  if (failed(pending, outcome)) return;
+  const pb::FsStat& fs = outcome.statfs();
+  struct statvfs status {};
+  status.f_bsize = fs.block_size();
+  status.f_frsize = fs.fragment_size();
+  status.f_blocks = fs.blocks();
+  status.f_bfree = fs.blocks_free();
+  status.f_bavail = fs.blocks_available();
+  status.f_files = fs.files();
+  status.f_ffree = fs.files_free();
+  status.f_favail = fs.files_free();
+  status.f_namemax = fs.name_max();
+  fuse_reply_statfs(pending.caller, &status);
+}
+
+void FuseServer::answer_count(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
+  if (failed(pending, outcome)) return;
+  fuse_reply_write(pending.caller, outcome.count());
+}
+
+void FuseServer::answer_offset(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
+  if (failed(pending, outcome)) return;
+  fuse_reply_lseek(pending.caller, static_cast<off_t>(outcome.count()));
+}
+
+void FuseServer::answer_getlk(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
+  if (failed(pending, outcome)) return;
+  const pb::LockRange& range = outcome.lock();
+  struct flock lock {};
+  lock.l_type = lock_type(range.type());
+  lock.l_whence = SEEK_SET;
+  lock.l_start = static_cast<off_t>(range.start());
+  lock.l_len = range.end() >= kEndOfFile ? 0 : static_cast<off_t>(range.end() - range.start() + 1);
+  lock.l_pid = static_cast<pid_t>(range.pid());
+  fuse_reply_lock(pending.caller, &lock);
+}
+
+void FuseServer::answer_setlk(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
+  // Noted again: a close by another thread may have released what the owner had while this one was waiting.
+  if (outcome.error() == 0 && pending.posix_lock) note_posix_lock(pending.id, pending.owner);
+  fuse_reply_err(pending.caller, error_of(outcome));
+}
+
+void FuseServer::answer_error(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
+  fuse_reply_err(pending.caller, error_of(outcome));
+}
+
+void FuseServer::answer_nobody(PendingRequest& /*pending*/, const pb::Outcome& /*outcome*/, Bytes /*data*/) {}
+
+}  // namespace sharefs

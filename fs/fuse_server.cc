@@ -1,0 +1,307 @@
+#include "fs/fuse_server.h"
+
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <poll.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <future>
+#include <mutex>
+#include <system_error>
+
+namespace sharefs {
+namespace {
+
+// Requests of the mount itself; those of the kernel have numbers below. They leave the lower half for requests that
+// others make in the mount's name (attach, detach).
+constexpr std::uint64_t kOwnSeq = 1ULL << 62 | 1ULL << 32;
+
+// So that a busy mount does not keep the network waiting.
+constexpr unsigned kRequestsPerRound = 64;
+// A second read that finds nothing costs as much as the sleep it may save: tried now and then, and as long as it finds
+// something.
+constexpr unsigned kTryEvery = 8;
+
+// How long dirty pages may take to come back at the end, before everything that still waits is refused.
+constexpr auto kUnmountGrace = std::chrono::seconds(2);
+constexpr int kUnmountPollMs = 5;
+
+std::span<std::byte> map_buffer() {
+  void* memory = ::mmap(nullptr, kRequestBuffer, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE,
+                        -1, 0);
+  if (memory == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "FUSE: request buffer");
+  return {static_cast<std::byte*>(memory), kRequestBuffer};
+}
+
+}  // namespace
+
+FuseServer::FuseServer(const FrontEnd::Options& options, Reactor& reactor, Executor& executor, std::uint64_t client,
+                       std::function<void()> unmounted)
+    : reactor_(reactor),
+      executor_(executor),
+      client_(client),
+      unmounted_(std::move(unmounted)),
+      mount_(options.mountpoint, options.data_set, options.mount_options),
+      session_(fuse_operations(), this, mount_.device()),
+      notifier_(std::make_unique<FuseNotifier>(session_.get(), reactor)),
+      buffer_(map_buffer()),
+      alive_(std::make_shared<bool>(true)),
+      requests_(pb::Request::kSync + 1),
+      pool_(std::make_unique<Pool>()) {
+  ::fcntl(mount_.device(), F_SETFL, O_NONBLOCK);
+  reactor_.watch(mount_.device(), [this] { serve(); });
+}
+
+FuseServer::~FuseServer() {
+  *alive_ = false;
+  if (!ended_) {
+    reactor_.unwatch(mount_.device());
+    serve_while_unmounting();
+  }
+  refuse_waiting_callers();
+  notifier_.reset();
+  ::munmap(buffer_.data(), buffer_.size());
+  if (pool_->free.size() != pool_->all.size()) {
+    // The executor still has requests: what it answers must find its PendingRequest, whenever that is.
+    static std::mutex mutex;
+    static std::vector<std::unique_ptr<Pool>> abandoned;
+    const std::lock_guard lock(mutex);
+    abandoned.push_back(std::move(pool_));
+  }
+}
+
+// --- requests ---------------------------------------------------------------------------------------------------------
+
+void FuseServer::serve() {
+  for (unsigned served = 0; served < kRequestsPerRound; ++served) {
+    const bool extra = served > 0;
+    if (extra && !try_again_ && ++since_tried_ < kTryEvery) return;
+    if (extra) since_tried_ = 0;
+    const bool found = serve_one();
+    if (extra) try_again_ = found;
+    if (!found) return;
+  }
+}
+
+// False if there was none.
+bool FuseServer::serve_one() {
+  const ssize_t got = ::read(mount_.device(), buffer_.data(), buffer_.size());
+  if (got < 0) {
+    switch (errno) {
+      case EINTR:
+      case ENOENT:  // the request was taken back while it was read
+        return true;
+      case EAGAIN:
+        return false;
+      case ENODEV:
+        ended();
+        return false;
+      default:
+        throw std::system_error(errno, std::generic_category(), "FUSE: reading a request");
+    }
+  }
+  session_.process(buffer_.first(static_cast<std::size_t>(got)));
+  if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+  return true;
+}
+
+void FuseServer::ended() {
+  ended_ = true;
+  reactor_.unwatch(mount_.device());
+  reactor_.post([this, alive = alive_] {
+    if (*alive && unmounted_) unmounted_();
+  });
+}
+
+FuseServer::Begun FuseServer::begin(fuse_req_t caller, pb::Request::OpCase op, InodeId id) {
+  if (pool_->free.empty()) {
+    pool_->all.emplace_back();
+    pool_->free.push_back(&pool_->all.back());
+  }
+  PendingRequest& pending = *pool_->free.back();
+  pool_->free.pop_back();
+  pending = PendingRequest{};
+  pending.server = this;
+  pending.caller = caller;
+  pending.seq = session_.extras().unique;
+  pending.arrived = Reactor::Clock::now();
+  pending.id = id;
+  link(pending);
+
+  const fuse_ctx* context = fuse_req_ctx(caller);
+  pb::Request& request = requests_[static_cast<std::size_t>(op)];
+  request.set_client(client_);
+  request.set_seq(pending.seq);
+  request.set_uid(context->uid);
+  request.set_gid(context->gid);
+  request.set_pid(static_cast<std::uint32_t>(context->pid));
+  request.set_answered_below(answered_below());
+  return {pending, request};
+}
+
+void FuseServer::submit(const pb::Request& request, Bytes data, PendingRequest& pending, Answer answer) {
+  pending.answer = answer;
+  try {
+    executor_.execute(request, data, [p = &pending](const pb::Outcome& outcome, Bytes bytes) {
+      if (p->server != nullptr) p->server->finish(*p, outcome, bytes);
+    });
+  } catch (...) {
+    failure_ = std::current_exception();  // libfuse, which called us, is not made for exceptions
+  }
+}
+
+// The interrupt may come before the executor has the request (libfuse then calls back at once, and must find the
+// caller unanswered), and the answer may come before this returns.
+void FuseServer::submit_waiting(const pb::Request& request, PendingRequest& pending) {
+  const std::uint64_t seq = pending.seq;
+  pending.waits_for_lock = true;
+  fuse_req_interrupt_func(pending.caller, &FuseServer::interrupted, &pending);
+  submit(request, {}, pending, &FuseServer::answer_setlk);
+  if (pending.seq != seq) return;
+  pending.sent = true;
+  if (pending.interrupted) ask_cancel(seq);
+}
+
+void FuseServer::interrupted(fuse_req_t /*caller*/, void* data) {
+  auto& pending = *static_cast<PendingRequest*>(data);
+  pending.interrupted = true;
+  if (pending.sent) pending.server->ask_cancel(pending.seq);
+}
+
+void FuseServer::finish(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
+  unlink(pending);
+  if (pending.caller != nullptr && !pending.waits_for_lock) {
+    longest_wait_ = std::max(longest_wait_, Reactor::Clock::now() - pending.arrived);
+  }
+  (this->*pending.answer)(pending, outcome, data);
+  // After the answer: the kernel holds the caller's locks until then.
+  if (outcome.invalidate()) notifier_->invalidate(pending.id, 0, 0, {});
+  pending.seq = 0;
+  pool_->free.push_back(&pending);
+}
+
+// The kernel counts upwards, so the place is nearly always at the end.
+void FuseServer::link(PendingRequest& pending) {
+  PendingRequest* before = newest_;
+  while (before != nullptr && before->seq > pending.seq) before = before->previous;
+  PendingRequest* after = before != nullptr ? before->next : oldest_;
+  pending.previous = before;
+  pending.next = after;
+  (before != nullptr ? before->next : oldest_) = &pending;
+  (after != nullptr ? after->previous : newest_) = &pending;
+  highest_seq_ = std::max(highest_seq_, pending.seq);
+}
+
+void FuseServer::unlink(PendingRequest& pending) {
+  (pending.previous != nullptr ? pending.previous->next : oldest_) = pending.next;
+  (pending.next != nullptr ? pending.next->previous : newest_) = pending.previous;
+}
+
+std::uint64_t FuseServer::answered_below() const { return oldest_ != nullptr ? oldest_->seq : highest_seq_ + 1; }
+
+void FuseServer::ask(pb::Request& request) {
+  request.set_client(client_);
+  request.set_seq(kOwnSeq + ++own_requests_);
+  request.set_answered_below(answered_below());
+  try {
+    executor_.execute(request, {}, [](const pb::Outcome&, Bytes) {});
+  } catch (...) {
+    failure_ = std::current_exception();
+  }
+}
+
+void FuseServer::ask_cancel(std::uint64_t seq) {
+  pb::Request request;
+  request.mutable_cancel()->set_seq(seq);
+  ask(request);
+}
+
+// --- what the front end is asked --------------------------------------------------------------------------------------
+
+void FuseServer::set_policy(CachePolicy policy) {
+  const bool sole = policy.entry_timeout.count() > 0 || policy.attr_timeout.count() > 0;
+  if (sole && !sole_) sole_period_ = static_cast<std::uint16_t>(std::max(1, (sole_period_ + 1) & 0xffff));
+  sole_ = sole;
+  entry_timeout_ = std::chrono::duration<double>(policy.entry_timeout).count();
+  attr_timeout_ = std::chrono::duration<double>(policy.attr_timeout).count();
+}
+
+void FuseServer::invalidate(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done) {
+  notifier_->invalidate(id, offset, length, std::move(done));
+}
+
+bool FuseServer::watch_orphan(InodeId id) {
+  if (!known_.contains(id)) return false;
+  watched_orphans_.insert(id);
+  return true;
+}
+
+std::chrono::nanoseconds FuseServer::take_longest_wait() { return std::exchange(longest_wait_, {}); }
+
+void FuseServer::forget(InodeId id, std::uint64_t times) {
+  if (known_.remove(id, times) && !watched_orphans_.empty() && watched_orphans_.erase(id) != 0) {
+    forgotten_orphans_.push_back(id);
+  }
+}
+
+void FuseServer::send_forgets() {
+  if (forgotten_orphans_.empty()) return;
+  pb::Request request;
+  auto& ids = *request.mutable_forget()->mutable_ids();
+  ids.Assign(forgotten_orphans_.begin(), forgotten_orphans_.end());
+  forgotten_orphans_.clear();
+  ask(request);
+}
+
+// --- the end ----------------------------------------------------------------------------------------------------------
+
+// Unmounting writes back dirty pages, which only works while somebody serves them; what the executor does not answer
+// at once is refused after the grace.
+void FuseServer::serve_while_unmounting() {
+  const auto detached = std::async(std::launch::async, [this] { mount_.detach(); });
+  const auto still_detaching = [&detached] {
+    return detached.wait_for(std::chrono::seconds(0)) != std::future_status::ready;
+  };
+  const auto deadline = Reactor::Clock::now() + kUnmountGrace;
+  while (!ended_ && (still_detaching() || !notifier_->idle()) && Reactor::Clock::now() < deadline) {
+    if (wait_for_request()) serve_one();
+  }
+  refuse_waiting_callers();
+  while (!ended_ && (still_detaching() || !notifier_->idle())) {
+    if (wait_for_request()) refuse_one();
+  }
+}
+
+bool FuseServer::wait_for_request() const {
+  pollfd ready{.fd = mount_.device(), .events = POLLIN, .revents = 0};
+  return ::poll(&ready, 1, kUnmountPollMs) == 1;
+}
+
+void FuseServer::refuse_waiting_callers() {
+  fuse_session_exit(session_.get());  // libfuse shall not complain about a device that is gone
+  while (oldest_ != nullptr) {
+    PendingRequest& pending = *oldest_;
+    unlink(pending);
+    pending.server = nullptr;
+    if (pending.caller != nullptr) fuse_reply_err(pending.caller, ENOTCONN);
+  }
+}
+
+void FuseServer::refuse_one() {
+  const ssize_t got = ::read(mount_.device(), buffer_.data(), buffer_.size());
+  if (got < 0) {
+    ended_ = errno == ENODEV;
+    return;
+  }
+  fuse_in_header request{};
+  std::memcpy(&request, buffer_.data(), sizeof request);
+  if (request.opcode == FUSE_FORGET || request.opcode == FUSE_BATCH_FORGET || request.opcode == FUSE_INTERRUPT) return;
+  const fuse_out_header reply{.len = sizeof(fuse_out_header), .error = -ENOTCONN, .unique = request.unique};
+  [[maybe_unused]] const ssize_t written = ::write(mount_.device(), &reply, sizeof reply);
+}
+
+}  // namespace sharefs

@@ -1,0 +1,195 @@
+// Serves one mount: reads the kernel's requests, passes them on as values, answers with what came of them.
+//
+// The life of a request: serve() reads it, libfuse decodes it and calls an operation (fuse_operations.cc), which
+// takes a PendingRequest from the pool, fills the pb::Request kept for its kind and submits it; the executor's reply
+// comes back to one of the answer_ functions (fuse_answers.cc), which answers the kernel.
+//
+// Invariants
+//  - A request allocates nothing of its own: values and pending requests are used again.
+//  - `answered_below` of a request never exceeds its own seq or that of any unanswered one.
+//  - The kernel's lookup counts change only with a reply that the kernel has taken.
+//
+// Threads: the reactor's, except where it says otherwise.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <set>
+#include <span>
+#include <string>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "fs/front_end.h"
+#include "fs/fuse_mount.h"
+#include "fs/fuse_notifier.h"
+#include "fs/fuse_session.h"
+#include "fs/known_inodes.h"
+#include "meta/executor.h"
+#include "meta/reactor.h"
+
+namespace sharefs {
+
+class FuseServer;
+struct PendingRequest;
+
+// Answers the kernel with what came of a request.
+using Answer = void (FuseServer::*)(PendingRequest&, const pb::Outcome&, Bytes);
+
+// A request of the kernel that the executor has not answered yet. Linked in the order of seq.
+struct PendingRequest {
+  FuseServer* server = nullptr;  // nullptr: the mount is gone, nobody waits
+  PendingRequest* previous = nullptr;
+  PendingRequest* next = nullptr;
+  Answer answer = nullptr;
+  fuse_req_t caller = nullptr;  // nullptr: the kernel was answered already
+  std::uint64_t seq = 0;        // 0: not in use
+  Reactor::Clock::time_point arrived;
+  InodeId id = 0;            // the inode that it is about
+  std::uint64_t handle = 0;  // open, create
+  std::uint64_t owner = 0;   // setlk
+  std::size_t room = 0;      // what the caller takes: readdir, getxattr
+  int flags = 0;             // open, create
+  bool plus = false;         // readdirplus
+  bool waits_for_lock = false;
+  bool posix_lock = false;   // setlk: of `owner`
+  bool interrupted = false;  // setlk
+  bool sent = false;         // setlk: the executor has it
+};
+
+class FuseServer {
+ public:
+  FuseServer(const FrontEnd::Options& options, Reactor& reactor, Executor& executor, std::uint64_t client,
+             std::function<void()> unmounted);
+  ~FuseServer();
+  FuseServer(const FuseServer&) = delete;
+  FuseServer& operator=(const FuseServer&) = delete;
+
+  // --- see FrontEnd
+  std::uint64_t client() const { return client_; }
+  void set_policy(CachePolicy policy);
+  void invalidate(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done);
+  bool watch_orphan(InodeId id);
+  std::chrono::nanoseconds take_longest_wait();
+
+  // --- for the operations
+  const FuseSession::Extras& extras() const { return session_.extras(); }
+  std::uint64_t new_handle() { return ++last_handle_; }
+
+  struct Begun {
+    PendingRequest& pending;
+    pb::Request& request;  // header filled in; the body still holds what the last request of this kind said
+  };
+  // `id`: the inode whose pages go when the outcome says so.
+  Begun begin(fuse_req_t caller, pb::Request::OpCase op, InodeId id);
+
+  void submit(const pb::Request& request, Bytes data, PendingRequest& pending, Answer answer);
+  // As submit(), for a lock that may wait: an interrupt of the caller sends Cancel.
+  void submit_waiting(const pb::Request& request, PendingRequest& pending);
+
+  void answer_lookup(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_entry(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_create(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_attr(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_link_target(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_open(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_opendir(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_data(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_xattr(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_directory(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_statfs(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_count(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_offset(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_getlk(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_setlk(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_error(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_nobody(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+
+  // The kernel forgot the inode `times`. After the last one of a message: send_forgets().
+  void forget(InodeId id, std::uint64_t times);
+  void send_forgets();
+
+  // Did this mount take POSIX locks on the inode for this owner since? Forgets about them.
+  bool take_posix_locks(InodeId id, std::uint64_t owner) { return posix_locks_.erase({id, owner}) != 0; }
+  void note_posix_lock(InodeId id, std::uint64_t owner) { posix_locks_.insert({id, owner}); }
+
+ private:
+  // What a pending request is kept in, also when the mount is gone and the executor has not answered yet.
+  struct Pool {
+    std::deque<PendingRequest> all;
+    std::vector<PendingRequest*> free;
+  };
+
+  // --- reading (fuse_server.cc)
+  void serve();
+  bool serve_one();
+  void ended();
+  void finish(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void link(PendingRequest& pending);
+  void unlink(PendingRequest& pending);
+  std::uint64_t answered_below() const;
+  static void interrupted(fuse_req_t caller, void* pending);
+  // Asks something on the mount's own account; nobody waits for what comes of it.
+  void ask(pb::Request& request);
+  void ask_cancel(std::uint64_t seq);
+
+  // --- ending
+  void serve_while_unmounting();
+  void refuse_waiting_callers();
+  void refuse_one();
+  bool wait_for_request() const;
+
+  // --- answering (fuse_answers.cc)
+  fuse_entry_param entry_of(const pb::Attr& attr) const;
+  fuse_file_info opened_file(const PendingRequest& pending, InodeId id);
+  // Fills directory_; returns the bytes and how many entries they hold.
+  std::pair<std::size_t, int> fill_directory(const PendingRequest& pending, const pb::Outcome& outcome);
+  void ask_release(InodeId id, std::uint64_t handle);
+
+  // constant after construction
+  Reactor& reactor_;
+  Executor& executor_;
+  const std::uint64_t client_;
+  const std::function<void()> unmounted_;
+  FuseMount mount_;
+  FuseSession session_;
+  std::unique_ptr<FuseNotifier> notifier_;
+  std::span<std::byte> buffer_;             // pre-faulted: a page fault in the middle of a read would fail the request
+  const std::shared_ptr<bool> alive_;       // false once this object is gone
+
+  std::vector<pb::Request> requests_;       // one for each kind, by its number
+  std::unique_ptr<Pool> pool_;
+  PendingRequest* oldest_ = nullptr;        // by seq
+  PendingRequest* newest_ = nullptr;
+  std::uint64_t highest_seq_ = 0;
+  std::uint64_t own_requests_ = 0;
+  std::uint64_t last_handle_ = 0;
+  std::exception_ptr failure_;              // of the executor: goes on after libfuse's frames
+  bool ended_ = false;                      // the kernel ended the mount
+
+  bool try_again_ = false;                  // requests come faster than they are served
+  unsigned since_tried_ = 0;
+
+  double entry_timeout_ = 0;                // seconds
+  double attr_timeout_ = 0;
+  bool sole_ = false;
+  std::uint16_t sole_period_ = 0;           // counts the times that the mount became the only one
+
+  KnownInodes known_;
+  std::unordered_set<InodeId> watched_orphans_;
+  std::vector<InodeId> forgotten_orphans_;
+  std::set<std::pair<InodeId, std::uint64_t>> posix_locks_;
+  Reactor::Clock::duration longest_wait_{};
+  std::vector<char> directory_;             // a reply to readdir
+};
+
+// What libfuse calls for each request; the userdata is the FuseServer.
+const fuse_lowlevel_ops& fuse_operations();
+
+}  // namespace sharefs

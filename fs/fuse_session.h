@@ -1,0 +1,59 @@
+// libfuse's session on a device that this process mounted itself.
+//
+// The FUSE_INIT exchange is ours: libfuse answers it into a socket, what libfuse has no word for is added to the
+// reply, and only then does the session get the device. So capabilities newer than the installed libfuse are
+// negotiated (FUSE_HANDLE_KILLPRIV_V2 spares a GETXATTR before every write); the bits of requests that come with
+// them are taken from the raw bytes, see Extras.
+//
+// Threads: one (the reactor's), except that notifications may be sent with get() from any.
+#pragma once
+
+#define FUSE_USE_VERSION FUSE_MAKE_VERSION(3, 12)
+#include <fuse_lowlevel.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+namespace sharefs {
+
+// The most bytes that one READ or WRITE carries.
+constexpr std::size_t kMaxTransfer = 1U << 20;
+// A request is read into a buffer of this size: the kernel refuses to fill a smaller one.
+constexpr std::size_t kRequestBuffer = kMaxTransfer + 2U * 4096;
+
+class FuseSession {
+ public:
+  // What the header of the request being processed says and libfuse does not pass on.
+  struct Extras {
+    std::uint64_t unique = 0;
+    bool kill_suidgid = false;  // WRITE, SETATTR: the caller lacks CAP_FSETID
+    bool kill_sgid = false;     // SETXATTR of an ACL: the caller is not of the file's group
+  };
+
+  // `device`: fresh from FuseMount, not yet read from. Performs the INIT exchange (blocking: the kernel sends INIT at
+  // the mount). The session works on a duplicate. Throws std::runtime_error.
+  FuseSession(const fuse_lowlevel_ops& operations, void* userdata, int device);
+  ~FuseSession();
+  FuseSession(const FuseSession&) = delete;
+  FuseSession& operator=(const FuseSession&) = delete;
+
+  // Dispatches one request as read from the device; may change its bytes.
+  void process(std::span<std::byte> request);
+  const Extras& extras() const { return extras_; }
+
+  fuse_session* get() const { return session_.get(); }
+
+ private:
+  struct Destroy {
+    void operator()(fuse_session* session) const { fuse_session_destroy(session); }
+  };
+  void exchange_init(int device);
+
+  std::unique_ptr<fuse_session, Destroy> session_;
+  bool setxattr_ext_ = false;  // negotiated
+  Extras extras_;
+};
+
+}  // namespace sharefs

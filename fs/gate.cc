@@ -1,0 +1,216 @@
+#include "fs/gate.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <stdexcept>
+#include <utility>
+
+#include "meta/fault.h"
+
+namespace sharefs {
+namespace {
+
+bool is_query(const pb::Request& request) { return op_class(request.op_case()) == OpClass::query; }
+
+bool is_writeback(const pb::Request& request) {
+  return request.op_case() == pb::Request::kWrite && request.write().writeback();
+}
+
+bool is_waiting_lock(const pb::Request& request) {
+  return request.op_case() == pb::Request::kSetlock && request.setlock().wait();
+}
+
+std::string op_name(const pb::Request& request) {
+  const auto* field = pb::Request::descriptor()->FindFieldByNumber(request.op_case());
+  return field == nullptr ? std::string("none") : field->name();
+}
+
+}  // namespace
+
+Gate::Gate(Executor& store, Database& database)
+    : store_(store), database_(database), database_state_(database) {}
+
+void Gate::execute(const pb::Request& request, Bytes data, Reply reply) {
+  if (state_ == State::open) [[likely]] {
+    pass(request, data, std::move(reply));
+  } else if (state_ == State::passing_on && after_ != nullptr) {
+    after_->execute(request, data, std::move(reply));
+  } else if (state_ == State::holding_changes && request.op_case() == pb::Request::kCancel &&
+             cancel_held(request)) {
+    reply_errno(reply, 0);
+  } else if (passes_closed(request)) {
+    pass(request, data, std::move(reply));
+  } else {
+    hold(request, data, std::move(reply));
+  }
+}
+
+bool Gate::passes_closed(const pb::Request& request) const {
+  if (state_ == State::holding_changes) {
+    if (is_query(request)) return true;
+    if (draining_ && (is_writeback(request) || request.op_case() == pb::Request::kCancel)) return true;
+  }
+  if (state_ != State::holding_changes && state_ != State::holding_everything) return false;
+  return is_writeback(request) && hooks_.awaited && hooks_.awaited(request);
+}
+
+void Gate::pass(const pb::Request& request, Bytes data, Reply reply) {
+  if (is_waiting_lock(request)) {
+    store_.execute(request, data, std::move(reply));
+    return;
+  }
+  const std::uint32_t index = free_slot_;
+  if (index == slots_.size()) {
+    slots_.emplace_back();
+    free_slot_ = static_cast<std::uint32_t>(slots_.size());
+  } else {
+    free_slot_ = slots_[index].next_free;
+  }
+  Slot& slot = slots_[index];
+  slot.reply = std::move(reply);
+  slot.query = is_query(request);
+  ++(slot.query ? queries_in_flight_ : in_flight_);
+  // 16 trivially copyable bytes: kept inside the std::function.
+  store_.execute(request, data,
+                 [this, index, generation = slot.generation](const pb::Outcome& outcome, Bytes result) {
+                   finish(index, generation, outcome, result);
+                 });
+}
+
+void Gate::finish(std::uint32_t index, std::uint32_t generation, const pb::Outcome& outcome, Bytes data) {
+  Slot& slot = slots_[index];
+  if (slot.generation != generation) return;  // answered already
+  ++slot.generation;
+  const Reply reply = std::exchange(slot.reply, nullptr);
+  const bool query = slot.query;
+  slot.next_free = free_slot_;
+  free_slot_ = index;
+  // The reply first: whoever waits for the drain then finds everything answered that was performed. `slot`
+  // may be gone after it, since the reply can bring in new requests.
+  reply(outcome, data);
+  --(query ? queries_in_flight_ : in_flight_);
+  if (state_ != State::open) drained_check();
+}
+
+void Gate::hold(const pb::Request& request, Bytes data, Reply reply) {
+  records_.push_back({records_.size() + 1, request, std::string(as_text(data)), std::move(reply)});
+  if (hooks_.held) hooks_.held(request);
+}
+
+// The caller of a held request was interrupted: for a lock that waits this ends the request. Whatever else is
+// held ends soon anyway.
+bool Gate::cancel_held(const pb::Request& cancel) {
+  const auto found = std::find_if(records_.begin(), records_.end(), [&](const Record& record) {
+    return record.request.client() == cancel.client() && record.request.seq() == cancel.cancel().seq() &&
+           is_waiting_lock(record.request);
+  });
+  if (found == records_.end()) return false;
+  const std::uint64_t number = found->number;
+  const Reply reply = std::move(found->reply);
+  for (auto later = records_.erase(found); later != records_.end(); ++later) --later->number;
+  if (number <= durable_through_) {
+    Transaction transaction(database_);
+    Statement(database_, "DELETE FROM record WHERE attempt = ? AND number >= ?").bind(attempt_, number).run();
+    put_records(number, durable_through_ - 1);
+    transaction.commit();
+    --durable_through_;
+  }
+  reply_errno(reply, EINTR);
+  return true;
+}
+
+void Gate::close(std::uint64_t attempt, std::function<void()> drained) {
+  if (state_ != State::open) throw std::logic_error("the gate is closed already");
+  state_ = State::holding_changes;
+  attempt_ = attempt;
+  durable_through_ = 0;
+  draining_ = true;
+  on_drained_ = std::move(drained);
+  drained_check();
+}
+
+void Gate::block_queries(std::function<void()> drained) {
+  if (state_ != State::holding_changes)
+    throw std::logic_error("the gate must be closed before queries are blocked");
+  state_ = State::holding_everything;
+  on_queries_drained_ = std::move(drained);
+  drained_check();
+}
+
+void Gate::hold_everything() {
+  state_ = State::holding_everything;
+  after_ = nullptr;
+  attempt_ = 0;
+  durable_through_ = 0;
+}
+
+void Gate::drained_check() {
+  if (draining_ && in_flight_ == 0) {
+    draining_ = false;
+    if (const auto drained = std::exchange(on_drained_, nullptr)) drained();
+  }
+  if (on_queries_drained_ && in_flight_ == 0 && queries_in_flight_ == 0) {
+    std::exchange(on_queries_drained_, nullptr)();
+  }
+}
+
+void Gate::put_records(std::uint64_t from, std::uint64_t through) {
+  for (std::uint64_t number = from; number <= through; ++number) {
+    const Record& record = records_[number - 1];
+    sharefs::State::StoredRecord stored;
+    stored.number = number;
+    stored.request = record.request.SerializeAsString();
+    stored.data = record.data;
+    database_state_.put_record(attempt_, stored, record.request.client(), record.request.seq(),
+                               op_name(record.request));
+  }
+}
+
+void Gate::make_durable() {
+  if (attempt_ == 0 || durable_through_ == records_.size()) return;
+  Transaction transaction(database_, Durability::full);
+  put_records(durable_through_ + 1, records_.size());
+  transaction.commit();
+  durable_through_ = records_.size();
+  fault_point("gate.records-durable");
+}
+
+void Gate::open() {
+  if (state_ == State::open || state_ == State::reopening) return;
+  state_ = State::reopening;
+  after_ = nullptr;
+  draining_ = false;
+  on_drained_ = nullptr;
+  on_queries_drained_ = nullptr;
+  while (!records_.empty()) {
+    for (Record& record : std::exchange(records_, {})) {
+      if (hooks_.answered && hooks_.answered(record)) continue;
+      pass(record.request, as_bytes(record.data), std::move(record.reply));
+    }
+  }
+  state_ = State::open;
+  if (hooks_.opened) hooks_.opened();
+  fault_point("gate.reopened");
+  const std::uint64_t attempt = std::exchange(attempt_, 0);
+  if (std::exchange(durable_through_, 0) > 0) database_state_.drop_records(attempt);
+}
+
+std::vector<Gate::Record> Gate::surrender() {
+  if (state_ != State::holding_everything)
+    throw std::logic_error("only a gate that holds everything gives records away");
+  state_ = State::passing_on;
+  after_ = nullptr;
+  attempt_ = 0;
+  durable_through_ = 0;
+  return std::exchange(records_, {});
+}
+
+void Gate::pass_to(Executor& after) {
+  if (state_ != State::passing_on) throw std::logic_error("the gate has not given its records away");
+  after_ = &after;
+  for (Record& record : std::exchange(records_, {})) {
+    after.execute(record.request, as_bytes(record.data), std::move(record.reply));
+  }
+}
+
+}  // namespace sharefs

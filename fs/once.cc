@@ -1,0 +1,201 @@
+#include "fs/once.h"
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <spdlog/spdlog.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "fs/inode_table.h"
+#include "meta/fault.h"
+
+namespace sharefs {
+
+// `state` is written last, so a slot is whole when it says so.
+struct Once::Slot {
+  enum : std::uint32_t { kFree = 0, kIntent = 0x1e41, kOutcome = 0x2e42 };
+  std::uint64_t client;
+  std::uint64_t seq;
+  std::atomic<std::uint32_t> state;
+  std::uint32_t size;                    // of body
+  char body[kSlotSize - 24];             // pb::Outcome: the intent, then the outcome
+};
+
+namespace {
+
+// What a request that is not idempotent names. Its intent as stored: Outcome.entries[i].attr of each name before (id 0:
+// absent), Outcome.count = the size before.
+struct Named {
+  std::vector<std::pair<std::uint64_t, const std::string*>> names;
+  std::uint64_t sized = 0;  // an inode whose size tells
+  bool empty() const { return names.empty() && sized == 0; }
+};
+
+Named named_by(const pb::Request& request) {
+  const auto entry = [](const auto& op) { return Named{{{op.parent(), &op.name()}}, 0}; };
+  switch (request.op_case()) {
+    case pb::Request::kCreate: return entry(request.create());
+    case pb::Request::kMkdir: return entry(request.mkdir());
+    case pb::Request::kSymlink: return entry(request.symlink());
+    case pb::Request::kLink: return entry(request.link());
+    case pb::Request::kUnlink: return entry(request.unlink());
+    case pb::Request::kRmdir: return entry(request.rmdir());
+    case pb::Request::kRename:
+      return {{{request.rename().parent(), &request.rename().name()},
+               {request.rename().new_parent(), &request.rename().new_name()}},
+              0};
+    case pb::Request::kWrite: return {{}, request.write().append() ? request.write().id() : 0};
+    case pb::Request::kFallocate:
+      return {{},
+              request.fallocate().mode() & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE)
+                  ? request.fallocate().id()
+                  : 0};
+    default: return {};
+  }
+}
+
+// A question that the store answers at once (look-ups and attributes never wait).
+pb::Outcome ask(Executor& store, const pb::Request& request) {
+  std::optional<pb::Outcome> answer;
+  store.execute(request, {}, [&](const pb::Outcome& outcome, Bytes) { answer = outcome; });
+  if (!answer) throw std::logic_error("a look-up was not answered at once");
+  return *answer;
+}
+
+pb::Outcome intent_of(Executor& store, const Named& named) {
+  pb::Outcome intent;
+  for (const auto& [parent, name] : named.names) {
+    pb::Request request;
+    request.mutable_lookup()->set_parent(parent);
+    request.mutable_lookup()->set_name(*name);
+    *intent.add_entries()->mutable_attr() = ask(store, request).attr();
+  }
+  if (named.sized) {
+    pb::Request request;
+    request.mutable_getattr()->set_id(named.sized);
+    intent.set_count(ask(store, request).attr().size());
+  }
+  return intent;
+}
+
+// The outcome of a request in doubt, if the tree shows that it was performed.
+std::optional<pb::Outcome> found_performed(Executor& store, const pb::Request& request, const Named& named,
+                                           const pb::Outcome& before) {
+  const pb::Outcome now = intent_of(store, named);
+  if (before.entries_size() != now.entries_size()) return std::nullopt;
+  const auto id = [](const pb::Outcome& which, int i) { return which.entries(i).attr().id(); };
+  pb::Outcome outcome;
+  switch (request.op_case()) {
+    case pb::Request::kCreate:
+    case pb::Request::kMkdir:
+    case pb::Request::kSymlink:
+    case pb::Request::kLink:
+      if (id(before, 0) != 0 || id(now, 0) == 0) return std::nullopt;
+      *outcome.mutable_attr() = now.entries(0).attr();
+      return outcome;
+    case pb::Request::kUnlink:
+    case pb::Request::kRmdir:
+      if (id(before, 0) == 0 || id(now, 0) == id(before, 0)) return std::nullopt;
+      return outcome;
+    case pb::Request::kRename:
+      if (id(before, 0) == 0 || id(now, 0) == id(before, 0) || id(now, 1) != id(before, 0)) return std::nullopt;
+      return outcome;
+    case pb::Request::kWrite:
+      if (now.count() != before.count() + request.write().size()) return std::nullopt;
+      outcome.set_count(request.write().size());
+      return outcome;
+    default:  // fallocate that shifts data
+      if (now.count() == before.count()) return std::nullopt;
+      return outcome;
+  }
+}
+
+}  // namespace
+
+Once::Once(Executor& store, const std::filesystem::path& file, std::uint64_t exempt) : store_(store), exempt_(exempt) {
+  static_assert(sizeof(Slot) == kSlotSize);
+  static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
+  UniqueFd fd(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!fd || ::ftruncate(fd.get(), kSlots * kSlotSize) != 0)
+    throw std::runtime_error("cannot open " + file.string() + ": " + std::strerror(errno));
+  map_ = ::mmap(nullptr, kSlots * kSlotSize, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  if (map_ == MAP_FAILED) throw std::runtime_error("cannot map " + file.string() + ": " + std::strerror(errno));
+  for (std::size_t index = 0; index < kSlots; ++index) {
+    const Slot& slot = at(index);
+    if (slot.state == Slot::kIntent || slot.state == Slot::kOutcome) slots_[{slot.client, slot.seq}] = index;
+  }
+}
+
+Once::~Once() { ::munmap(map_, kSlots * kSlotSize); }
+
+Once::Slot& Once::at(std::size_t index) { return static_cast<Slot*>(map_)[index]; }
+
+void Once::execute(const pb::Request& request, Bytes data, Reply reply) {
+  if (request.client() == exempt_ || request.client() == 0) return store_.execute(request, data, std::move(reply));
+  if (named_by(request).empty()) return store_.execute(request, data, std::move(reply));
+  const auto known = slots_.find({request.client(), request.seq()});
+  if (known != slots_.end() && answer_again(at(known->second), request, reply)) return;
+  perform(request, data, std::move(reply));
+}
+
+bool Once::answer_again(Slot& slot, const pb::Request& request, const Reply& reply) {
+  pb::Outcome body;
+  if (slot.client != request.client() || slot.seq != request.seq() || slot.state == Slot::kFree) return false;
+  if (slot.size > sizeof slot.body || !body.ParseFromArray(slot.body, static_cast<int>(slot.size))) return false;
+  if (slot.state == Slot::kIntent) {
+    auto outcome = found_performed(store_, request, named_by(request), body);
+    if (!outcome) return false;
+    body = std::move(*outcome);
+    write(slot, Slot::kOutcome, body);
+  }
+  spdlog::info("request {}:{} was performed before: answered again", request.client(), request.seq());
+  reply(body, {});
+  return true;
+}
+
+void Once::perform(const pb::Request& request, Bytes data, Reply reply) {
+  Slot* slot = free_slot();
+  slot->client = request.client();
+  slot->seq = request.seq();
+  write(*slot, Slot::kIntent, intent_of(store_, named_by(request)));
+  slots_[{request.client(), request.seq()}] = static_cast<std::size_t>(slot - &at(0));
+  fault_point("once.intent");
+  store_.execute(request, data, [slot, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
+    fault_point("once.effect");
+    write(*slot, Slot::kOutcome, outcome);
+    fault_point("once.outcome");
+    reply(outcome, bytes);
+  });
+}
+
+// The oldest slot whose outcome is known. Those that only have an intent are in flight: a handful.
+Once::Slot* Once::free_slot() {
+  while (at(next_).state == Slot::kIntent) next_ = (next_ + 1) % kSlots;
+  Slot& slot = at(next_);
+  next_ = (next_ + 1) % kSlots;
+  const auto index = static_cast<std::size_t>(&slot - &at(0));
+  if (const auto old = slots_.find({slot.client, slot.seq}); old != slots_.end() && old->second == index)
+    slots_.erase(old);
+  slot.state = Slot::kFree;
+  return &slot;
+}
+
+void Once::write(Slot& slot, std::uint32_t state, const pb::Outcome& body) {
+  const auto size = body.ByteSizeLong();
+  slot.state.store(Slot::kFree, std::memory_order_release);
+  if (size > sizeof slot.body) return;
+  body.SerializeWithCachedSizesToArray(reinterpret_cast<std::uint8_t*>(slot.body));
+  slot.size = static_cast<std::uint32_t>(size);
+  slot.state.store(state, std::memory_order_release);
+}
+
+}  // namespace sharefs

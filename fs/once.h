@@ -1,0 +1,62 @@
+// Performs what is not idempotent at most once, across kill -9 of this process.
+//
+// A crash can fall between an effect and its reply, and the request then comes again under the same (client, seq): from
+// another site's Peer, from the records of a handoff, from a kernel that resends. Repeating a create, unlink, rename
+// or append would show the application an error or a doubled effect. So, for those:
+//
+//   intent (what its names led to, the size before) -> effect -> outcome -> reply
+//
+// in slots of a file mapped MAP_SHARED, which survives the process. Asked again: a slot with an outcome answers; a slot
+// with an intent only is decided by comparing the tree with the intent. All other requests are idempotent and pass.
+// After a power cut the file may be stale: then an operation that was not fsynced may be lost, as on any local disk.
+//
+// File: kSlots slots of kSlotSize bytes, used in a ring; see Slot in once.cc. Threads: reactor thread only.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <unordered_map>
+
+#include "meta/executor.h"
+
+namespace sharefs {
+
+class Once final : public Executor {
+ public:
+  // Maps `file`, made if missing, and reads the slots that an earlier process left. Requests of `exempt` (the mount of
+  // this very process, which ends with it) pass without a slot.
+  Once(Executor& store, const std::filesystem::path& file, std::uint64_t exempt);
+  ~Once() override;
+
+  void execute(const pb::Request& request, Bytes data, Reply reply) override;
+
+  static constexpr std::size_t kSlots = 4096;
+  static constexpr std::size_t kSlotSize = 512;
+
+ private:
+  struct Slot;
+  struct Key {
+    std::uint64_t client, seq;
+    bool operator==(const Key&) const = default;
+  };
+  struct KeyHash {
+    std::size_t operator()(const Key& key) const { return key.client * 0x9e3779b97f4a7c15u ^ key.seq; }
+  };
+
+  // True if the request was answered from its slot.
+  bool answer_again(Slot& slot, const pb::Request& request, const Reply& reply);
+  void perform(const pb::Request& request, Bytes data, Reply reply);
+  Slot* free_slot();
+  static void write(Slot& slot, std::uint32_t state, const pb::Outcome& body);
+  Slot& at(std::size_t index);
+
+  // constant after construction
+  Executor& store_;
+  std::uint64_t exempt_;
+  void* map_ = nullptr;
+  // reactor thread
+  std::size_t next_ = 0;
+  std::unordered_map<Key, std::size_t, KeyHash> slots_;  // those in use
+};
+
+}  // namespace sharefs

@@ -1,0 +1,143 @@
+#include "meta/change_log.h"
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+#include <optional>
+#include <stdexcept>
+
+namespace sharefs {
+namespace {
+
+// So many entries are collected before they are written, whether or not a cut is made: bounds the memory and
+// the length of one transaction on the reactor thread.
+constexpr std::size_t kBatch = 256;
+// How far back an entry looks for one that it can be merged with. A sequential writer alternates between
+// extent and attributes of one inode; a few of them side by side still fit.
+constexpr std::size_t kMergeWindow = 16;
+static_assert(kMergeWindow < kBatch);
+
+constexpr std::uint64_t kNoEnd = std::numeric_limits<std::uint64_t>::max();
+
+std::uint64_t end_of(const Change& extent) {
+  return extent.length > kNoEnd - extent.offset ? kNoEnd : extent.offset + extent.length;
+}
+
+const char* kind_name(Change::Kind kind) {
+  switch (kind) {
+    case Change::Kind::entry:
+      return "entry";
+    case Change::Kind::attributes:
+      return "attributes";
+    case Change::Kind::extent:
+      return "extent";
+    case Change::Kind::freed:
+      return "freed";
+  }
+  throw std::logic_error("change_log: a kind without a name");
+}
+
+Change::Kind kind_of(std::string_view name) {
+  for (const auto kind :
+       {Change::Kind::entry, Change::Kind::attributes, Change::Kind::extent, Change::Kind::freed})
+    if (name == kind_name(kind)) return kind;
+  throw DatabaseError("change_log: unknown kind \"" + std::string(name) + "\"");
+}
+
+// Lets `entry` cover `change` too, if both name one cell or touching extents of one inode. Returns how many
+// bytes the entry has grown by.
+std::optional<std::uint64_t> merge(Change& entry, const Change& change) {
+  if (entry.kind != change.kind || entry.id != change.id) return std::nullopt;
+  if (change.kind != Change::Kind::extent)
+    return entry.name == change.name ? std::optional<std::uint64_t>(0) : std::nullopt;
+  if (change.offset > end_of(entry) || entry.offset > end_of(change)) return std::nullopt;
+  const std::uint64_t end = std::max(end_of(entry), end_of(change));
+  const std::uint64_t before = entry.length;
+  entry.offset = std::min(entry.offset, change.offset);
+  entry.length = end - entry.offset;
+  return entry.length - before;
+}
+
+std::int64_t now_ns() {
+  using std::chrono::nanoseconds;
+  return std::chrono::duration_cast<nanoseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
+std::uint64_t saturating_add(std::uint64_t a, std::uint64_t b) { return a > kNoEnd - b ? kNoEnd : a + b; }
+
+}  // namespace
+
+ChangeLog::ChangeLog(Database& database)
+    : database_(database),
+      insert_(
+          database,
+          "INSERT INTO change_log(seq, kind, inode, name, offset, length, at) VALUES(?, ?, ?, ?, ?, ?, ?)") {}
+
+void ChangeLog::start() {
+  stop();
+  entries_ = 0;
+  active_ = true;
+}
+
+// Sequence numbers go on rising, so that a reader of an abandoned attempt never takes a new entry for one of
+// its own.
+void ChangeLog::stop() {
+  active_ = false;
+  pending_.clear();
+  bytes_since_cut_ = 0;
+  database_.execute("DELETE FROM change_log");
+}
+
+// An entry may be merged into any that is still pending: no reader has seen that one, so the cell is read
+// after the change at hand has happened.
+void ChangeLog::changing(const Change& change) {
+  if (!active_) return;
+  const std::size_t window = std::min(kMergeWindow, pending_.size());
+  for (std::size_t i = 1; i <= window; ++i) {
+    if (const auto grown = merge(pending_[pending_.size() - i], change)) {
+      bytes_since_cut_ = saturating_add(bytes_since_cut_, *grown);
+      return;
+    }
+  }
+  if (pending_.size() >= kBatch)
+    write_pending();  // may throw: then `change` is not noted and must not happen
+  pending_.push_back(change);
+  ++entries_;
+  if (change.kind == Change::Kind::extent) bytes_since_cut_ = saturating_add(bytes_since_cut_, change.length);
+}
+
+void ChangeLog::write_pending() {
+  if (pending_.empty()) return;
+  const std::int64_t at = now_ns();
+  std::uint64_t seq = next_;
+  Transaction transaction(database_);
+  for (const Change& change : pending_)
+    insert_
+        .bind(seq++, kind_name(change.kind), change.id, as_bytes(change.name), change.offset, change.length,
+              at)
+        .run();
+  transaction.commit();
+  next_ = seq;
+  pending_.clear();
+}
+
+std::uint64_t ChangeLog::flush() {
+  write_pending();
+  bytes_since_cut_ = 0;
+  return next_ - 1;
+}
+
+std::uint64_t ChangeLog::unshipped_bytes() const { return bytes_since_cut_; }
+
+std::vector<Change> read_changes(Database& database, std::uint64_t after, std::uint64_t through) {
+  std::vector<Change> changes;
+  Statement select(
+      database,
+      "SELECT kind, inode, name, offset, length FROM change_log WHERE seq > ? AND seq <= ? ORDER BY seq");
+  select.bind(after, through);
+  while (select.step())
+    changes.push_back({kind_of(select.blob(0)), select.id(1), select.text(2), select.id(3), select.id(4)});
+  return changes;
+}
+
+}  // namespace sharefs

@@ -1,0 +1,77 @@
+// The change log: which cells of the tree were changed since t0 of the running handoff.
+//
+// An entry says what a mutation *changes* (a cell), not what was asked and not the new value: the value is
+// read from the store when the entry is shipped, so the last change wins. Order, per mutation: entry ->
+// effect -> reply. An entry without an effect is harmless; an effect without an entry is lost data. A
+// mutation that runs on a worker is entered again when it has ended, because a round may have read the cell
+// while it ran.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "meta/database.h"
+#include "meta/types.h"
+
+namespace sharefs {
+
+// One cell of the tree. `entry`: the name in directory `id`; `attributes`: mode, owner, times, xattrs, size
+// of `id`; `extent`: the bytes [offset, offset+length) of `id`, holes included; `freed`: `id` exists no
+// longer.
+struct Change {
+  enum class Kind : std::uint8_t { entry, attributes, extent, freed };
+  Kind kind;
+  InodeId id;
+  std::string name = {};     // entry only
+  std::uint64_t offset = 0;  // extent only
+  std::uint64_t length = 0;  // extent only
+};
+
+// Where the store reports changes before it makes them.
+class ChangeObserver {
+ public:
+  virtual ~ChangeObserver() = default;
+  // Reactor thread; cheap, may throw DatabaseError (the mutation then fails with EIO and has no effect).
+  virtual void changing(const Change& change) = 0;
+};
+
+// Entries are collected in memory, adjacent extents of one inode merged, and written to SQLite (table
+// change_log) in batches by flush(). After a crash of the source the attempt is over, so entries need not be
+// durable one by one.
+class ChangeLog final : public ChangeObserver {
+ public:
+  explicit ChangeLog(Database& database);
+
+  void start();  // t0: empties the log and starts noting; before, changing() is a no-op
+  void stop();   // the attempt is over: notes nothing more, and empties the log
+  bool active() const { return active_; }
+
+  void changing(const Change& change) override;
+
+  // Writes what is pending and returns the sequence number of the last entry: a cut. Every effect whose entry
+  // is at or below the cut has happened (reactor thread, no mutation on a worker in flight without its second
+  // entry).
+  std::uint64_t flush();
+
+  std::uint64_t entries() const { return entries_; }  // noted since start(), after merging
+  std::uint64_t unshipped_bytes() const;              // extents noted after the last cut
+
+ private:
+  void write_pending();
+
+  Database& database_;
+  Statement insert_;
+  bool active_ = false;
+  std::uint64_t next_ = 1;
+  std::uint64_t entries_ = 0;
+  std::uint64_t bytes_since_cut_ = 0;
+  std::vector<Change> pending_;
+};
+
+// The entries in (after, through], in order. Any thread with a connection of its own.
+std::vector<Change> read_changes(Database& database, std::uint64_t after, std::uint64_t through);
+
+}  // namespace sharefs

@@ -1,0 +1,181 @@
+#include "replication/cell_shipper.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <ctime>
+
+#include "replication/checksum.h"
+
+namespace sharefs {
+
+namespace {
+
+// A file up to this size is sent in one batch, even if the batch before it then stays smaller.
+constexpr std::uint64_t kSmallFile = std::uint64_t{256} << 10;
+static_assert(kSmallFile <= BatchSender::kBatchBytes);
+// The last bit of a batch that is too small to be worth a read call of its own.
+constexpr std::size_t kLeastRead = std::size_t{16} << 10;
+
+// Longer than the slowest clock tick (10 ms) by which kernels stamp changes.
+constexpr std::int64_t kTicks = 20'000'000;
+
+bool too_fresh(std::int64_t ctime) {
+  struct timespec now{};
+  clock_gettime(CLOCK_REALTIME, &now);
+  return ctime > now.tv_sec * std::int64_t{1'000'000'000} + now.tv_nsec - kTicks;
+}
+
+bool has_no_holes(const Backing& backing) { return backing.stx_blocks * 512 >= backing.stx_size; }
+
+std::uint64_t data_bytes(const Backing& backing) {
+  return std::min<std::uint64_t>(backing.stx_size, backing.stx_blocks * 512);
+}
+
+// The next data at or after `at` and where it ends, both at most `to`.
+struct Segment {
+  std::uint64_t begin, end;
+};
+Segment next_data(int fd, bool dense, std::uint64_t at, std::uint64_t to) {
+  if (dense) return {at, to};
+  const off_t begin = lseek(fd, static_cast<off_t>(at), SEEK_DATA);
+  if (begin < 0 && errno == ENXIO) return {to, to};
+  if (begin < 0) return {at, to};  // cannot tell: all is data
+  const off_t end = lseek(fd, begin, SEEK_HOLE);
+  const auto clip = [&](off_t offset) { return std::min(static_cast<std::uint64_t>(offset), to); };
+  return {clip(begin), end < 0 ? to : clip(end)};
+}
+
+ssize_t read_at(int fd, void* buffer, std::size_t size, std::uint64_t offset, InodeId id) {
+  const ssize_t count = pread(fd, buffer, size, static_cast<off_t>(offset));
+  if (count < 0) throw_errno("cannot read inode " + std::to_string(id));
+  return count;
+}
+
+}  // namespace
+
+void CellShipper::count(const Backing& backing) {
+  if (!image_) return;
+  counters_.image_files += 1;
+  if (is_regular(backing)) counters_.image_bytes += data_bytes(backing);
+}
+
+void CellShipper::state(InodeId id, const OpenedInode& opened, bool complete) {
+  const int fd = opened.fd.get();
+  pb::InodeState& state = sender_.add_state();
+  *state.mutable_attr() = attributes(id, opened);
+  state.set_complete(complete);
+  if (complete && !still_ && too_fresh(state.attr().ctime())) {
+    state.mutable_attr()->set_ctime(state.attr().ctime() - 1);
+    too_fresh_.insert(id);
+  }
+  if (inodes_.is_orphan(id)) state.set_orphan(true);
+  if (S_ISLNK(opened.backing.stx_mode)) state.set_link_target(read_link(fd));
+  if (!complete) return;
+  for (auto& [name, value] : read_xattrs(fd, opened.path_only)) {
+    pb::Xattr& xattr = *state.add_xattrs();
+    xattr.set_name(name);
+    xattr.set_value(value);
+  }
+}
+
+void CellShipper::whole(InodeId id, const OpenedInode& opened, const EntryName* entry, Holes holes) {
+  const Backing& backing = opened.backing;
+  bool announced = false;
+  if (is_regular(backing)) {
+    const std::uint64_t size = backing.stx_size;
+    if (size > sender_.room().size() && size <= kSmallFile) sender_.flush();
+    if (size > sender_.room().size()) {
+      state(id, opened, false);
+      if (entry != nullptr) sender_.add_entry(entry->parent, entry->name, id, S_IFREG);
+      announced = true;
+    }
+    data(id, opened.fd.get(), backing, 0, size, holes);
+  }
+  state(id, opened, true);
+  if (entry != nullptr && !announced) {
+    sender_.add_entry(entry->parent, entry->name, id, backing.stx_mode & static_cast<std::uint32_t>(S_IFMT));
+  }
+  sender_.checkpoint();
+}
+
+void CellShipper::changed_blocks(InodeId id, const OpenedInode& opened, const pb::Need::Inode& need) {
+  const int fd = opened.fd.get();
+  const Backing& backing = opened.backing;
+  const std::uint64_t size = backing.stx_size;
+  const bool dense = has_no_holes(backing);
+  block_.resize(kBlockBytes);
+  for (std::uint64_t at = 0; at < size; at += kBlockBytes) {
+    const std::uint64_t end = std::min(at + kBlockBytes, size);
+    const auto index = static_cast<int>(at / kBlockBytes);
+    const bool held = index < need.blocks_size() && std::min(at + kBlockBytes, need.size()) == end;
+    bool same = false;
+    if (held && next_data(fd, dense, at, end).begin < end) {
+      std::uint64_t filled = 0;
+      while (filled < end - at) {
+        const ssize_t count = read_at(fd, block_.data() + filled, end - at - filled, at + filled, id);
+        if (count == 0) break;
+        filled += static_cast<std::uint64_t>(count);
+      }
+      same = filled == end - at && XXH3_64bits(block_.data(), filled) == need.blocks(index);
+    }
+    if (!same) {
+      data(id, fd, backing, at, end, Holes::send);
+      continue;
+    }
+    for (std::uint64_t from = at; from < end;) {
+      const Segment next = next_data(fd, dense, from, end);
+      hole(id, from, next.begin);
+      from = next.end;
+    }
+  }
+  state(id, opened, true);
+  sender_.checkpoint();
+}
+
+void CellShipper::extent(InodeId id, const OpenedInode& opened, std::uint64_t from, std::uint64_t to) {
+  const std::uint64_t size = opened.backing.stx_size;
+  if (from < size) data(id, opened.fd.get(), opened.backing, from, std::min(to, size), Holes::send);
+  // The file may have been cut off here and may grow again before its size is read: then it grows by zeros, and so
+  // must the target's copy.
+  hole(id, std::max(from, size), to);
+  sender_.checkpoint();
+}
+
+void CellShipper::data(InodeId id, int fd, const Backing& backing, std::uint64_t from, std::uint64_t to, Holes holes) {
+  const bool dense = has_no_holes(backing);
+  while (from < to) {
+    const Segment next = next_data(fd, dense, from, to);
+    if (holes == Holes::send) hole(id, from, next.begin);
+    const std::uint64_t reached = bytes(id, fd, next.begin, next.end);
+    if (reached < next.end) {  // cut off meanwhile
+      if (holes == Holes::send) hole(id, reached, to);
+      return;
+    }
+    from = next.end;
+  }
+}
+
+// Returns how far it came: less than `to` when the file ends before.
+std::uint64_t CellShipper::bytes(InodeId id, int fd, std::uint64_t from, std::uint64_t to) {
+  while (from < to) {
+    auto room = sender_.room();
+    if (room.size() < std::min<std::uint64_t>(to - from, kLeastRead)) {
+      sender_.flush();
+      room = sender_.room();
+    }
+    const ssize_t count = read_at(fd, room.data(), std::min<std::uint64_t>(room.size(), to - from), from, id);
+    if (count == 0) break;
+    sender_.add_data(id, from, static_cast<std::size_t>(count));
+    if (image_) counters_.image_bytes_sent += static_cast<std::uint64_t>(count);
+    from += static_cast<std::uint64_t>(count);
+  }
+  return from;
+}
+
+void CellShipper::hole(InodeId id, std::uint64_t from, std::uint64_t to) {
+  if (from < to) sender_.add_hole(id, from, to - from);
+}
+
+}  // namespace sharefs

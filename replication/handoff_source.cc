@@ -1,0 +1,500 @@
+#include "replication/handoff_source.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <random>
+
+#include "meta/fault.h"
+
+namespace sharefs {
+namespace {
+
+// A handoff that overran max-pause, or lost its connection, is tried again this often before it fails.
+constexpr unsigned kMaxAttempts = 6;
+constexpr auto kRetryDelay = std::chrono::milliseconds(300);
+// How long a lost connection is waited for before the handoff fails (the data set goes on being served here).
+constexpr auto kConnectionPatience = std::chrono::seconds(60);
+// Rounds after which writers are known to outrun the link.
+constexpr std::uint32_t kMaxRounds = 40;
+constexpr auto kResendInterval = std::chrono::seconds(1);
+
+double ms(Reactor::Clock::duration duration) { return std::chrono::duration<double, std::milli>(duration).count(); }
+
+std::uint64_t random_id() {
+  std::random_device device;
+  return (std::uint64_t{device()} << 31 | device()) & 0x7fffffffffffffff;
+}
+
+// Requests that may wait for others: the sequence of records must not, so they are asked again at the new owner.
+bool may_wait(const pb::Request& request) { return request.setlock().wait() || request.has_attach(); }
+
+}  // namespace
+
+HandoffSource::HandoffSource(const SiteParts& parts, Options options, Events events)
+    : parts_(parts), options_(std::move(options)), events_(std::move(events)) {
+  shipper_ = std::make_unique<Workers>(parts_.reactor, 1);
+  record_.source = parts_.self;
+  record_.target = options_.target;
+  record_.role = "source";
+}
+
+HandoffSource::~HandoffSource() {
+  if (image_) image_->cancel("this site ends");
+  parts_.reactor.cancel(pause_timer_);
+  parts_.reactor.cancel(retry_timer_);
+  shipper_.reset();
+}
+
+void HandoffSource::send(const pb::Envelope& envelope, Lane lane, std::vector<zmq::message_t> parts) {
+  parts_.transport.send(options_.target, lane, envelope, std::move(parts));
+}
+
+void HandoffSource::persist(Durability durability) {
+  record_.phase = name(state_);
+  update_counters();
+  parts_.state.put_handoff(record_, durability);
+}
+
+void HandoffSource::update_counters() {
+  if (image_) {
+    const auto& counters = image_->counters();
+    record_.image_files = counters.image_files;
+    record_.image_bytes = counters.image_bytes;
+    record_.image_bytes_sent = counters.image_bytes_sent;
+    record_.log_bytes = counters.log_bytes;
+    record_.rounds = counters.rounds;
+  }
+  if (parts_.log.active()) record_.log_entries = parts_.log.entries();
+}
+
+// ---- attempts
+
+void HandoffSource::start() { begin_attempt(); }
+
+void HandoffSource::begin_attempt() {
+  waiting_ = false;
+  ++attempts_;
+  records_total_ = 0;
+  give_up_reason_.clear();
+  const auto bytes_sent = record_.image_bytes_sent;
+  record_ = HandoffRecord{.attempt = random_id(), .source = parts_.self, .target = options_.target, .role = "source"};
+  record_.image_bytes_sent = bytes_sent;
+  record_.started = wall_clock_ns();
+  state_ = SourceState::preparing;
+
+  // Every attempt burns an epoch, durably, before anybody hears of it.
+  Ownership ownership = parts_.state.ownership();
+  record_.epoch = std::max(ownership.epoch, ownership.burnt) + 1;
+  ownership.burnt = record_.epoch;
+  parts_.state.set_ownership(ownership);
+  persist(Durability::normal);
+  spdlog::info("handoff {} to {}: attempt {}, epoch {}", record_.attempt, options_.target, attempts_, record_.epoch);
+
+  if (!parts_.transport.connected(options_.target))
+    return give_up(fmt::format("{} is not reachable: is its daemon running?", options_.target), attempts_ > 1);
+  pb::Envelope envelope;
+  auto* prepare = envelope.mutable_prepare();
+  prepare->set_attempt(record_.attempt);
+  prepare->set_epoch(record_.epoch);
+  prepare->set_version(kProtocolVersion);
+  prepare->set_bytes_needed(options_.bytes_needed);
+  prepare->set_files_needed(options_.files_needed);
+  prepare->set_privileged(options_.privileged);
+  fault_point("source.prepare");
+  send(envelope);
+}
+
+void HandoffSource::handle(SourceEvent event) {
+  const auto to = next(state_, event);
+  if (!to) return;
+  state_ = *to;
+  enter(state_);
+}
+
+void HandoffSource::enter(SourceState state) {
+  switch (state) {
+    case SourceState::preparing: break;
+    case SourceState::imaging: break;  // start_image() follows, with what the target said
+    case SourceState::catching_up:
+      fault_point("source.image_complete");
+      persist(Durability::normal);
+      next_round();
+      break;
+    case SourceState::closing: close_gate(); break;
+    case SourceState::finishing: ship_rest(); break;
+    case SourceState::committing: prepare_commit(); break;
+    case SourceState::committed: hand_over(); break;
+    case SourceState::done: finished(); break;
+    case SourceState::rolled_back: roll_back(); break;
+  }
+}
+
+void HandoffSource::start_image(const pb::Prepared& prepared) {
+  if (!prepared.error().empty()) return give_up(prepared.error(), false);
+  if (next(state_, SourceEvent::prepared) != SourceState::imaging) return;
+  record_.t0 = wall_clock_ns();
+  parts_.log.start();
+  cut_ = entries_at_cut_ = 0;
+  handle(SourceEvent::prepared);
+  persist(Durability::normal);
+  fault_point("source.t0");
+  image_ = std::make_shared<ImageSource>(ImageSource::Options{.attempt = record_.attempt,
+                                                              .target = options_.target,
+                                                              .database = parts_.database_file,
+                                                              .rate = options_.rate,
+                                                              .credit = prepared.credit(),
+                                                              .holds_image = prepared.holds_image()},
+                                         parts_.inodes, parts_.store, parts_.transport, parts_.reactor);
+  ship([](ImageSource& image) { image.send_image(); }, [this] { handle(SourceEvent::image_complete); });
+}
+
+// Runs `work` on the shipping thread, then `done` here — unless the attempt is over by then.
+void HandoffSource::ship(std::function<void(ImageSource&)> work, std::function<void()> done) {
+  auto error = std::make_shared<std::string>();
+  shipper_->submit(
+      [image = image_, work = std::move(work), error] {
+        try {
+          work(*image);
+        } catch (const std::exception& failure) {
+          *error = failure.what();
+        }
+      },
+      [this, image = image_, done = std::move(done), error] {
+        if (image != image_ || !may_give_up(state_)) return;
+        if (!error->empty()) return give_up(*error, false);
+        done();
+      });
+}
+
+// ---- catch-up rounds
+
+void HandoffSource::next_round() {
+  if (state_ != SourceState::catching_up) return;
+  const auto through = parts_.log.flush();
+  const auto entries = parts_.log.entries() - entries_at_cut_;
+  entries_at_cut_ = parts_.log.entries();
+  const auto began = Clock::now();
+  ship([after = cut_, through](ImageSource& image) { image.ship_round(after, through, false); },
+       [this, through, entries, began] {
+         cut_ = through;
+         round_done(entries, Clock::now() - began);
+       });
+}
+
+void HandoffSource::round_done(std::uint64_t entries, Clock::duration took) {
+  if (state_ != SourceState::catching_up) return;
+  fault_point("source.round");
+  last_round_entries_ = entries;
+  last_round_ = took;
+  // The cost of a durable commit here is part of the pause: measured by making one.
+  const auto began = Clock::now();
+  persist(Durability::full);
+  own_sync_ = Clock::now() - began;
+
+  const auto rest = parts_.log.entries() - entries_at_cut_;
+  const double predicted = predicted_pause_ms(rest);
+  const double limit = ms(options_.max_pause);
+  const double least = predicted_pause_ms(0);
+  if (least > limit && image_->counters().rounds >= 3)
+    return give_up(fmt::format("this link and these disks need a pause of about {:.0f} ms: use --max-pause {}ms or more",
+                               least, static_cast<long>(least * 1.5) + 1),
+                   false);
+  // The rest shrinks from round to round until it is what arrives during one round; then waiting gains nothing.
+  const bool settled = rest <= entries || predicted < limit / 4;
+  if (predicted <= limit * 0.8 && settled) return handle(SourceEvent::rest_is_small);
+  if (image_->counters().rounds >= kMaxRounds)
+    return give_up(fmt::format("applications write faster than {} can follow: the pause would be about {:.0f} ms; use "
+                               "--max-pause {}ms",
+                               options_.target, predicted, static_cast<long>(predicted * 1.5) + 1),
+                   false);
+  next_round();
+}
+
+double HandoffSource::predicted_pause_ms(std::uint64_t rest_entries) const {
+  const double round_trip = ms(parts_.transport.round_trip(options_.target));
+  const double target_sync = image_ ? ms(std::chrono::duration_cast<Clock::duration>(image_->target_sync())) : 0;
+  const double fixed = 2 * round_trip + target_sync + ms(own_sync_);
+  const double shipping = std::max(0.0, ms(last_round_) - round_trip - target_sync);
+  const double share = static_cast<double>(rest_entries) / static_cast<double>(std::max<std::uint64_t>(1, last_round_entries_));
+  return fixed + shipping * std::min(share, 10.0);
+}
+
+// ---- the pause
+
+void HandoffSource::close_gate() {
+  record_.t1 = wall_clock_ns();
+  closed_at_ = Clock::now();
+  pause_timer_ = parts_.reactor.after(options_.max_pause, [this] {
+    pause_timer_ = 0;
+    give_up(fmt::format("the pause ran over {} ms", options_.max_pause.count()), true);
+  });
+  live_sent_ = false;
+  parts_.gate.close(record_.attempt, [this, attempt = record_.attempt] {
+    if (attempt == record_.attempt) handle(SourceEvent::drained);
+  });
+}
+
+void HandoffSource::ship_rest() {
+  fault_point("source.t1");
+  const auto through = parts_.log.flush();
+  ship([after = cut_, through](ImageSource& image) { image.ship_round(after, through, true); },
+       [this] {
+         if (state_ != SourceState::finishing) return;
+         pb::Envelope envelope;
+         auto* final = envelope.mutable_final_end();
+         final->set_attempt(record_.attempt);
+         final->set_batches(image_->batches());
+         *final->mutable_live() = take_live_state(parts_);
+         live_sent_ = true;
+         send(envelope, Lane::bulk);
+         fault_point("source.final_sent");
+       });
+}
+
+void HandoffSource::prepare_commit() {
+  record_.t2 = wall_clock_ns();
+  t2_at_ = Clock::now();
+  fault_point("source.log_applied");
+  if (!parts_.transport.connected(options_.target))
+    return give_up(fmt::format("the connection to {} was lost", options_.target), true);
+  parts_.gate.make_durable();
+  parts_.gate.block_queries([this, attempt = record_.attempt] {
+    if (attempt == record_.attempt && state_ == SourceState::committing) commit();
+  });
+}
+
+void HandoffSource::commit() {
+  parts_.gate.make_durable();  // what arrived while queries drained
+  record_.records = parts_.gate.held();
+  fault_point("source.before_commit");
+  // The commit point: from here this site never performs another mutation at the old epoch, whatever happens. The phase
+  // goes first: a handoff that says «committed» under an old owner is read as rolled back by a restarted process.
+  record_.phase = name(SourceState::committed);
+  parts_.state.put_handoff(record_, Durability::normal);
+  parts_.state.set_ownership({.epoch = record_.epoch, .owner = options_.target, .burnt = record_.epoch});
+  parts_.reactor.cancel(pause_timer_);
+  pause_timer_ = 0;
+  fault_point("source.after_commit");
+  handle(SourceEvent::ownership_given);
+}
+
+// ---- after the commit point
+
+void HandoffSource::hand_over() {
+  update_counters();
+  parts_.log.stop();
+  std::vector<Gate::Record> asked_again;
+  for (auto& record : parts_.gate.surrender()) {
+    if (may_wait(record.request))
+      asked_again.push_back(std::move(record));
+    else
+      outstanding_.emplace(++records_total_, std::move(record));
+  }
+  const auto clients = parts_.opens.clients();
+  send_records();
+  events_.ownership_given(options_.target, record_.epoch);
+  for (auto& record : asked_again) {
+    // Those of other sites are asked again by their own Peers, which learn of the new owner.
+    const auto client = clients.find(record.request.client());
+    if (client != clients.end() ? client->second == parts_.self : record.request.attach().site() == parts_.self)
+      parts_.peer.execute(record.request, as_bytes(record.data), std::move(record.reply));
+  }
+}
+
+void HandoffSource::resume(const HandoffRecord& committed) {
+  record_ = committed;
+  state_ = SourceState::committed;
+  for (auto& stored : parts_.state.records(record_.attempt)) {
+    Gate::Record record;
+    if (!record.request.ParseFromString(stored.request))
+      throw std::runtime_error("state.db: a record of the last handoff cannot be read");
+    if (may_wait(record.request)) continue;
+    record.data = std::move(stored.data);
+    outstanding_.emplace(++records_total_, std::move(record));
+  }
+  send_records();
+}
+
+void HandoffSource::send_records() {
+  parts_.reactor.cancel(retry_timer_);
+  pb::Envelope envelope;
+  auto* commit = envelope.mutable_commit();
+  commit->set_attempt(record_.attempt);
+  commit->set_epoch(record_.epoch);
+  commit->set_records(records_total_);
+  send(envelope);
+  for (const auto& [number, record] : outstanding_) {
+    pb::Envelope one;
+    one.mutable_record()->set_attempt(record_.attempt);
+    one.mutable_record()->set_number(number);
+    *one.mutable_record()->mutable_request() = record.request;
+    std::vector<zmq::message_t> parts;
+    parts.emplace_back(record.data.data(), record.data.size());
+    send(one, Lane::requests, std::move(parts));
+  }
+  fault_point("source.records_sent");
+  retry_timer_ = parts_.reactor.after(kResendInterval, [this] {
+    retry_timer_ = 0;
+    if (state_ == SourceState::committed) send_records();
+  });
+}
+
+void HandoffSource::record_done(const pb::RecordDone& message, const Message& raw) {
+  auto node = outstanding_.extract(message.number());
+  if (node.empty() || !node.mapped().reply) return;
+  const Bytes data = raw.parts.empty() ? Bytes() : as_bytes(raw.parts[0].to_string_view());
+  node.mapped().reply(message.outcome(), data);
+}
+
+void HandoffSource::finished() {
+  parts_.reactor.cancel(retry_timer_);
+  record_.t3 = wall_clock_ns();
+  if (record_.t1) record_.pause_ms = static_cast<double>(record_.t3 - record_.t1) / 1e6;
+  parts_.state.drop_records(record_.attempt);
+  conclude("done", "");
+}
+
+// ---- before the commit point: back to where we were
+
+void HandoffSource::give_up(std::string reason, bool retry) {
+  if (!may_give_up(state_)) return;
+  give_up_reason_ = std::move(reason);
+  give_up_retry_ = retry;
+  handle(SourceEvent::give_up);
+}
+
+void HandoffSource::roll_back() {
+  parts_.reactor.cancel(pause_timer_);
+  pause_timer_ = 0;
+  update_counters();
+  if (image_) image_->cancel(give_up_reason_);
+  image_.reset();
+  if (parts_.gate.closed()) parts_.gate.open();
+  parts_.log.stop();
+  pb::Envelope envelope;
+  envelope.mutable_abandon()->set_attempt(record_.attempt);
+  send(envelope);
+  spdlog::info("handoff {} given up: {}", record_.attempt, give_up_reason_);
+
+  if (!give_up_retry_ || attempts_ >= kMaxAttempts)
+    return conclude(give_up_reason_ == "aborted" ? "aborted" : "failed", give_up_reason_);
+  record_.result = "failed";
+  record_.error = give_up_reason_;
+  record_.ended = wall_clock_ns();
+  persist(Durability::normal);
+  waiting_ = true;
+  if (parts_.transport.connected(options_.target)) {
+    retry_timer_ = parts_.reactor.after(kRetryDelay * attempts_, [this] { begin_attempt(); });
+  } else {
+    retry_timer_ = parts_.reactor.after(kConnectionPatience, [this] {
+      conclude("failed", fmt::format("{} has not been reachable for {} s", options_.target,
+                                     std::chrono::seconds(kConnectionPatience).count()));
+    });
+  }
+}
+
+void HandoffSource::conclude(std::string result, std::string error) {
+  if (ended_) return;
+  ended_ = true;
+  record_.result = std::move(result);
+  record_.error = std::move(error);
+  record_.ended = wall_clock_ns();
+  waiting_ = false;
+  persist(Durability::normal);
+  spdlog::info("handoff {} to {}: {} {}", record_.attempt, options_.target, record_.result, record_.error);
+  events_.ended();
+}
+
+bool HandoffSource::abort(std::string& why_not) {
+  if (waiting_) {
+    parts_.reactor.cancel(retry_timer_);
+    conclude("aborted", "aborted");
+    return true;
+  }
+  if (!may_give_up(state_)) {
+    why_not = fmt::format("the handoff to {} has passed its commit point", options_.target);
+    return false;
+  }
+  give_up("aborted", false);
+  return true;
+}
+
+// ---- feeds
+
+void HandoffSource::message(Message message) {
+  const auto mine = [this](const auto& body) { return body.attempt() == record_.attempt && !waiting_; };
+  const auto& head = message.head;
+  switch (head.body_case()) {
+    case pb::Envelope::kPrepared:
+      if (mine(head.prepared()) && state_ == SourceState::preparing) start_image(head.prepared());
+      break;
+    case pb::Envelope::kCredit:
+      if (mine(head.credit()) && image_) image_->credit(head.credit());
+      break;
+    case pb::Envelope::kNeed:
+      if (mine(head.need()) && image_) image_->need(head.need());
+      break;
+    case pb::Envelope::kImageComplete:
+      if (mine(head.image_complete()) && image_) image_->image_complete(head.image_complete());
+      break;
+    case pb::Envelope::kRoundApplied:
+      if (mine(head.round_applied()) && image_) image_->round_applied(head.round_applied());
+      break;
+    case pb::Envelope::kLogApplied:
+      // Only an answer to what was sent: the final message of this very attempt.
+      if (mine(head.log_applied()) && live_sent_) handle(SourceEvent::log_applied);
+      break;
+    case pb::Envelope::kRefused:
+      if (mine(head.refused())) give_up(head.refused().error(), false);
+      break;
+    case pb::Envelope::kRecordDone:
+      if (mine(head.record_done())) record_done(head.record_done(), message);
+      break;
+    case pb::Envelope::kTakenOver:
+      if (mine(head.taken_over()) && outstanding_.empty()) handle(SourceEvent::taken_over);
+      break;
+    default: break;
+  }
+}
+
+void HandoffSource::connected() {
+  if (state_ == SourceState::committed) return send_records();
+  if (!waiting_) return;
+  parts_.reactor.cancel(retry_timer_);
+  retry_timer_ = parts_.reactor.after(kRetryDelay, [this] { begin_attempt(); });
+}
+
+void HandoffSource::lost() {
+  if (!waiting_) give_up(fmt::format("the connection to {} was lost", options_.target), true);
+}
+
+nlohmann::json HandoffSource::progress() const {
+  auto json = to_json(record_);
+  json["phase"] = waiting_ ? "waiting" : name(state_);
+  json["attempts"] = attempts_;
+  if (image_) {
+    const auto& counters = image_->counters();
+    const double rate = image_->bytes_per_second();
+    const auto total = std::max<std::uint64_t>(options_.bytes_needed, counters.image_bytes);
+    json["files"] = counters.image_files.load();
+    json["files_total"] = std::max<std::uint64_t>(options_.files_needed, counters.image_files);
+    json["bytes_total"] = total;
+    json["image_files"] = counters.image_files.load();
+    json["image_bytes"] = counters.image_bytes.load();
+    json["image_bytes_sent"] = counters.image_bytes_sent.load();
+    json["log_entries"] = parts_.log.entries();
+    json["log_bytes"] = counters.log_bytes.load();
+    json["rounds"] = counters.rounds.load();
+    json["rate"] = rate;
+    json["eta_s"] = rate > 0 ? static_cast<double>(total - std::min<std::uint64_t>(total, counters.image_bytes)) / rate : 0;
+    json["log_left_bytes"] = parts_.log.unshipped_bytes();
+    json["predicted_pause_ms"] = predicted_pause_ms(parts_.log.entries() - entries_at_cut_);
+  }
+  json["held"] = parts_.gate.held();
+  json["total_ms"] = ms(Clock::now() - started_at_);
+  return json;
+}
+
+}  // namespace sharefs

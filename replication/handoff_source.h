@@ -1,0 +1,117 @@
+// The owner's side of a handoff: drives SourceState through its states, attempt after attempt, until ownership has moved,
+// or it was aborted, or it cannot be done.
+//
+// Promise P2: from t1 on a timer of max-pause runs; if it ends before the commit point, the gate is opened, the records
+// are performed here, and another attempt follows (a new epoch; the target keeps what it has, so little is sent again).
+//
+// After the commit point this object lives until the target has taken over, across restarts of the process: resume().
+//
+// Threads: reactor thread; the image and the rounds are shipped by one worker.
+#pragma once
+
+#include <chrono>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+#include "replication/handoff_machines.h"
+#include "replication/image_source.h"
+#include "replication/site_parts.h"
+
+namespace sharefs {
+
+class HandoffSource {
+ public:
+  struct Options {
+    SiteName target;
+    std::chrono::milliseconds max_pause{100};
+    std::uint64_t rate = 0;   // bytes per second, 0: unlimited
+    // What the tree takes, measured before: what the target must have room for.
+    std::uint64_t bytes_needed = 0;
+    std::uint64_t files_needed = 0;
+    bool privileged = false;
+  };
+  struct Events {
+    // The commit point has passed: this site is not the owner any more; requests must go to `owner` from now on.
+    std::function<void(const SiteName& owner, Epoch epoch)> ownership_given;
+    std::function<void()> ended;  // destroys this object (later, not within the call)
+  };
+
+  HandoffSource(const SiteParts& parts, Options options, Events events);
+  ~HandoffSource();
+
+  void start();
+  // A restarted process whose last attempt was committed but not taken over: sends commit and records again.
+  void resume(const HandoffRecord& committed);
+  // False with a reason when the commit point has passed.
+  bool abort(std::string& why_not);
+
+  void message(Message message);         // from the target
+  void connected();
+  void lost();
+
+  const SiteName& target() const { return options_.target; }
+  std::uint64_t attempt() const { return record_.attempt; }
+  bool committed() const { return !may_give_up(state_); }
+  nlohmann::json progress() const;
+
+ private:
+  using Clock = Reactor::Clock;
+
+  void begin_attempt();
+  void handle(SourceEvent event);
+  void enter(SourceState state);
+  void start_image(const pb::Prepared& prepared);
+  void ship(std::function<void(ImageSource&)> work, std::function<void()> done);
+  void next_round();
+  void round_done(std::uint64_t entries, Clock::duration took);
+  double predicted_pause_ms(std::uint64_t rest_entries) const;
+  void close_gate();
+  void ship_rest();
+  void prepare_commit();
+  void commit();
+  void hand_over();
+  void send_records();
+  void record_done(const pb::RecordDone& message, const Message& raw);
+  void finished();
+  void give_up(std::string reason, bool retry);
+  void roll_back();
+  void conclude(std::string result, std::string error);
+  void persist(Durability durability);
+  void update_counters();
+  void send(const pb::Envelope& envelope, Lane lane = Lane::requests, std::vector<zmq::message_t> parts = {});
+
+  // constant after construction
+  SiteParts parts_;
+  Options options_;
+  Events events_;
+  // reactor thread
+  std::unique_ptr<Workers> shipper_;
+  std::shared_ptr<ImageSource> image_;
+  SourceState state_ = SourceState::preparing;
+  HandoffRecord record_;
+  unsigned attempts_ = 0;
+  bool waiting_ = false;                 // between attempts, or for the connection
+  bool ended_ = false;
+  std::string give_up_reason_;
+  bool give_up_retry_ = false;
+  std::uint64_t cut_ = 0;                // the log has been shipped up to here
+  std::uint64_t entries_at_cut_ = 0;
+  std::uint64_t last_round_entries_ = 0;
+  Clock::duration last_round_{};
+  Clock::duration own_sync_{std::chrono::milliseconds(1)};
+  Clock::time_point closed_at_{};
+  Clock::time_point t2_at_{};
+  Clock::time_point started_at_ = Clock::now();
+  Reactor::TimerId pause_timer_ = 0;
+  Reactor::TimerId retry_timer_ = 0;
+  std::map<std::uint64_t, Gate::Record> outstanding_;  // given away, not yet answered by the target
+  std::uint64_t records_total_ = 0;
+  bool live_sent_ = false;
+};
+
+}  // namespace sharefs

@@ -1,0 +1,305 @@
+#include "replication/handoff_target.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <set>
+
+#include "meta/fault.h"
+
+namespace sharefs {
+namespace {
+
+// What must be known to go on after a restart in `prepared` or `performing`.
+std::string live_key(std::uint64_t attempt) { return fmt::format("handoff.{}.live", attempt); }
+std::string total_key(std::uint64_t attempt) { return fmt::format("handoff.{}.records", attempt); }
+
+std::set<InodeId> orphans_of(const pb::LiveState& live) {
+  std::set<InodeId> ids;
+  for (const auto& orphan : live.orphans()) ids.insert(orphan.id());
+  return ids;
+}
+
+}  // namespace
+
+std::string HandoffTarget::refusal(const SiteParts& parts, const pb::Prepare& prepare) {
+  const Ownership now = parts.state.ownership();
+  if (now.owner == parts.self) return fmt::format("{} is the owner already", parts.self);
+  if (prepare.version() != kProtocolVersion)
+    return fmt::format("{} runs another version of sharefs (protocol {}, here {}): upgrade first", parts.self,
+                       kProtocolVersion, prepare.version());
+  if (prepare.epoch() <= now.epoch || prepare.epoch() <= now.burnt)
+    return fmt::format("epoch {} is not newer than {} known to {}", prepare.epoch(), std::max(now.epoch, now.burnt),
+                       parts.self);
+  if (prepare.privileged() && ::geteuid() != 0)
+    return fmt::format("the data set holds files of several owners or devices, and {} does not run as root", parts.self);
+  struct statvfs fs {};
+  if (::statvfs(parts.store_directory.c_str(), &fs) != 0)
+    return fmt::format("the store {} of {} cannot be read: {}", parts.store_directory.string(), parts.self,
+                       std::strerror(errno));
+  std::uint64_t held = 0, held_files = 0;
+  // What an old image holds already is space that this handoff need not find again.
+  if (const auto stored = parts.state.blob("image.size"); !stored.empty())
+    std::sscanf(stored.c_str(), "%lu %lu", &held, &held_files);
+  const std::uint64_t room = std::uint64_t{fs.f_bavail} * fs.f_frsize + held;
+  if (prepare.bytes_needed() > room)
+    return fmt::format("{} has not enough space in {}: needs {} MiB, has {} MiB", parts.self,
+                       parts.store_directory.string(), prepare.bytes_needed() >> 20, room >> 20);
+  if (fs.f_files != 0 && prepare.files_needed() > fs.f_favail + held_files)
+    return fmt::format("{} has not enough inodes in {}: needs {}, has {}", parts.self, parts.store_directory.string(),
+                       prepare.files_needed(), fs.f_favail + held_files);
+  return {};
+}
+
+HandoffTarget::HandoffTarget(const SiteParts& parts, SiteName source, const pb::Prepare& prepare, bool holds_image,
+                             Events events)
+    : parts_(parts), source_(std::move(source)), events_(std::move(events)) {
+  record_.attempt = prepare.attempt();
+  record_.epoch = prepare.epoch();
+  record_.source = source_;
+  record_.target = parts_.self;
+  record_.role = "target";
+  record_.started = record_.t0 = wall_clock_ns();
+  image_ = std::make_unique<ImageTarget>(
+      ImageTarget::Options{.attempt = prepare.attempt(),
+                           .source = source_,
+                           .private_area = parts_.store_directory / kPrivateArea},
+      parts_.inodes, parts_.reactor, [this](const pb::Envelope& envelope) { send(envelope); },
+      [this](const std::string& reason) { fail(reason); });
+  persist(Durability::normal);
+  pb::Envelope reply;
+  auto* prepared = reply.mutable_prepared();
+  prepared->set_attempt(record_.attempt);
+  prepared->set_holds_image(holds_image);
+  prepared->set_credit(ImageTarget::kCredit);
+  send(reply);
+}
+
+HandoffTarget::HandoffTarget(const SiteParts& parts, const HandoffRecord& stored, Events events)
+    : parts_(parts), source_(stored.source), events_(std::move(events)), record_(stored) {
+  if (!live_.ParseFromString(parts_.state.blob(live_key(record_.attempt))))
+    throw std::runtime_error("state.db: the live state of the prepared handoff cannot be read");
+  image_ = std::make_unique<ImageTarget>(
+      ImageTarget::Options{.attempt = record_.attempt,
+                           .source = source_,
+                           .private_area = parts_.store_directory / kPrivateArea},
+      parts_.inodes, parts_.reactor, [this](const pb::Envelope& envelope) { send(envelope); },
+      [this](const std::string& reason) { fail(reason); });
+  state_ = record_.phase == name(TargetState::performing) ? TargetState::performing : TargetState::prepared;
+  if (state_ == TargetState::performing) {
+    records_total_ = std::stoull("0" + parts_.state.blob(total_key(record_.attempt)));
+    performer_ = std::make_unique<RecordPerformer>(parts_.state, parts_.coherence, record_.attempt);
+    restore_live_state(parts_, live_);
+    parts_.gate.hold_everything();
+  }
+}
+
+HandoffTarget::~HandoffTarget() = default;
+
+void HandoffTarget::send(const pb::Envelope& envelope, std::vector<zmq::message_t> parts) {
+  parts_.transport.send(source_, Lane::requests, envelope, std::move(parts));
+}
+
+void HandoffTarget::persist(Durability durability) {
+  record_.phase = name(state_);
+  parts_.state.put_handoff(record_, durability);
+}
+
+bool HandoffTarget::handle(TargetEvent event) {
+  const auto to = next(state_, event);
+  if (!to) return false;
+  state_ = *to;
+  return true;
+}
+
+void HandoffTarget::message(const SiteName& from, Message message) {
+  if (from != source_) return;
+  const auto mine = [this](const auto& body) { return body.attempt() == record_.attempt; };
+  switch (message.head.body_case()) {
+    case pb::Envelope::kBatch:
+      if (mine(message.head.batch()) && state_ == TargetState::receiving) image_->batch(std::move(message));
+      break;
+    case pb::Envelope::kManifest:
+      if (mine(message.head.manifest()) && state_ == TargetState::receiving) image_->manifest(message.head.manifest());
+      break;
+    case pb::Envelope::kImageEnd:
+      if (mine(message.head.image_end()) && state_ == TargetState::receiving) image_->image_end();
+      break;
+    case pb::Envelope::kRoundEnd:
+      if (mine(message.head.round_end()) && state_ == TargetState::receiving)
+        image_->round_end(message.head.round_end().round());
+      break;
+    case pb::Envelope::kFinalEnd:
+      if (mine(message.head.final_end())) final_end(message.head.final_end());
+      break;
+    case pb::Envelope::kCommit:
+      if (mine(message.head.commit())) commit(message.head.commit());
+      break;
+    case pb::Envelope::kRecord:
+      if (mine(message.head.record())) record(std::move(message));
+      break;
+    case pb::Envelope::kAbandon:
+      if (mine(message.head.abandon())) abandon("the source gave the attempt up");
+      break;
+    case pb::Envelope::kVerdict:
+      // «Committed» is followed by the commit itself; anything else means that it will never come.
+      if (mine(message.head.verdict()) && !message.head.verdict().committed())
+        abandon("the source never committed the attempt");
+      break;
+    default: break;
+  }
+}
+
+void HandoffTarget::final_end(const pb::FinalEnd& message) {
+  if (!handle(TargetEvent::final_end)) return;
+  record_.t1 = wall_clock_ns();
+  live_ = message.live();
+  fault_point("target.final_end");
+  image_->final_end(message.batches(), [this] { everything_applied(); });
+}
+
+void HandoffTarget::everything_applied() {
+  if (state_ != TargetState::finishing) return;
+  parts_.state.put_blob(live_key(record_.attempt), live_.SerializeAsString());
+  handle(TargetEvent::durable);
+  record_.t2 = wall_clock_ns();
+  fault_point("target.before_prepared");
+  persist(Durability::full);
+  fault_point("target.prepared");
+  pb::Envelope envelope;
+  envelope.mutable_log_applied()->set_attempt(record_.attempt);
+  send(envelope);
+}
+
+void HandoffTarget::commit(const pb::Commit& message) {
+  if (state_ == TargetState::performing) {
+    if (performed() && !performing_) all_performed();
+    return;
+  }
+  if (!handle(TargetEvent::commit)) return;
+  if (message.epoch() != record_.epoch) {
+    spdlog::error("handoff {}: commit names epoch {}, prepared for {}", record_.attempt, message.epoch(),
+                  record_.epoch);
+    state_ = TargetState::prepared;
+    return;
+  }
+  records_total_ = message.records();
+  record_.records = records_total_;
+  fault_point("target.commit");
+  parts_.gate.hold_everything();
+  parts_.state.put_blob(total_key(record_.attempt), std::to_string(records_total_));
+  persist(Durability::normal);
+  // One durable step: from here this site is the owner, whatever happens.
+  parts_.state.set_ownership({.epoch = record_.epoch, .owner = parts_.self, .burnt = record_.epoch});
+  fault_point("target.owner");
+  image_->finish(orphans_of(live_));
+  events_.ownership_taken(record_.epoch);
+  restore_live_state(parts_, live_);
+  performer_ = std::make_unique<RecordPerformer>(parts_.state, parts_.coherence, record_.attempt);
+  perform();
+}
+
+void HandoffTarget::record(Message message) {
+  const auto& body = message.head.record();
+  if (message.parts.size() != 1) return;
+  if (body.number() < next_) {
+    // Asked again after a broken connection: the outcome is known and given again.
+    performer_->perform(body.number(), body.request(), as_bytes(message.parts[0].to_string_view()),
+                        [this, number = body.number()](const pb::Outcome& outcome, Bytes data) {
+                          answer(number, outcome, data);
+                        });
+    return;
+  }
+  arrived_.try_emplace(body.number(), Arrived{body.request(), message.parts[0].to_string()});
+  if (state_ == TargetState::performing) perform();
+}
+
+void HandoffTarget::perform() {
+  if (performing_) return;
+  const auto found = arrived_.find(next_);
+  if (found == arrived_.end()) {
+    if (performed()) all_performed();
+    return;
+  }
+  performing_ = true;
+  const auto number = next_;
+  fault_point("target.record");
+  performer_->perform(number, found->second.request, as_bytes(found->second.data),
+                      [this, number](const pb::Outcome& outcome, Bytes data) { performed(number, outcome, data); });
+}
+
+bool HandoffTarget::performed() const { return next_ > records_total_; }
+
+void HandoffTarget::performed(std::uint64_t number, const pb::Outcome& outcome, Bytes data) {
+  const auto node = arrived_.extract(number);
+  parts_.server.note(node.mapped().request, outcome, data);
+  answer(number, outcome, data);
+  performing_ = false;
+  ++next_;
+  // Not from within the reply of the store: the next record would nest in it.
+  parts_.reactor.post([this, alive = std::weak_ptr<int>(alive_)] {
+    if (!alive.expired()) perform();
+  });
+}
+
+void HandoffTarget::answer(std::uint64_t number, const pb::Outcome& outcome, Bytes data) {
+  pb::Envelope envelope;
+  auto* done = envelope.mutable_record_done();
+  done->set_attempt(record_.attempt);
+  done->set_number(number);
+  *done->mutable_outcome() = outcome;
+  std::vector<zmq::message_t> parts;
+  parts.emplace_back(data.data(), data.size());
+  send(envelope, std::move(parts));
+}
+
+void HandoffTarget::all_performed() {
+  pb::Envelope envelope;
+  envelope.mutable_taken_over()->set_attempt(record_.attempt);
+  envelope.mutable_taken_over()->set_epoch(record_.epoch);
+  if (handle(TargetEvent::performed)) {
+    fault_point("target.performed");
+    record_.t3 = record_.ended = wall_clock_ns();
+    record_.result = "done";
+    persist(Durability::normal);
+    fault_point("target.taken_over");
+    send(envelope);
+    events_.serving();
+    return;
+  }
+  send(envelope);
+}
+
+void HandoffTarget::connected(const SiteName& site) {
+  if (site != source_) return;
+  if (state_ == TargetState::receiving || state_ == TargetState::finishing)
+    return abandon("the connection to the source was interrupted");
+  if (state_ != TargetState::prepared && state_ != TargetState::performing) return;
+  pb::Envelope envelope;
+  envelope.mutable_inquire()->set_attempt(record_.attempt);
+  envelope.mutable_inquire()->set_epoch(record_.epoch);
+  send(envelope);
+}
+
+void HandoffTarget::fail(const std::string& reason) {
+  if (state_ != TargetState::receiving && state_ != TargetState::finishing) return;
+  pb::Envelope envelope;
+  envelope.mutable_refused()->set_attempt(record_.attempt);
+  envelope.mutable_refused()->set_error(reason);
+  send(envelope);
+  abandon(reason);
+}
+
+void HandoffTarget::abandon(const std::string& reason) {
+  if (!handle(TargetEvent::abandon)) return;
+  record_.result = "aborted";
+  record_.error = reason;
+  record_.ended = wall_clock_ns();
+  persist(Durability::normal);
+  spdlog::info("handoff {} from {} abandoned: {}", record_.attempt, source_, reason);
+  events_.abandoned();
+}
+
+}  // namespace sharefs

@@ -1,0 +1,85 @@
+// The new owner's side of a handoff: receives, becomes prepared, and — told so by the source, never by itself — owner.
+//
+// Records are performed one after the other, each marked done in SQLite with its outcome before the next one starts
+// (record_performer.h); nobody else is served before the last.
+//
+// Threads: reactor thread.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "replication/handoff_machines.h"
+#include "replication/image_target.h"
+#include "replication/record_performer.h"
+#include "replication/site_parts.h"
+
+namespace sharefs {
+
+class HandoffTarget {
+ public:
+  struct Events {
+    // Commit: this site owns at `epoch`; the tree must become the served one and requests be held until serving().
+    std::function<void(Epoch epoch)> ownership_taken;
+    // The records are performed: everybody may be served.
+    std::function<void()> serving;
+    std::function<void()> abandoned;
+  };
+
+  // Checks whether this site can take the data set: empty, or why not in one line.
+  static std::string refusal(const SiteParts& parts, const pb::Prepare& prepare);
+
+  HandoffTarget(const SiteParts& parts, SiteName source, const pb::Prepare& prepare, bool holds_image, Events events);
+  // After a restart in `prepared` or `performing`.
+  HandoffTarget(const SiteParts& parts, const HandoffRecord& stored, Events events);
+  ~HandoffTarget();
+
+  void message(const SiteName& from, Message message);
+  void connected(const SiteName& site);
+  // The operator's or the source's abandon, or a newer attempt replaces this one.
+  void abandon(const std::string& reason);
+
+  std::uint64_t attempt() const { return record_.attempt; }
+  const SiteName& source() const { return source_; }
+  TargetState state() const { return state_; }
+
+ private:
+  bool handle(TargetEvent event);
+  void final_end(const pb::FinalEnd& message);
+  void everything_applied();
+  void commit(const pb::Commit& message);
+  void record(Message message);
+  void perform();
+  bool performed() const;                        // all records are
+  void performed(std::uint64_t number, const pb::Outcome& outcome, Bytes data);
+  void all_performed();
+  void answer(std::uint64_t number, const pb::Outcome& outcome, Bytes data);
+  void fail(const std::string& reason);
+  void persist(Durability durability);
+  void send(const pb::Envelope& envelope, std::vector<zmq::message_t> parts = {});
+
+  // constant after construction
+  SiteParts parts_;
+  SiteName source_;
+  Events events_;
+  // reactor thread
+  std::unique_ptr<ImageTarget> image_;
+  std::unique_ptr<RecordPerformer> performer_;
+  TargetState state_ = TargetState::receiving;
+  HandoffRecord record_;
+  pb::LiveState live_;
+  std::uint64_t records_total_ = 0;
+  std::uint64_t next_ = 1;                       // the record to be performed next
+  bool performing_ = false;                      // one is under way
+  struct Arrived {
+    pb::Request request;
+    std::string data;
+  };
+  std::map<std::uint64_t, Arrived> arrived_;
+  std::shared_ptr<int> alive_ = std::make_shared<int>();  // expires with this object: for posted tasks
+};
+
+}  // namespace sharefs

@@ -1,0 +1,268 @@
+#include "replication/link.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <stdexcept>
+#include <utility>
+
+#include "meta/log.h"
+
+namespace sharefs {
+namespace {
+
+using Clock = Reactor::Clock;
+
+constexpr std::size_t kKeyLength = 40;  // Z85 of 32 bytes
+constexpr int kReconnectMs = 50;
+constexpr int kReconnectMaxMs = 1000;
+constexpr int kHandshakeMs = 5000;
+// ZeroMQ's own pings end a connection that is dead in one direction only. They wait behind data that fills
+// the buffers of a slow link, hence the patience; silence in both directions is noticed much sooner
+// (Liveness).
+constexpr int kHeartbeatMs = 1000;
+constexpr int kHeartbeatTimeoutMs = 15000;
+constexpr int kDealerReceiveLimit = 16;  // nothing is ever sent to us on a DEALER
+constexpr auto kPlausibleRoundTrip = std::chrono::minutes(1);
+
+// A site that is connected but not heard for so long is connected to anew: packets may vanish on the old
+// connections, and TCP waits ever longer to find out.
+constexpr auto kReconnectAfter = 2 * kLiveness;
+// ZeroMQ does not try again where a handshake was refused; nor where a peer broke the protocol.
+constexpr auto kReconnectAfterRefusal = std::chrono::seconds(1);
+constexpr auto kReconnectWhenDown = std::chrono::seconds(10);
+
+constexpr int kMonitored = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED |
+                           ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
+                           ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
+
+// Names of monitors must be unique within a context.
+std::string monitor_address() {
+  static std::atomic<std::uint64_t> last = 0;
+  return fmt::format("inproc://monitor-{}", ++last);
+}
+
+}  // namespace
+
+bool receive_frame(zmq::socket_t& socket, zmq::message_t& frame) {
+  while (zmq_msg_recv(frame.handle(), socket.handle(), ZMQ_DONTWAIT) < 0) {
+    if (zmq_errno() == EAGAIN) return false;
+    if (zmq_errno() != EINTR) throw zmq::error_t();
+  }
+  return true;
+}
+
+bool send_frame(zmq::socket_t& socket, zmq::message_t& frame, bool more) {
+  while (zmq_msg_send(frame.handle(), socket.handle(), ZMQ_DONTWAIT | (more ? ZMQ_SNDMORE : 0)) < 0) {
+    if (zmq_errno() == EAGAIN || zmq_errno() == EHOSTUNREACH) return false;
+    if (zmq_errno() != EINTR) throw zmq::error_t();
+  }
+  return true;
+}
+
+void stop_monitor(zmq::socket_t& socket) { zmq_socket_monitor(socket.handle(), nullptr, 0); }
+
+void set_common_options(zmq::socket_t& socket, const std::string& endpoint) {
+  socket.set(zmq::sockopt::linger, 0);
+  socket.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(kMaxFrame));
+  socket.set(zmq::sockopt::handshake_ivl, kHandshakeMs);
+  socket.set(zmq::sockopt::tcp_keepalive, 1);
+  if (endpoint.find('[') != std::string::npos) socket.set(zmq::sockopt::ipv6, true);
+}
+
+void check_endpoint(const std::string& endpoint) {
+  constexpr std::string_view kScheme = "tcp://";
+  const auto colon = endpoint.rfind(':');
+  const bool ok = endpoint.starts_with(kScheme) && endpoint.size() <= 256 && colon > kScheme.size() &&
+                  colon + 1 < endpoint.size() && endpoint.find(';') == std::string::npos;
+  if (!ok) throw std::runtime_error(fmt::format("«{}» is no endpoint: write tcp://HOST:PORT", endpoint));
+}
+
+void check_key(const std::string& key) {
+  std::array<std::uint8_t, 32> raw{};
+  if (key.size() != kKeyLength || key.find('\0') != std::string::npos ||
+      zmq_z85_decode(raw.data(), key.c_str()) == nullptr)
+    throw std::runtime_error("not a CURVE key: 40 characters of Z85 are expected");
+}
+
+WatchedSocket::WatchedSocket(zmq::socket_t socket, Reactor& reactor, Reactor::Task ready)
+    : socket_(std::move(socket)), reactor_(reactor), fd_(socket_.get(zmq::sockopt::fd)) {
+  reactor_.watch(fd_, std::move(ready));
+}
+
+WatchedSocket::~WatchedSocket() { reactor_.unwatch(fd_); }
+
+// ---- Liveness
+
+void Liveness::doubt(Clock::time_point now) {
+  if (proven_) doubted_ = now;
+  proven_ = false;
+  proof_from_ = now;
+}
+
+bool Liveness::pong(Clock::time_point sent, Clock::time_point now) {
+  if (sent > now || now - sent > kPlausibleRoundTrip) return false;
+  const auto sample = now - sent;
+  round_trip_ = round_trip_ == Clock::duration::zero() ? sample : (7 * round_trip_ + sample) / 8;
+  if (proven_ || sent < proof_from_) return false;
+  proven_ = announced_ = true;
+  return true;
+}
+
+bool Liveness::expired(Clock::time_point now) {
+  if (!announced_) return false;
+  const bool silent = now - last_heard_ > kLiveness;
+  const bool doubtful = !proven_ && now - doubted_ > kLiveness;
+  if (!silent && !doubtful) return false;
+  doubt(now);
+  announced_ = false;
+  return true;
+}
+
+void Liveness::forgive(Clock::duration pause) {
+  last_heard_ += pause;
+  doubted_ += pause;
+}
+
+// ---- Link
+
+Link::Link(SiteName site, zmq::context_t& context, Reactor& reactor, const CurveKeys& keys,
+           std::function<void(Link&)> changed)
+    : site_(std::move(site)),
+      context_(context),
+      reactor_(reactor),
+      keys_(keys),
+      changed_(std::move(changed)) {}
+
+void Link::connect_to(const std::string& endpoint, const std::string& public_key) {
+  if (endpoint == endpoint_ && public_key == public_key_) return;
+  endpoint_ = endpoint;
+  public_key_ = public_key;
+  failure_logged_ = false;
+  reconnect();
+}
+
+void Link::reconnect() {
+  const bool was_up = up();
+  changed_at_ = Clock::now();
+  handshake_failed_ = false;
+  for (std::size_t lane = 0; lane < lanes_.size(); ++lane) {
+    close_lane(lane);
+    if (!endpoint_.empty()) open_lane(lane);
+  }
+  if (was_up) changed_(*this);
+}
+
+Link::~Link() {
+  for (std::size_t lane = 0; lane < lanes_.size(); ++lane) close_lane(lane);
+}
+
+void Link::maintain(Clock::time_point now) {
+  if (endpoint_.empty()) return;
+  const auto unchanged = now - changed_at_;
+  const bool dead = up() ? std::min(unchanged, liveness.silence(now)) > kReconnectAfter
+                         : unchanged > (handshake_failed_ ? Clock::duration(kReconnectAfterRefusal)
+                                                          : Clock::duration(kReconnectWhenDown));
+  if (dead) reconnect();
+}
+
+void Link::close_lane(std::size_t lane) {
+  if (lanes_[lane].dealer) stop_monitor(**lanes_[lane].dealer);
+  lanes_[lane].monitor.reset();
+  lanes_[lane].dealer.reset();
+  lanes_[lane].ready = false;
+}
+
+void Link::open_lane(std::size_t lane) {
+  zmq::socket_t dealer(context_, zmq::socket_type::dealer);
+  set_common_options(dealer, endpoint_);
+  dealer.set(zmq::sockopt::immediate, true);
+  dealer.set(zmq::sockopt::sndhwm,
+             0);  // bounded by who sends: requests by their callers, the image by credit
+  dealer.set(zmq::sockopt::rcvhwm, kDealerReceiveLimit);
+  dealer.set(zmq::sockopt::reconnect_ivl, kReconnectMs);
+  dealer.set(zmq::sockopt::reconnect_ivl_max, kReconnectMaxMs);
+  dealer.set(zmq::sockopt::heartbeat_ivl, kHeartbeatMs);
+  dealer.set(zmq::sockopt::heartbeat_timeout, kHeartbeatTimeoutMs);
+  // Each lane has an I/O thread of its own: encrypting a megabyte of image delays no request.
+  dealer.set(zmq::sockopt::affinity, std::uint64_t{1} << lane);
+  dealer.set(zmq::sockopt::curve_serverkey, public_key_);
+  dealer.set(zmq::sockopt::curve_publickey, keys_.public_key);
+  dealer.set(zmq::sockopt::curve_secretkey, keys_.secret_key);
+
+  const std::string address = monitor_address();
+  if (zmq_socket_monitor(dealer.handle(), address.c_str(), kMonitored) != 0) throw zmq::error_t();
+  zmq::socket_t monitor(context_, zmq::socket_type::pair);
+  monitor.set(zmq::sockopt::linger, 0);
+  monitor.connect(address);
+  lanes_[lane].monitor =
+      std::make_unique<WatchedSocket>(std::move(monitor), reactor_, [this, lane] { read_monitor(lane); });
+  read_monitor(lane);  // a pipe signals only to a reader that has found it empty
+  dealer.connect(endpoint_);
+  lanes_[lane].dealer =
+      std::make_unique<WatchedSocket>(std::move(dealer), reactor_, [this] { discard_incoming(); });
+}
+
+void Link::discard_incoming() {
+  zmq::message_t frame;
+  for (auto& lane : lanes_)
+    for (int i = 0; lane.dealer && i < 4 * kDealerReceiveLimit && receive_frame(**lane.dealer, frame); ++i) {
+    }
+}
+
+// An event is two frames: u16 event and u32 value in the machine's order, then the endpoint.
+void Link::read_monitor(std::size_t lane) {
+  zmq::message_t what, where;
+  while (lanes_[lane].monitor && receive_frame(**lanes_[lane].monitor, what)) {
+    if (what.more()) receive_frame(**lanes_[lane].monitor, where);
+    std::uint16_t kind = 0;
+    std::uint32_t value = 0;
+    if (what.size() != sizeof kind + sizeof value) continue;
+    std::memcpy(&kind, what.data(), sizeof kind);
+    std::memcpy(&value, static_cast<const char*>(what.data()) + sizeof kind, sizeof value);
+    event(lane, kind, value);
+  }
+}
+
+void Link::event(std::size_t lane, unsigned event, unsigned value) {
+  const bool was_up = up();
+  switch (event) {
+    case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
+      discard_incoming();  // makes the socket take notice of its connection
+      lanes_[lane].ready = true;
+      failure_logged_ = false;
+      break;
+    case ZMQ_EVENT_DISCONNECTED:
+      lanes_[lane].ready = false;
+      break;
+    default:
+      lanes_[lane].ready = false;
+      handshake_failed_ = true;
+      if (std::exchange(failure_logged_, true)) break;
+      if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+        log::warn("{} at {} refuses this site's key (status {}): has this site joined it?", site_, endpoint_,
+                  value);
+      else
+        log::warn(
+            "no handshake with {} at {}: it may be starting, or its public key is not the one known here",
+            site_, endpoint_);
+      break;
+  }
+  if (up() == was_up) return;
+  changed_at_ = Clock::now();
+  changed_(*this);
+}
+
+bool Link::send(Lane lane, zmq::message_t head, std::vector<zmq::message_t> parts) {
+  if (!up()) return false;
+  zmq::socket_t& socket = **lanes_[static_cast<std::size_t>(lane)].dealer;
+  if (!send_frame(socket, head, !parts.empty())) return false;
+  for (std::size_t i = 0; i < parts.size(); ++i)
+    if (!send_frame(socket, parts[i], i + 1 < parts.size())) return false;
+  return true;
+}
+
+}  // namespace sharefs

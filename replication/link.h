@@ -1,0 +1,141 @@
+// The connection to one other site: two DEALER sockets, and what is known of whether the site lives.
+//
+// Invariants
+//  - Nothing is sent before both lanes are connected, so that the Hello is the first message on the requests
+//  lane.
+//  - A message that cannot be sent at once is dropped (ZMQ_IMMEDIATE): nothing stale waits for a
+//  reconnection.
+//
+// Threads: reactor thread only.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+#include <zmq.hpp>
+
+#include "meta/reactor.h"
+#include "replication/transport.h"
+
+namespace sharefs {
+
+// Receives one frame without waiting; false: none there.
+bool receive_frame(zmq::socket_t& socket, zmq::message_t& frame);
+// Sends one frame without waiting; false: it could not be queued.
+bool send_frame(zmq::socket_t& socket, zmq::message_t& frame, bool more);
+
+// Ends the events of a socket: before whoever reads them goes, or ZeroMQ's thread would wait for the reader
+// for ever.
+void stop_monitor(zmq::socket_t& socket);
+
+// What every socket of a site has in common: bounds, no lingering.
+void set_common_options(zmq::socket_t& socket, const std::string& endpoint);
+// Throws std::runtime_error unless the endpoint is tcp://HOST:PORT.
+void check_endpoint(const std::string& endpoint);
+// Throws std::runtime_error unless the key is a Z85 CURVE key.
+void check_key(const std::string& key);
+
+// A socket whose descriptor the reactor watches. ZeroMQ's descriptor tells of commands, not of messages:
+// `ready` must receive until there is nothing left, and whoever sends on a socket that is also read looks at
+// it again afterwards.
+class WatchedSocket {
+ public:
+  WatchedSocket(zmq::socket_t socket, Reactor& reactor, Reactor::Task ready);
+  ~WatchedSocket();
+  WatchedSocket(const WatchedSocket&) = delete;
+  WatchedSocket& operator=(const WatchedSocket&) = delete;
+  zmq::socket_t& operator*() { return socket_; }
+  zmq::socket_t* operator->() { return &socket_; }
+
+ private:
+  zmq::socket_t socket_;
+  Reactor& reactor_;
+  int fd_;
+};
+
+// Whether both directions work, told from pongs and silence. Times are given by the caller.
+class Liveness {
+ public:
+  using Clock = Reactor::Clock;
+
+  void heard(Clock::time_point now) { last_heard_ = now; }
+  // The connection, or the process behind it, may be another one: only a pong to a ping sent from now on
+  // proves it.
+  void doubt(Clock::time_point now);
+  // A pong to a ping sent at `sent`. True if that is the proof that was missing.
+  bool pong(Clock::time_point sent, Clock::time_point now);
+  // True if a site that was proven is silent, or unproven again, for longer than kLiveness; told once.
+  bool expired(Clock::time_point now);
+  // This process itself did not run for that long: nobody else is to blame.
+  void forgive(Clock::duration pause);
+
+  bool proven() const { return proven_; }
+  Clock::duration silence(Clock::time_point now) const { return now - last_heard_; }
+  Clock::duration round_trip() const { return round_trip_; }
+
+ private:
+  bool proven_ = false;
+  bool announced_ = false;
+  Clock::time_point last_heard_{};
+  Clock::time_point proof_from_{};
+  Clock::time_point doubted_{};
+  Clock::duration round_trip_{};
+};
+
+class Link {
+ public:
+  // `changed` is called when the link has come up or gone down.
+  Link(SiteName site, zmq::context_t& context, Reactor& reactor, const CurveKeys& keys,
+       std::function<void(Link&)> changed);
+  ~Link();
+  Link(const Link&) = delete;
+  Link& operator=(const Link&) = delete;
+
+  // Connects, or connects anew when either differs from before. An empty endpoint: only listens to the site.
+  void connect_to(const std::string& endpoint, const std::string& public_key);
+  // Called now and then: connects anew where ZeroMQ would not, or not soon.
+  void maintain(Reactor::Clock::time_point now);
+  // Both lanes are connected and authenticated.
+  bool up() const { return lanes_[0].ready && lanes_[1].ready; }
+  bool send(Lane lane, zmq::message_t head, std::vector<zmq::message_t> parts);
+  // A site never sends on our DEALERs; what comes all the same is dropped, so that it cannot pile up.
+  void discard_incoming();
+
+  const SiteName& site() const { return site_; }
+  const std::string& public_key() const { return public_key_; }
+
+  Liveness liveness;
+  std::optional<pb::Hello> hello;               // the last one that was acceptable
+  Reactor::Clock::time_point refusal_logged{};  // when a Hello was last refused aloud
+
+ private:
+  struct LaneState {
+    std::unique_ptr<WatchedSocket> dealer;
+    std::unique_ptr<WatchedSocket> monitor;
+    bool ready = false;
+  };
+  void reconnect();
+  void open_lane(std::size_t lane);
+  void close_lane(std::size_t lane);
+  void read_monitor(std::size_t lane);
+  void event(std::size_t lane, unsigned event, unsigned value);
+
+  // constant after construction
+  SiteName site_;
+  zmq::context_t& context_;
+  Reactor& reactor_;
+  const CurveKeys& keys_;
+  std::function<void(Link&)> changed_;
+  // reactor thread
+  std::string endpoint_;
+  std::string public_key_;
+  std::array<LaneState, 2> lanes_;
+  Reactor::Clock::time_point changed_at_{};  // when the connections were asked for, came up or went down
+  bool handshake_failed_ = false;
+  bool failure_logged_ = false;  // since the last handshake that succeeded
+};
+
+}  // namespace sharefs

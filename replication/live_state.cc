@@ -1,0 +1,125 @@
+#include <chrono>
+
+#include "replication/site_parts.h"
+
+namespace sharefs {
+namespace {
+
+pb::Lock to_wire(const LockTable::Lock& lock, std::uint64_t seq) {
+  pb::Lock wire;
+  wire.set_client(lock.client);
+  wire.set_owner(lock.owner);
+  wire.set_id(lock.id);
+  *wire.mutable_range() = lock.range;
+  wire.set_flock(lock.flock);
+  wire.set_seq(seq);
+  return wire;
+}
+
+LockTable::Lock from_wire(const pb::Lock& wire) {
+  return {.client = wire.client(), .owner = wire.owner(), .id = wire.id(), .range = wire.range(), .flock = wire.flock()};
+}
+
+}  // namespace
+
+std::int64_t wall_clock_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+nlohmann::json to_json(const HandoffRecord& handoff) {
+  const auto ended = handoff.ended ? handoff.ended : wall_clock_ns();
+  return {{"attempt", handoff.attempt},
+          {"epoch", handoff.epoch},
+          {"from", handoff.source},
+          {"to", handoff.target},
+          {"role", handoff.role},
+          {"phase", handoff.phase},
+          {"result", handoff.result},
+          {"error", handoff.error},
+          {"t0", handoff.t0},
+          {"t1", handoff.t1},
+          {"t2", handoff.t2},
+          {"t3", handoff.t3},
+          {"image_files", handoff.image_files},
+          {"image_bytes", handoff.image_bytes},
+          {"image_bytes_sent", handoff.image_bytes_sent},
+          {"log_entries", handoff.log_entries},
+          {"log_bytes", handoff.log_bytes},
+          {"rounds", handoff.rounds},
+          {"records", handoff.records},
+          {"pause_ms", handoff.pause_ms},
+          {"total_ms", static_cast<double>(ended - handoff.started) / 1e6}};
+}
+
+pb::LiveState take_live_state(const SiteParts& parts) {
+  pb::LiveState live;
+  for (const auto& window : parts.server.windows()) *live.add_clients() = window;
+  for (const auto& [client, site] : parts.opens.clients()) {
+    bool known = false;
+    for (const auto& window : live.clients()) known = known || window.client() == client;
+    if (known) continue;
+    auto* mine = live.add_clients();
+    mine->set_client(client);
+    mine->set_site(site);
+  }
+  for (const auto& open : parts.opens.all()) {
+    auto* handle = live.add_handles();
+    handle->set_client(open.client);
+    handle->set_handle(open.handle);
+    handle->set_id(open.id);
+    handle->set_flags(open.flags);
+    handle->set_directory(open.directory);
+  }
+  for (const auto& lock : parts.locks.held()) *live.add_held() = to_wire(lock, 0);
+  for (const auto& waiter : parts.locks.waiting()) *live.add_waiting() = to_wire(waiter.lock, waiter.seq);
+  for (const auto& [id, clients] : parts.coherence.orphans()) {
+    auto* orphan = live.add_orphans();
+    orphan->set_id(id);
+    for (auto client : clients) orphan->add_clients(client);
+  }
+  return live;
+}
+
+void restore_live_state(const SiteParts& parts, const pb::LiveState& live) {
+  for (const auto& client : live.clients()) parts.opens.attach(client.client(), client.site());
+  for (const auto& handle : live.handles())
+    parts.opens.open({.client = handle.client(),
+                      .handle = handle.handle(),
+                      .id = handle.id(),
+                      .flags = handle.flags(),
+                      .directory = handle.directory()});
+  std::vector<LockTable::Lock> held;
+  for (const auto& lock : live.held()) held.push_back(from_wire(lock));
+  std::vector<LockTable::Waiter> waiting;
+  for (const auto& lock : live.waiting()) waiting.push_back({.lock = from_wire(lock), .seq = lock.seq(), .reply = {}});
+  parts.locks.restore(std::move(held), std::move(waiting));
+  std::map<InodeId, std::set<ClientId>> orphans;
+  for (const auto& orphan : live.orphans())
+    orphans[orphan.id()] = {orphan.clients().begin(), orphan.clients().end()};
+  parts.coherence.restore_orphans(std::move(orphans));
+  parts.server.restore({live.clients().begin(), live.clients().end()});
+}
+
+void drop_live_state(const SiteParts& parts) {
+  std::vector<LockTable::Waiter> waiting = parts.locks.waiting();
+  parts.locks.clear();
+  parts.opens.clear();
+  parts.coherence.clear();
+  for (auto& waiter : waiting) {
+    if (!waiter.reply) continue;
+    pb::Request request;
+    request.set_client(waiter.lock.client);
+    request.set_seq(waiter.seq);
+    auto* lock = request.mutable_setlock();
+    lock->set_id(waiter.lock.id);
+    lock->set_lock_owner(waiter.lock.owner);
+    *lock->mutable_range() = waiter.lock.range;
+    lock->set_wait(true);
+    lock->set_flock(waiter.lock.flock);
+    // A waiter of another site is asked again by that site's own Peer; this covers those of our mount.
+    parts.peer.execute(request, {}, std::move(waiter.reply));
+  }
+}
+
+}  // namespace sharefs

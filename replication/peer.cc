@@ -1,0 +1,355 @@
+#include "replication/peer.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <map>
+#include <stdexcept>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "meta/log.h"
+
+namespace sharefs {
+namespace {
+
+// The owner that we know says that it is not (yet): it may be about to take over.
+constexpr std::chrono::milliseconds kFirstRetry{2};  // doubled each time
+constexpr std::chrono::milliseconds kLastRetry{50};
+constexpr auto kShortestTimeoutCheck = std::chrono::milliseconds(1);
+// Requests that the Peer makes itself; the kernel's, the front end's and the site's have other bits.
+constexpr std::uint64_t kPeerSeqBit = std::uint64_t{1} << 60;
+
+struct RequestKey {
+  std::uint64_t client;
+  std::uint64_t seq;
+  bool operator==(const RequestKey&) const = default;
+};
+
+struct RequestKeyHash {
+  std::size_t operator()(const RequestKey& key) const { return key.client * 0x9e3779b97f4a7c15u ^ key.seq; }
+};
+
+// The envelope of a request, without copying the request into it.
+zmq::message_t serialize_ask(const pb::Request& request) {
+  pb::Envelope envelope;
+  auto* ask = envelope.mutable_ask();
+  ask->unsafe_arena_set_allocated_request(const_cast<pb::Request*>(&request));
+  zmq::message_t frame = serialize(envelope);
+  ask->unsafe_arena_release_request();
+  return frame;
+}
+
+}  // namespace
+
+struct Peer::Impl {
+  struct Pending {
+    RequestKey key;
+    zmq::message_t head;  // kept to be sent again; what is sent shares its bytes
+    zmq::message_t data;
+    Reply reply;
+    Reactor::Clock::time_point deadline{};
+    std::uint64_t asked = 0;  // bits of the sites that it was sent to, see bit_of
+    bool waits_for_lock = false;
+    bool holds = false;  // its outcome changes what the mount holds
+    bool retry = false;  // refused by the owner; sent again soon
+  };
+  using PendingMap = std::map<std::uint64_t, Pending>;  // by arrival
+
+  Impl(Options the_options, Transport& the_transport, Reactor& the_reactor)
+      : options(the_options), transport(the_transport), reactor(the_reactor) {}
+  ~Impl();
+
+  void execute(const pb::Request& request, Bytes data, Reply reply);
+  void send(Pending& pending);
+  void resend_soon();
+  void resend();
+  void set_owner(const SiteName& new_owner, Epoch new_epoch);
+  void answered(const SiteName& from, const pb::Answer& answer, Bytes data);
+  void moved(const SiteName& from, const pb::Moved& moved);
+  void attach_again(std::uint64_t client);
+  void retry_soon(Pending& pending);
+  void resubmit_to(Executor& local);
+  void finish(PendingMap::iterator which, const pb::Outcome& outcome, Bytes data);
+  void fail(PendingMap::iterator which, int error);
+  void fail_client(std::uint64_t client, int error);
+  void check_timeouts();
+  void arm_timeouts();
+  std::uint64_t bit_of(const SiteName& site);
+  PendingMap::iterator find(std::uint64_t client, std::uint64_t seq);
+
+  // constant after construction
+  const Options options;
+  Transport& transport;
+  Reactor& reactor;
+  // reactor thread
+  std::function<void(const SiteName&, Epoch)> on_moved;
+  SiteName owner;  // empty: this site, or nobody known
+  Epoch epoch = 0;
+  std::uint64_t owner_bit = 0;
+  std::vector<SiteName> asked_sites;  // bit i of Pending::asked
+  std::uint64_t next_number = 1;
+  PendingMap pending;
+  std::unordered_map<RequestKey, std::uint64_t, RequestKeyHash> numbers;
+  bool resend_due = false;
+  // Clients attached again since the last time that everything was sent again: their Attach, by seq.
+  std::map<std::uint64_t, std::uint64_t> reattached;
+  std::uint64_t next_attach = 1;
+  Holdings holdings;
+  Reactor::TimerId retry_timer = 0;
+  std::chrono::milliseconds retry_delay = kFirstRetry;
+  Reactor::TimerId timeout_timer = 0;
+  std::shared_ptr<int> alive = std::make_shared<int>();  // expires with this: for posted tasks
+};
+
+Peer::Impl::~Impl() {
+  reactor.cancel(retry_timer);
+  reactor.cancel(timeout_timer);
+}
+
+// ---- asking
+
+void Peer::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
+  const RequestKey key{request.client(), request.seq()};
+  if (const auto known = find(key.client, key.seq); known != pending.end()) {
+    // Asked twice: both get the one answer.
+    known->second.reply = [first = std::move(known->second.reply), second = std::move(reply)](
+                              const pb::Outcome& outcome, Bytes bytes) {
+      first(outcome, bytes);
+      second(outcome, bytes);
+    };
+    return;
+  }
+  const auto number = next_number++;
+  auto& added = pending[number];
+  added.key = key;
+  added.head = serialize_ask(request);
+  if (!data.empty()) added.data = copy_to_message(data);
+  added.reply = std::move(reply);
+  added.waits_for_lock = request.setlock().wait();
+  added.holds = Holdings::concerns(request);
+  numbers.emplace(key, number);
+  if (options.timeout) {
+    added.deadline = Reactor::Clock::now() + *options.timeout;
+    arm_timeouts();
+  }
+  // Otherwise it goes with all the others as soon as the owner is there.
+  if (!resend_due && transport.connected(owner)) send(added);
+}
+
+void Peer::Impl::send(Pending& which) {
+  zmq::message_t head;
+  head.copy(which.head);
+  std::vector<zmq::message_t> parts;
+  if (which.data.size() != 0) parts.emplace_back().copy(which.data);
+  which.asked |= owner_bit;
+  which.retry = false;
+  transport.send(owner, Lane::requests, std::move(head), std::move(parts));
+}
+
+// A new owner and a new connection often come together: everything is sent again once.
+void Peer::Impl::resend_soon() {
+  if (std::exchange(resend_due, true)) return;
+  reactor.post([this, watch = std::weak_ptr(alive)] {
+    if (!watch.expired()) resend();
+  });
+}
+
+void Peer::Impl::resend() {
+  resend_due = false;
+  if (owner.empty() || !transport.connected(owner)) return;  // connected() or set_owner() comes
+  reattached.clear();
+  for (auto& [number, one] : pending) send(one);
+}
+
+void Peer::Impl::set_owner(const SiteName& new_owner, Epoch new_epoch) {
+  if (new_owner.empty() || new_epoch < epoch) return;
+  if (new_epoch == epoch && new_owner == owner) return;
+  if (new_epoch == epoch && !owner.empty()) {
+    log::error("two owners are named for epoch {}: {} and {}; the first one is believed", epoch, owner,
+               new_owner);
+    return;
+  }
+  owner = new_owner;
+  epoch = new_epoch;
+  owner_bit = bit_of(owner);
+  resend_soon();
+}
+
+// Beyond 64 owners bits are shared: then only fewer answers are doubted.
+std::uint64_t Peer::Impl::bit_of(const SiteName& site) {
+  const auto found = std::find(asked_sites.begin(), asked_sites.end(), site);
+  const auto index = static_cast<std::size_t>(found - asked_sites.begin());
+  if (found == asked_sites.end()) asked_sites.push_back(site);
+  return std::uint64_t{1} << (index % 64);
+}
+
+Peer::Impl::PendingMap::iterator Peer::Impl::find(std::uint64_t client, std::uint64_t seq) {
+  const auto found = numbers.find({client, seq});
+  return found == numbers.end() ? pending.end() : pending.find(found->second);
+}
+
+// ---- answers
+
+void Peer::Impl::finish(PendingMap::iterator which, const pb::Outcome& outcome, Bytes data) {
+  retry_delay = kFirstRetry;
+  const Reply reply = std::move(which->second.reply);
+  numbers.erase(which->second.key);
+  pending.erase(which);
+  reply(outcome, data);
+}
+
+void Peer::Impl::fail(PendingMap::iterator which, int error) {
+  pb::Outcome outcome;
+  outcome.set_error(static_cast<std::uint32_t>(error));
+  finish(which, outcome, {});
+}
+
+void Peer::Impl::answered(const SiteName& from, const pb::Answer& answer, Bytes data) {
+  const auto attached = reattached.find(answer.client());
+  if (attached != reattached.end() && attached->second == answer.seq() && from == owner) {
+    if (answer.outcome().error() != 0)
+      fail_client(answer.client(), static_cast<int>(answer.outcome().error()));
+    return;
+  }
+  const auto found = find(answer.client(), answer.seq());
+  if (found == pending.end() || !(found->second.asked & bit_of(from))) return;
+  if (found->second.holds) {
+    pb::Envelope asked;
+    if (asked.ParseFromArray(found->second.head.data(), static_cast<int>(found->second.head.size())))
+      holdings.answered(asked.ask().request(), answer.outcome());
+  }
+  finish(found, answer.outcome(), data);
+}
+
+// The owner would not have the client back: nothing that it asks can succeed.
+void Peer::Impl::fail_client(std::uint64_t client, int error) {
+  log::error("{} does not admit this mount any more: {}", owner, std::strerror(error));
+  reattached.erase(client);
+  std::vector<RequestKey> keys;
+  for (const auto& [number, one] : pending)
+    if (one.key.client == client && one.asked) keys.push_back(one.key);
+  for (const auto& key : keys)
+    if (const auto found = find(key.client, key.seq); found != pending.end()) fail(found, ESTALE);
+}
+
+void Peer::Impl::moved(const SiteName& from, const pb::Moved& moved) {
+  const auto found = find(moved.client(), moved.seq());
+  if (found == pending.end() || !(found->second.asked & bit_of(from))) return;
+  if (moved.owner() == from) {
+    if (from != owner || resend_due) return;  // sent again already
+    attach_again(moved.client());
+    return send(found->second);
+  }
+  if (moved.epoch() > epoch && !moved.owner().empty()) {
+    set_owner(moved.owner(), moved.epoch());
+    if (on_moved) on_moved(moved.owner(), moved.epoch());
+    return;
+  }
+  // Of an earlier owner: the request has been sent to the present one, or will be when that is connected.
+  if (from == owner) retry_soon(found->second);
+}
+
+void Peer::Impl::attach_again(std::uint64_t client) {
+  const auto [known, added] = reattached.try_emplace(client, kPeerSeqBit | next_attach);
+  if (!added) return;
+  ++next_attach;
+  pb::Request request;
+  request.set_client(client);
+  request.set_seq(known->second);
+  request.mutable_attach()->set_site(transport.site());
+  transport.send(owner, Lane::requests, serialize_ask(request));
+  for (auto& held : holdings.requests(client)) {
+    held.set_seq(kPeerSeqBit | next_attach++);
+    transport.send(owner, Lane::requests, serialize_ask(held));
+  }
+}
+
+void Peer::Impl::retry_soon(Pending& which) {
+  which.retry = true;
+  if (retry_timer) return;
+  retry_timer = reactor.after(retry_delay, [this] {
+    retry_timer = 0;
+    retry_delay = std::min(2 * retry_delay, kLastRetry);
+    if (owner.empty() || !transport.connected(owner)) return;
+    for (auto& [number, one] : pending)
+      if (one.retry) send(one);
+  });
+}
+
+// ---- this site becomes the owner
+
+void Peer::Impl::resubmit_to(Executor& local) {
+  owner.clear();
+  owner_bit = 0;
+  holdings.clear();
+  reattached.clear();
+  numbers.clear();
+  for (auto& [number, one] : std::exchange(pending, {})) {
+    pb::Envelope envelope;
+    if (!envelope.ParseFromArray(one.head.data(), static_cast<int>(one.head.size())))
+      throw std::logic_error("a kept request cannot be read");
+    local.execute(envelope.ask().request(), {one.data.data<std::byte>(), one.data.size()},
+                  std::move(one.reply));
+  }
+}
+
+// ---- timeouts
+
+void Peer::Impl::arm_timeouts() {
+  if (timeout_timer) return;
+  const auto interval = std::max<Reactor::Clock::duration>(*options.timeout / 8, kShortestTimeoutCheck);
+  timeout_timer = reactor.after(interval, [this] {
+    timeout_timer = 0;
+    check_timeouts();
+    if (!pending.empty()) arm_timeouts();
+  });
+}
+
+// Deadlines are in the order of arrival, except those of waiting locks, which a connected owner extends.
+void Peer::Impl::check_timeouts() {
+  const auto now = Reactor::Clock::now();
+  const bool reachable = transport.connected(owner);
+  std::vector<RequestKey> late;
+  for (auto& [number, one] : pending) {
+    if (one.waits_for_lock && reachable) one.deadline = now + *options.timeout;
+    if (one.deadline <= now)
+      late.push_back(one.key);
+    else if (!one.waits_for_lock)
+      break;
+  }
+  for (const auto& key : late)
+    if (const auto found = find(key.client, key.seq); found != pending.end()) fail(found, ETIMEDOUT);
+}
+
+// ---- the public face
+
+Peer::Peer(Options options, Transport& transport, Reactor& reactor)
+    : impl_(std::make_unique<Impl>(options, transport, reactor)) {}
+Peer::~Peer() = default;
+
+void Peer::execute(const pb::Request& request, Bytes data, Reply reply) {
+  impl_->execute(request, data, std::move(reply));
+}
+
+void Peer::set_owner(const SiteName& owner, Epoch epoch) { impl_->set_owner(owner, epoch); }
+void Peer::resubmit_to(Executor& local) { impl_->resubmit_to(local); }
+void Peer::on_moved(std::function<void(const SiteName&, Epoch)> moved) { impl_->on_moved = std::move(moved); }
+
+void Peer::answer(const SiteName& from, Message message) {
+  if (message.head.has_moved()) return impl_->moved(from, message.head.moved());
+  if (!message.head.has_answer()) return;
+  const Bytes data =
+      message.parts.empty() ? Bytes() : Bytes(message.parts[0].data<std::byte>(), message.parts[0].size());
+  impl_->answered(from, message.head.answer(), data);
+}
+
+void Peer::connected(const SiteName& site) {
+  if (site == impl_->owner) impl_->resend_soon();
+}
+
+Holdings& Peer::holdings() { return impl_->holdings; }
+std::size_t Peer::unanswered() const { return impl_->pending.size(); }
+
+}  // namespace sharefs

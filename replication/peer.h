@@ -1,0 +1,60 @@
+// The Executor of a site that is not the owner: asks the owner, pipelined, and waits out every interruption.
+//
+// Invariants
+//  - A request keeps its (client, seq) through every resend, so the owner performs it once.
+//  - Requests are sent again, in their first order, when the connection is back and when the owner has moved.
+//  - A reply is given exactly once; a late second answer is dropped, and so is one of a site that was not
+//  asked.
+//  - An owner that does not know a client (it lost its memory in a crash) says «moved» to itself: the client
+//  is attached
+//    again, and the request sent again.
+//
+// Threads: reactor thread only.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <optional>
+
+#include "meta/executor.h"
+#include "replication/holdings.h"
+#include "replication/transport.h"
+
+namespace sharefs {
+
+class Peer final : public Executor {
+ public:
+  struct Options {
+    // Requests fail with ETIMEDOUT after; unset: wait for ever. Waiting for a lock of a connected owner does
+    // not count.
+    std::optional<std::chrono::milliseconds> timeout;
+  };
+  Peer(Options options, Transport& transport, Reactor& reactor);
+  ~Peer() override;
+
+  void execute(const pb::Request& request, Bytes data, Reply reply) override;
+
+  // Who is asked from now on; whatever is unanswered is sent again to it. An older epoch than known is
+  // ignored.
+  void set_owner(const SiteName& owner, Epoch epoch);
+  // This site becomes the owner: hands every unanswered request, in order, to `local` and sends nothing more.
+  void resubmit_to(Executor& local);
+  // Called when an owner answers «moved».
+  void on_moved(std::function<void(const SiteName& owner, Epoch epoch)> moved);
+
+  // Feed from the Transport: Answer, Moved, and connections (re)made.
+  void answer(const SiteName& from, Message message);
+  void connected(const SiteName& site);
+
+  std::size_t unanswered() const;
+
+  // What the mount holds at the owner; told again when the owner's process is another.
+  Holdings& holdings();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace sharefs

@@ -1,0 +1,34 @@
+#include "replication/record_performer.h"
+
+#include <cerrno>
+#include <string>
+
+#include "meta/fault.h"
+
+namespace sharefs {
+
+RecordPerformer::RecordPerformer(State& state, Executor& store, std::uint64_t attempt)
+    : state_(state), store_(store), attempt_(attempt) {}
+
+void RecordPerformer::perform(std::uint64_t number, const pb::Request& request, Bytes data, Reply done) {
+  Statement select(state_.database(), "SELECT outcome, outcome_data FROM record WHERE attempt = ? AND number = ? AND done");
+  select.bind(attempt_, number);
+  if (select.step()) {
+    pb::Outcome outcome;
+    if (!outcome.ParseFromString(std::string(select.blob(0)))) outcome.set_error(EIO);
+    const std::string bytes(select.blob(1));
+    return done(outcome, as_bytes(bytes));
+  }
+  state_.put_record(attempt_,
+                    {.number = number, .request = request.SerializeAsString(), .data = std::string(as_text(data))},
+                    request.client(), request.seq(),
+                    pb::Request::descriptor()->FindFieldByNumber(request.op_case())->name());
+  fault_point("target.record.stored");
+  store_.execute(request, data, [this, number, done = std::move(done)](const pb::Outcome& outcome, Bytes bytes) {
+    fault_point("target.record.performed");
+    state_.finish_record(attempt_, number, outcome.SerializeAsString(), as_text(bytes));
+    done(outcome, bytes);
+  });
+}
+
+}  // namespace sharefs

@@ -1,0 +1,30 @@
+// Performs the records of a handoff, and remembers what came of each: a record that is sent again, by a source that did
+// not hear the outcome, is answered from SQLite. That a crash between effect and outcome doubles nothing is the
+// business of Once (fs/once.h), through which `store` leads.
+//
+// Threads: reactor thread.
+#pragma once
+
+#include <functional>
+
+#include "meta/executor.h"
+#include "meta/state.h"
+
+namespace sharefs {
+
+class RecordPerformer {
+ public:
+  // `store`: where records are performed (Coherence).
+  RecordPerformer(State& state, Executor& store, std::uint64_t attempt);
+
+  // Performs `number`, or answers from what was done before. Calls `done` exactly once; the outcome survives kill -9
+  // by then. One at a time, in order.
+  void perform(std::uint64_t number, const pb::Request& request, Bytes data, Reply done);
+
+ private:
+  State& state_;
+  Executor& store_;
+  std::uint64_t attempt_;
+};
+
+}  // namespace sharefs

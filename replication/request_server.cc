@@ -1,0 +1,395 @@
+#include "replication/request_server.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <deque>
+#include <string>
+#include <unordered_map>
+#include <utility>
+
+#include "meta/log.h"
+#include "replication/request_check.h"
+
+namespace sharefs {
+namespace {
+
+// Replies kept per client, should it never say what it has received. A kernel has far fewer requests under
+// way.
+constexpr std::size_t kMaxAnswered = 4096;
+// Requests with a seq from here on are not the kernel's (Attach, Forget ...): answered_below never frees
+// them, and they are few.
+constexpr std::uint64_t kOwnSeqs = std::uint64_t{1} << 60;
+constexpr std::size_t kMaxOwnAnswered = 256;
+// Clients of one site: its mounts since it began, as long as they did not detach. The oldest idle one goes.
+constexpr std::size_t kMaxClientsPerSite = 64;
+// Requests that may wait for a takeover to end: far more than all kernels have under way.
+constexpr std::size_t kMaxWaiting = 65536;
+static_assert(kMaxOwnAnswered < kMaxAnswered);
+
+// The outcome is lent to the envelope for the time of serializing, so that it is not copied.
+zmq::message_t serialize_answer(std::uint64_t client, std::uint64_t seq, const pb::Outcome& outcome) {
+  pb::Envelope envelope;
+  auto* answer = envelope.mutable_answer();
+  answer->set_client(client);
+  answer->set_seq(seq);
+  answer->unsafe_arena_set_allocated_outcome(const_cast<pb::Outcome*>(&outcome));
+  zmq::message_t frame = serialize(envelope);
+  answer->unsafe_arena_release_outcome();
+  return frame;
+}
+
+}  // namespace
+
+struct RequestServer::Impl {
+  // A request that is being performed, or waits in the gate. Lives until its reply has come, whatever becomes
+  // of the client, so that the reply's closure can point to it.
+  struct Execution {
+    std::uint64_t client = 0;
+    std::uint64_t seq = 0;
+    pb::Request::OpCase op = pb::Request::OP_NOT_SET;
+    bool waits_for_lock = false;
+    SiteName asker;              // the site that asked last; empty: none
+    std::vector<Reply> replies;  // of askers at this site
+  };
+  struct Kept {
+    pb::Outcome outcome;
+    std::string data;
+  };
+  struct Window {
+    SiteName site;
+    std::uint64_t answered_below = 0;
+    std::uint64_t age = 0;  // when it was made, to find the oldest
+    std::map<std::uint64_t, Kept> answered;
+    std::unordered_map<std::uint64_t, Execution*> running;
+  };
+  struct Waiting {
+    SiteName from;
+    Message message;
+  };
+  enum class Mode { redirecting, taking_over, serving };
+
+  // Performs what the windows do not know.
+  class Once final : public Executor {
+   public:
+    explicit Once(Impl& impl) : impl_(impl) {}
+    void execute(const pb::Request& request, Bytes data, Reply reply) override {
+      impl_.execute_once(request, data, std::move(reply));
+    }
+    Executor* local = nullptr;
+
+   private:
+    Impl& impl_;
+  };
+
+  Impl(Transport& the_transport, Executor& the_local) : transport(the_transport), local(the_local) {}
+
+  void ask(const SiteName& from, Message& message);
+  void perform(const SiteName& from, const pb::Request& request, Bytes data);
+  void execute_once(const pb::Request& request, Bytes data, Reply reply);
+  void run(Executor& executor, Execution& execution, const pb::Request& request, Bytes data);
+  void finished(Execution& execution, const pb::Outcome& outcome, Bytes data);
+  void settle(Execution& execution, const pb::Outcome& outcome, Bytes data);
+  void keep(Window& window, std::uint64_t seq, const pb::Outcome& outcome, Bytes data);
+  void free_answered(Window& window, std::uint64_t below);
+  Window& attach(const SiteName& site, std::uint64_t client);
+  void drop_oldest_client(const SiteName& site);
+  void end_takeover();
+  void redirect(const SiteName& to, Epoch at);
+  void answer(const SiteName& to, std::uint64_t client, std::uint64_t seq, const pb::Outcome& outcome,
+              Bytes data);
+  void refuse(const SiteName& to, const pb::Request& request, int error);
+  void say_moved(const SiteName& to, std::uint64_t client, std::uint64_t seq, const SiteName& where,
+                 Epoch at);
+  Execution& new_execution(const pb::Request& request);
+  void free_execution(Execution& execution);
+
+  // constant after construction
+  Transport& transport;
+  Executor& local;
+  // reactor thread
+  Mode mode = Mode::redirecting;
+  SiteName owner;
+  Epoch epoch = 0;
+  std::unordered_map<std::uint64_t, Window> windows;
+  std::uint64_t next_age = 1;
+  std::deque<Waiting> waiting;  // asked during a takeover
+  std::deque<Execution> executions;
+  std::vector<Execution*> free_executions;
+  Once once{*this};
+};
+
+// ---- executions
+
+RequestServer::Impl::Execution& RequestServer::Impl::new_execution(const pb::Request& request) {
+  if (free_executions.empty()) free_executions.push_back(&executions.emplace_back());
+  Execution& execution = *free_executions.back();
+  free_executions.pop_back();
+  execution.client = request.client();
+  execution.seq = request.seq();
+  execution.op = request.op_case();
+  execution.waits_for_lock = request.setlock().wait();
+  return execution;
+}
+
+void RequestServer::Impl::free_execution(Execution& execution) {
+  execution.asker.clear();
+  execution.replies.clear();
+  free_executions.push_back(&execution);
+}
+
+void RequestServer::Impl::run(Executor& executor, Execution& execution, const pb::Request& request,
+                              Bytes data) {
+  executor.execute(request, data, [this, which = &execution](const pb::Outcome& outcome, Bytes bytes) {
+    finished(*which, outcome, bytes);
+  });
+}
+
+void RequestServer::Impl::finished(Execution& execution, const pb::Outcome& outcome, Bytes data) {
+  if (op_class(execution.op) != OpClass::query) settle(execution, outcome, data);
+  if (!execution.asker.empty()) answer(execution.asker, execution.client, execution.seq, outcome, data);
+  const auto replies = std::exchange(execution.replies, {});
+  free_execution(execution);
+  for (const auto& reply : replies) reply(outcome, data);
+}
+
+// What a performed request means for its client's window.
+void RequestServer::Impl::settle(Execution& execution, const pb::Outcome& outcome, Bytes data) {
+  const auto found = windows.find(execution.client);
+  if (found == windows.end()) return;  // detached, or handed over, meanwhile
+  Window& window = found->second;
+  const auto running = window.running.find(execution.seq);
+  if (running != window.running.end() && running->second == &execution) window.running.erase(running);
+  const bool gone = execution.op == pb::Request::kDetach && outcome.error() == 0;
+  const bool never_came = execution.op == pb::Request::kAttach && outcome.error() != 0 &&
+                          window.answered.empty() && window.running.empty();
+  if (gone || never_came)
+    windows.erase(found);
+  else
+    keep(window, execution.seq, outcome, data);
+}
+
+// ---- windows
+
+void RequestServer::Impl::keep(Window& window, std::uint64_t seq, const pb::Outcome& outcome, Bytes data) {
+  auto& kept = window.answered[seq];
+  kept.outcome = outcome;
+  kept.data = as_text(data);
+  const auto first_own = window.answered.lower_bound(kOwnSeqs);
+  const bool own = seq >= kOwnSeqs;
+  if (own && static_cast<std::size_t>(std::distance(first_own, window.answered.end())) > kMaxOwnAnswered)
+    window.answered.erase(first_own);
+  else if (!own && window.answered.size() > kMaxAnswered)
+    window.answered.erase(window.answered.begin());
+}
+
+void RequestServer::Impl::free_answered(Window& window, std::uint64_t below) {
+  if (below <= window.answered_below) return;
+  window.answered_below = below;
+  window.answered.erase(window.answered.begin(), window.answered.lower_bound(below));
+}
+
+RequestServer::Impl::Window& RequestServer::Impl::attach(const SiteName& site, std::uint64_t client) {
+  const auto known = windows.find(client);
+  if (known != windows.end()) return known->second;
+  drop_oldest_client(site);
+  Window& window = windows[client];
+  window.site = site;
+  window.age = next_age++;
+  return window;
+}
+
+void RequestServer::Impl::drop_oldest_client(const SiteName& site) {
+  std::size_t count = 0;
+  auto oldest = windows.end();
+  for (auto it = windows.begin(); it != windows.end(); ++it) {
+    if (it->second.site != site) continue;
+    ++count;
+    if (it->second.running.empty() && (oldest == windows.end() || it->second.age < oldest->second.age))
+      oldest = it;
+  }
+  if (count >= kMaxClientsPerSite && oldest != windows.end()) windows.erase(oldest);
+}
+
+// ---- requests of other sites
+
+void RequestServer::Impl::ask(const SiteName& from, Message& message) {
+  const pb::Request& request = message.head.ask().request();
+  if (mode == Mode::redirecting) return say_moved(from, request.client(), request.seq(), owner, epoch);
+  Bytes data;
+  if (!message.parts.empty()) data = {message.parts[0].data<std::byte>(), message.parts[0].size()};
+  if (message.parts.size() > 1) return refuse(from, request, EINVAL);
+  if (const int error = check_request(request, data); error != 0) return refuse(from, request, error);
+  if (mode == Mode::taking_over) {
+    if (waiting.size() >= kMaxWaiting) return refuse(from, request, EBUSY);
+    waiting.push_back({from, std::move(message)});
+    return;
+  }
+  perform(from, request, data);
+}
+
+void RequestServer::Impl::perform(const SiteName& from, const pb::Request& request, Bytes data) {
+  auto found = windows.find(request.client());
+  if (found != windows.end() && found->second.site != from) return refuse(from, request, EPERM);
+  if (request.has_attach()) {
+    if (request.attach().site() != from) return refuse(from, request, EPERM);
+    attach(from, request.client());
+    found = windows.find(request.client());
+  }
+  if (found == windows.end()) {
+    // Detached already, if that is what it asks; otherwise it is attached again first.
+    if (request.has_detach()) return refuse(from, request, 0);
+    return say_moved(from, request.client(), request.seq(), transport.site(), epoch);
+  }
+  Window& window = found->second;
+  free_answered(window, request.answered_below());
+  if (op_class(request.op_case()) == OpClass::query) {
+    Execution& execution = new_execution(request);
+    execution.asker = from;
+    return run(local, execution, request, data);
+  }
+  if (request.seq() < window.answered_below) return refuse(from, request, ESTALE);
+  if (const auto kept = window.answered.find(request.seq()); kept != window.answered.end())
+    return answer(from, request.client(), request.seq(), kept->second.outcome, as_bytes(kept->second.data));
+  if (const auto running = window.running.find(request.seq()); running != window.running.end()) {
+    running->second->asker = from;
+    return;
+  }
+  Execution& execution = new_execution(request);
+  execution.asker = from;
+  window.running[request.seq()] = &execution;
+  run(local, execution, request, data);
+}
+
+void RequestServer::Impl::answer(const SiteName& to, std::uint64_t client, std::uint64_t seq,
+                                 const pb::Outcome& outcome, Bytes data) {
+  std::vector<zmq::message_t> parts;
+  if (!data.empty()) parts.push_back(copy_to_message(data));
+  transport.send(to, Lane::requests, serialize_answer(client, seq, outcome), std::move(parts));
+}
+
+// Answers without performing anything; 0: there was nothing to do.
+void RequestServer::Impl::refuse(const SiteName& to, const pb::Request& request, int error) {
+  pb::Outcome outcome;
+  outcome.set_error(static_cast<std::uint32_t>(error));
+  answer(to, request.client(), request.seq(), outcome, {});
+}
+
+void RequestServer::Impl::say_moved(const SiteName& to, std::uint64_t client, std::uint64_t seq,
+                                    const SiteName& where, Epoch at) {
+  pb::Envelope envelope;
+  auto* moved = envelope.mutable_moved();
+  moved->set_client(client);
+  moved->set_seq(seq);
+  moved->set_epoch(at);
+  moved->set_owner(where);
+  transport.send(to, Lane::requests, envelope);
+}
+
+// ---- takeover and redirection
+
+void RequestServer::Impl::end_takeover() {
+  mode = Mode::serving;
+  for (auto& [from, message] : std::exchange(waiting, {})) ask(from, message);
+}
+
+void RequestServer::Impl::redirect(const SiteName& to, Epoch at) {
+  mode = Mode::redirecting;
+  owner = to;
+  epoch = at;
+  for (auto& [client, window] : windows)
+    for (auto& [seq, execution] : window.running)
+      // Held records are answered here, with what the new owner made of them. A waiting lock is not: its site
+      // asks the new owner again, where it goes on waiting.
+      if (execution->waits_for_lock) execution->asker.clear();
+  windows.clear();
+  for (auto& [from, message] : std::exchange(waiting, {})) ask(from, message);
+}
+
+// For what this site's own mount asked an earlier owner: it may have been a record, or be one of another
+// asker.
+void RequestServer::Impl::execute_once(const pb::Request& request, Bytes data, Reply reply) {
+  const auto found = windows.find(request.client());
+  if (found != windows.end() && op_class(request.op_case()) != OpClass::query) {
+    const Window& window = found->second;
+    if (const auto kept = window.answered.find(request.seq()); kept != window.answered.end())
+      return reply(kept->second.outcome, as_bytes(kept->second.data));
+    if (const auto running = window.running.find(request.seq()); running != window.running.end()) {
+      running->second->replies.push_back(std::move(reply));
+      return;
+    }
+  }
+  once.local->execute(request, data, std::move(reply));
+}
+
+// ---- the public face
+
+RequestServer::RequestServer(Transport& transport, Executor& local)
+    : impl_(std::make_unique<Impl>(transport, local)) {}
+RequestServer::~RequestServer() = default;
+
+void RequestServer::serve() { impl_->end_takeover(); }
+void RequestServer::redirect(const SiteName& owner, Epoch epoch) { impl_->redirect(owner, epoch); }
+void RequestServer::ask(const SiteName& from, Message message) {
+  if (message.head.has_ask()) impl_->ask(from, message);
+}
+
+Executor& RequestServer::once(Executor& local) {
+  impl_->once.local = &local;
+  impl_->end_takeover();
+  return impl_->once;
+}
+
+void RequestServer::note(const pb::Request& request, const pb::Outcome& outcome, Bytes data) {
+  if (op_class(request.op_case()) == OpClass::query) return;
+  const auto found = impl_->windows.find(request.client());
+  if (found == impl_->windows.end()) return;
+  if (request.has_detach() && outcome.error() == 0)
+    impl_->windows.erase(found);
+  else
+    impl_->keep(found->second, request.seq(), outcome, data);
+}
+
+bool RequestServer::answer_known(const SiteName& site, const pb::Request& request) {
+  const auto found = impl_->windows.find(request.client());
+  if (found == impl_->windows.end() || found->second.site != site) return false;
+  const auto kept = found->second.answered.find(request.seq());
+  if (kept == found->second.answered.end()) return false;
+  impl_->answer(site, request.client(), request.seq(), kept->second.outcome, as_bytes(kept->second.data));
+  return true;
+}
+
+std::vector<pb::Client> RequestServer::windows() const {
+  std::vector<pb::Client> all;
+  for (const auto& [id, window] : impl_->windows) {
+    pb::Client client;
+    client.set_client(id);
+    client.set_site(window.site);
+    client.set_answered_below(window.answered_below);
+    // What this site's own mount has asked since was answered in this process.
+    const bool own = window.site == impl_->transport.site();
+    for (const auto& [seq, kept] : window.answered) {
+      if (own) break;
+      auto* answered = client.add_answered();
+      answered->set_seq(seq);
+      *answered->mutable_outcome() = kept.outcome;
+      answered->set_data(kept.data);
+    }
+    all.push_back(std::move(client));
+  }
+  return all;
+}
+
+void RequestServer::restore(const std::vector<pb::Client>& windows) {
+  impl_->mode = Impl::Mode::taking_over;
+  impl_->windows.clear();
+  for (const auto& client : windows) {
+    auto& window = impl_->windows[client.client()];
+    window.site = client.site();
+    window.age = impl_->next_age++;
+    window.answered_below = client.answered_below();
+    for (const auto& answered : client.answered())
+      window.answered[answered.seq()] = {.outcome = answered.outcome(), .data = answered.data()};
+  }
+}
+
+}  // namespace sharefs

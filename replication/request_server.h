@@ -1,0 +1,57 @@
+// Serves the requests of other sites: the owner's end of Peer.
+//
+// Exactly once: per client a window of the replies to its non-queries, freed by Request.answered_below. A
+// request whose seq is in the window is answered from it; one that is being performed (or is held as a
+// record) is not started again, its reply goes to where it was asked from last. The windows are live state
+// and are handed over. A request below answered_below is a late copy and is refused (ESTALE).
+//
+// A client belongs to the site that attached it; a request of another site's client is refused (EPERM). A
+// request of an unknown client is answered «moved» to this very site: its Peer attaches it again (the owner's
+// process was another).
+//
+// Takeover: restore() begins it, once() ends it. In between, requests of other sites wait here, because any
+// of them may be a record that is performed meanwhile.
+//
+// Threads: reactor thread only.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "meta/executor.h"
+#include "replication/transport.h"
+
+namespace sharefs {
+
+class RequestServer {
+ public:
+  // `local`: where requests are performed (the Gate). It is asked only while this site is the owner.
+  RequestServer(Transport& transport, Executor& local);
+  ~RequestServer();
+
+  // Serves from now on (owner), or answers «moved» (not the owner; also the state after construction).
+  void serve();
+  void redirect(const SiteName& owner, Epoch epoch);
+
+  // An Ask of another site.
+  void ask(const SiteName& from, Message message);
+
+  std::vector<pb::Client> windows() const;  // live state
+  void restore(const std::vector<pb::Client>& windows);
+  // A record of a handoff has been performed here: its reply belongs into the window.
+  void note(const pb::Request& request, const pb::Outcome& outcome, Bytes data);
+  // All records are performed: lets go what waited, and returns an executor that answers from the windows
+  // what they know and performs everything else at `local` (for what this site's own mount asked the old
+  // owner meanwhile).
+  Executor& once(Executor& local);
+  // Answers from the window if the request has been performed; false: it has not.
+  bool answer_known(const SiteName& site, const pb::Request& request);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace sharefs

@@ -1,0 +1,155 @@
+#include "replication/round.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <limits>
+#include <optional>
+
+namespace sharefs {
+
+namespace {
+
+// Changed ranges this close to each other are shipped as one.
+constexpr std::uint64_t kMergeGap = 4096;
+// Files have no bytes from here on; an entry that runs "to the end" ends here.
+constexpr std::uint64_t kMaxFileSize = std::numeric_limits<std::int64_t>::max();
+
+}  // namespace
+
+void Round::ship(const std::vector<Change>& changes) {
+  merge(changes);
+  touched_.merge(shipper_.take_too_fresh());
+  read_cells();
+  find_new();
+  send_detached();
+  send_new();
+  send_names();
+  send_data();
+  send_states();
+  for (const InodeId id : freed_) {
+    sender_.add_freed(id);
+    sender_.checkpoint();
+  }
+  sender_.flush();
+}
+
+void Round::merge(const std::vector<Change>& changes) {
+  for (const Change& change : changes) {
+    switch (change.kind) {
+      case Change::Kind::entry:
+        names_[change.id].insert(change.name);
+        touched_.insert(change.id);
+        break;
+      case Change::Kind::attributes:
+        touched_.insert(change.id);
+        break;
+      case Change::Kind::extent: {
+        touched_.insert(change.id);
+        const std::uint64_t begin = std::min(change.offset, kMaxFileSize);
+        extents_[change.id].push_back({begin, begin + std::min(change.length, kMaxFileSize - begin)});
+        break;
+      }
+      case Change::Kind::freed:
+        freed_.insert(change.id);
+        break;
+    }
+  }
+  for (auto& [id, ranges] : extents_) {
+    std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+    std::vector<Range> merged;
+    for (const Range& range : ranges) {
+      if (!merged.empty() && range.begin <= merged.back().end + kMergeGap) {
+        merged.back().end = std::max(merged.back().end, range.end);
+      } else {
+        merged.push_back(range);
+      }
+    }
+    ranges = std::move(merged);
+  }
+}
+
+void Round::read_cells() {
+  for (auto& [parent, names] : names_) {
+    const UniqueFd directory = inodes_.open(parent, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (!directory && errno != ESTALE && errno != ENOENT) {
+      throw_errno("cannot open directory " + std::to_string(parent));
+    }
+    for (const auto& name : names) {
+      Cell cell{.parent = parent, .name = name};
+      if (auto opened = directory ? open_name(directory.get(), name, DT_UNKNOWN) : std::nullopt) {
+        cell.id = identify_opened(inodes_, parent, name, directory.get(), *opened).value_or(0);
+        cell.mode = opened->backing.stx_mode;
+        if (cell.id != 0) touched_.insert(cell.id);
+      }
+      cells_.push_back(std::move(cell));
+    }
+  }
+  names_.clear();
+}
+
+void Round::find_new() {
+  for (const InodeId id : touched_) {
+    if (!sent_.contains(id)) new_.insert(id);
+  }
+}
+
+void Round::send_detached() {
+  const bool directory_moves = std::any_of(cells_.begin(), cells_.end(), [&](const Cell& cell) {
+    return cell.id != 0 && S_ISDIR(cell.mode) && sent_.contains(cell.id);
+  });
+  for (const Cell& cell : cells_) {
+    if (cell.id == 0 || directory_moves) shipper_.entry({cell.parent, cell.name}, 0, 0);
+  }
+}
+
+void Round::send_new() {
+  for (Cell& cell : cells_) {
+    if (cell.id == 0 || sent_.contains(cell.id)) continue;
+    const EntryName entry{cell.parent, cell.name};
+    walk_.send(cell.id, &entry);
+    cell.settled = true;
+  }
+  // Without a name in this round: orphans, and what gets its name in a later one.
+  for (const InodeId id : new_) {
+    if (!sent_.contains(id)) walk_.send(id, nullptr);
+  }
+}
+
+void Round::send_names() {
+  for (const Cell& cell : cells_) {
+    if (cell.id != 0 && !cell.settled) shipper_.entry({cell.parent, cell.name}, cell.id, cell.mode);
+  }
+}
+
+void Round::send_data() {
+  for (const auto& [id, ranges] : extents_) {
+    if (new_.contains(id)) continue;
+    const auto opened = open_inode(inodes_, id);
+    if (!opened || !is_regular(opened->backing)) continue;
+    for (const Range& range : ranges) shipper_.extent(id, *opened, range.begin, range.end);
+  }
+}
+
+void Round::send_states() {
+  std::vector<InodeId> directories;
+  for (const InodeId id : touched_) {
+    auto opened = open_inode(inodes_, id);
+    if (!opened) continue;
+    if (is_directory(opened->backing)) {
+      directories.push_back(id);
+    } else if (!new_.contains(id)) {
+      shipper_.state(id, *opened, true);
+      sender_.checkpoint();
+    }
+  }
+  for (const InodeId id : directories) {
+    if (auto opened = open_inode(inodes_, id)) shipper_.state(id, *opened, true);
+    sender_.checkpoint();
+  }
+}
+
+}  // namespace sharefs

@@ -1,0 +1,352 @@
+#include "replication/site.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "meta/fault.h"
+#include "replication/site_impl.h"
+
+namespace sharefs {
+namespace {
+
+constexpr unsigned kWorkers = 3;
+constexpr unsigned kDescriptorLimit = 400;  // leaves room for sockets and SQLite below `ulimit -n 1024`
+// Entries of the root moved between two rounds of events: about 0.2 ms.
+constexpr unsigned kRelocationStep = 32;
+constexpr auto kAttachPatience = std::chrono::seconds(15);
+constexpr auto kDetachPatience = std::chrono::seconds(2);
+// Requests of the site itself, not of its kernel: bit 63 marks resent FUSE requests, bit 62 the front end's own.
+constexpr std::uint64_t kOwnSeqBit = std::uint64_t{1} << 61;
+
+std::uint64_t random_id() {
+  std::random_device device;
+  return ((std::uint64_t{device()} << 31) ^ device()) & 0x7fffffffffffffff;
+}
+
+UniqueFd open_directory(const std::filesystem::path& path) {
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd) throw std::runtime_error(fmt::format("cannot open the store {}: {}", path.string(), std::strerror(errno)));
+  return fd;
+}
+
+std::filesystem::path tree_of(const std::filesystem::path& store) { return store / kPrivateArea / "tree"; }
+
+bool holds_entries(const std::filesystem::path& directory) {
+  for (const auto& entry : std::filesystem::directory_iterator(directory))
+    if (entry.path().filename() != kPrivateArea) return true;
+  return false;
+}
+
+std::string required(State& state, std::string_view key) {
+  auto value = state.setting(key);
+  if (value.empty()) throw std::runtime_error(fmt::format("state.db lacks «{}»: run sharefs init or join first", key));
+  return value;
+}
+
+}  // namespace
+
+Site::Site(Options options, Reactor& reactor, std::function<void()> ended)
+    : impl_(std::make_unique<Impl>(std::move(options), reactor, std::move(ended))) {}
+Site::~Site() = default;
+void Site::start(std::function<void(std::string)> ready) { impl_->start(std::move(ready)); }
+void Site::stop(std::function<void()> stopped) { impl_->stop(std::move(stopped)); }
+void Site::command(const nlohmann::json& request, std::function<void(nlohmann::json)> reply) {
+  impl_->command(request, std::move(reply));
+}
+
+Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_ended)
+    : options(std::move(given)),
+      reactor(the_reactor),
+      ended(std::move(on_ended)),
+      incarnation(random_id()),
+      client(random_id()),
+      database(options.folder / "state.db"),
+      state(database),
+      workers(reactor, kWorkers),
+      inodes(options.folder / "state.db", options.folder / "inodes.journal",
+             open_directory(required(state, "store"))),
+      log(database),
+      store(Store::Options{.directory = required(state, "store"),
+                           .data_set = required(state, "data_set_id"),
+                           .descriptor_limit = kDescriptorLimit},
+            inodes, opens, locks, workers),
+      relocating(store),
+      once(relocating, options.folder / "once.slots", client),
+      coherence(once, opens, locks, reactor,
+                [this](const RecallOrder& order, std::function<void(bool)> done) { recall(order, std::move(done)); }),
+      gate(coherence, database),
+      transport({.site = required(state, "site"),
+                 .listen = state.setting("listen"),
+                 .keys = {.public_key = required(state, "public_key"), .secret_key = required(state, "secret_key")}},
+                reactor),
+      peer({.timeout = options.timeout}, transport, reactor),
+      server(transport, gate),
+      parts{.self = required(state, "site"),
+            .store_directory = required(state, "store"),
+            .database_file = options.folder / "state.db",
+            .reactor = reactor,
+            .state = state,
+            .transport = transport,
+            .inodes = inodes,
+            .store = store,
+            .log = log,
+            .opens = opens,
+            .locks = locks,
+            .coherence = coherence,
+            .gate = gate,
+            .peer = peer,
+            .server = server,
+            .router = router} {
+  data_set_id = std::stoull(required(state, "data_set_id"));
+  store.observe(&log);
+  ownership = state.ownership();
+  subscribe();
+  load_invitations();
+  for (const auto& site : state.sites()) transport.add_site(site.name, site.endpoint, site.public_key);
+  peer.on_moved([this](const SiteName& owner, Epoch epoch) { learn(owner, epoch); });
+  if (is_owner())
+    serve_as_owner(false);
+  else
+    follow(ownership.owner, ownership.epoch, false);
+  continue_handoff();
+}
+
+Site::Impl::~Impl() {
+  alive.reset();
+  front_end.reset();
+  source.reset();
+  target.reset();
+  store.observe(nullptr);
+  inodes.flush();
+}
+
+// ---- roles
+
+void Site::Impl::serve_as_owner(bool moving) {
+  inodes.set_epoch(ownership.epoch);
+  if (moving || holds_entries(tree_of(parts.store_directory)))
+    relocate(Relocation::Direction::up);
+  else
+    inodes.set_root(open_directory(parts.store_directory));
+  router.route_to(gate);
+  server.serve();
+}
+
+void Site::Impl::follow(const SiteName& owner, Epoch epoch, bool moving) {
+  if (moving || holds_entries(parts.store_directory))
+    relocate(Relocation::Direction::down);
+  else
+    inodes.set_root(open_directory(tree_of(parts.store_directory)));
+  store.drop_descriptors();
+  peer.set_owner(owner, epoch);
+  router.route_to(peer);
+  gate.pass_to(peer);
+  server.redirect(owner, epoch);
+}
+
+// Starts moving the entries of the root out of (owner) or into (old image) the private area; a little at a time.
+void Site::Impl::relocate(Relocation::Direction direction) {
+  reactor.cancel(relocation_timer);
+  relocating.relocation = std::make_unique<Relocation>(inodes, parts.store_directory, direction);
+  const auto step = std::make_shared<std::function<void()>>();
+  *step = [this, weak = std::weak_ptr(step)] {
+    relocation_timer = 0;
+    if (!relocating.relocation) return;
+    if (!relocating.relocation->step(kRelocationStep)) {
+      relocating.relocation.reset();
+      return;
+    }
+    if (auto self = weak.lock()) relocation_timer = reactor.after(std::chrono::milliseconds(1), [self] { (*self)(); });
+  };
+  store.drop_descriptors();
+  (*step)();
+}
+
+void Site::Impl::finish_relocation() {
+  if (!relocating.relocation) return;
+  reactor.cancel(relocation_timer);
+  relocation_timer = 0;
+  relocating.relocation->all();
+  relocating.relocation.reset();
+}
+
+// What the last handoff left when the process ended.
+void Site::Impl::continue_handoff() {
+  for (auto& last : state.handoffs(1)) {
+    if (!last.result.empty()) return;
+    const bool was_source = last.role == "source";
+    if (was_source && ownership.owner == last.target && ownership.epoch == last.epoch) {
+      source = std::make_unique<HandoffSource>(parts, HandoffSource::Options{.target = last.target}, source_events());
+      source->resume(last);
+    } else if (!was_source && (last.phase == name(TargetState::prepared) || last.phase == name(TargetState::performing))) {
+      // «performing» under an old owner: the process ended before ownership was durable here; the source will tell.
+      if (!is_owner() || ownership.epoch != last.epoch) last.phase = name(TargetState::prepared);
+      target = std::make_unique<HandoffTarget>(parts, last, target_events());
+    } else {
+      last.result = "failed";
+      last.error = fmt::format("{} was restarted during the handoff", parts.self);
+      last.ended = wall_clock_ns();
+      state.put_handoff(last, Durability::normal);
+    }
+  }
+}
+
+HandoffSource::Events Site::Impl::source_events() {
+  return {.ownership_given = [this](const SiteName& owner, Epoch epoch) { give_ownership(owner, epoch); },
+          .ended = [this] {
+            reactor.post([this, watch = std::weak_ptr(alive)] {
+              if (!watch.expired()) source.reset();
+            });
+          }};
+}
+
+HandoffTarget::Events Site::Impl::target_events() {
+  const auto drop = [this] {
+    reactor.post([this, watch = std::weak_ptr(alive)] {
+      if (!watch.expired()) target.reset();
+    });
+  };
+  return {.ownership_taken = [this](Epoch epoch) { take_ownership(epoch); },
+          .serving =
+              [this] {
+                gate.open();
+                peer.resubmit_to(server.once(gate));
+                greet_all();
+              },
+          .abandoned = drop};
+}
+
+void Site::Impl::take_ownership(Epoch epoch) {
+  spdlog::info("this site is the owner now, epoch {}", epoch);
+  ownership = state.ownership();
+  relocating.relocation.reset();
+  serve_as_owner(true);
+}
+
+void Site::Impl::give_ownership(const SiteName& owner, Epoch epoch) {
+  spdlog::info("{} is the owner now, epoch {}", owner, epoch);
+  ownership = state.ownership();
+  peer.set_owner(owner, epoch);
+  peer.holdings().take(client, opens, locks);
+  drop_live_state(parts);
+  follow(owner, epoch, true);
+  greet_all();
+}
+
+// Another site says who owns at which epoch. Believed when it is newer than what this site knows — unless this site is
+// the owner: it would have given ownership up itself.
+void Site::Impl::learn(const SiteName& owner, Epoch epoch) {
+  if (epoch <= ownership.epoch) return;
+  if (is_owner()) {
+    spdlog::error("another site says that {} owns at epoch {}; this site owns at {} and never gave it up", owner, epoch,
+                  ownership.epoch);
+    return;
+  }
+  if (owner == parts.self) return;  // only a commit makes this site the owner
+  ownership.owner = owner;
+  ownership.epoch = epoch;
+  ownership.burnt = std::max(ownership.burnt, epoch);
+  state.set_ownership(ownership);
+  peer.set_owner(owner, epoch);
+  server.redirect(owner, epoch);
+}
+
+// ---- the mount
+
+pb::Request Site::Impl::own_request() {
+  pb::Request request;
+  request.set_client(client);
+  request.set_seq(kOwnSeqBit | ++own_seq);
+  return request;
+}
+
+void Site::Impl::attach(std::function<void(int)> on_attached) {
+  pb::Request request = own_request();
+  request.mutable_attach()->set_site(parts.self);
+  router.execute(request, {},
+                 [on_attached = std::move(on_attached)](const pb::Outcome& outcome, Bytes) {
+                   on_attached(static_cast<int>(outcome.error()));
+                 });
+}
+
+void Site::Impl::start(std::function<void(std::string)> ready) {
+  if (!options.mountpoint) return ready("");
+  const auto answered = std::make_shared<bool>(false);
+  const auto timer = reactor.after(kAttachPatience, [this, answered, ready] {
+    if (*answered) return;
+    *answered = true;
+    ready(fmt::format("the owner {} cannot be reached: is its daemon running?", ownership.owner));
+  });
+  attach([this, answered, ready, timer](int error) {
+    if (*answered) return;
+    *answered = true;
+    reactor.cancel(timer);
+    if (error) return ready(fmt::format("the owner {} refuses this mount: {}", ownership.owner, std::strerror(error)));
+    attached = true;
+    try {
+      front_end = std::make_unique<FrontEnd>(FrontEnd::Options{.mountpoint = *options.mountpoint,
+                                                               .data_set = state.setting("data_set"),
+                                                               .mount_options = options.mount_options},
+                                             reactor, router, client, ended);
+      front_end->set_policy(sole ? kSoleMount : kSharedMount);
+      state.set_setting("mountpoint", options.mountpoint->string());
+    } catch (const std::exception& failure) {
+      return ready(failure.what());
+    }
+    ready("");
+  });
+}
+
+void Site::Impl::stop(std::function<void()> stopped) {
+  front_end.reset();
+  state.set_setting("mountpoint", "");
+  if (!attached) return stopped();
+  attached = false;
+  const auto once = std::make_shared<bool>(false);
+  const auto finish = [once, stopped] {
+    if (!std::exchange(*once, true)) stopped();
+  };
+  reactor.after(kDetachPatience, finish);
+  pb::Request request = own_request();
+  request.mutable_detach();
+  router.execute(request, {}, [finish](const pb::Outcome&, Bytes) { finish(); });
+}
+
+// ---- recalls: the owner's coherence reaches every mount through these
+
+void Site::Impl::recall(const RecallOrder& order, std::function<void(bool)> done) {
+  const auto holder = opens.clients().find(order.client);
+  if (order.client == client) return obey(order, std::move(done));
+  if (holder == opens.clients().end()) return done(false);
+  const auto number = next_number++;
+  recalls.emplace(number, std::pair(holder->second, std::move(done)));
+  pb::Envelope envelope;
+  auto* wire = envelope.mutable_recall();
+  wire->set_number(number);
+  wire->set_client(order.client);
+  wire->set_id(order.id);
+  wire->set_offset(order.offset);
+  wire->set_length(order.length);
+  wire->set_orphan(order.orphan);
+  if (order.sole) wire->set_sole(*order.sole);
+  transport.send(holder->second, Lane::requests, envelope);
+}
+
+void Site::Impl::obey(const RecallOrder& order, std::function<void(bool)> done) {
+  if (order.client != client) return done(false);  // an earlier incarnation of this mount: it caches nothing
+  if (order.sole) {
+    sole = *order.sole;
+    if (front_end) front_end->set_policy(sole ? kSoleMount : kSharedMount);
+    return done(true);
+  }
+  if (!front_end) return done(false);
+  if (order.orphan) return done(front_end->watch_orphan(order.id));
+  front_end->invalidate(order.id, order.offset, order.length, [done = std::move(done)] { done(true); });
+}
+
+}  // namespace sharefs

@@ -1,0 +1,250 @@
+// The operator's commands, as JSON (contract: cli/README.md).
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "replication/site_impl.h"
+
+namespace sharefs {
+namespace {
+
+constexpr auto kAnswerPatience = std::chrono::seconds(5);
+constexpr std::uint32_t kVerifyPage = 500;
+
+nlohmann::json failure(const std::string& why) { return {{"error", why}}; }
+
+struct TreeSize {
+  std::uint64_t bytes = 0, files = 0;
+  bool privileged = false;  // other owners or devices: only root can recreate them
+};
+
+TreeSize measure(const std::filesystem::path& store) {
+  namespace stdfs = std::filesystem;
+  TreeSize size;
+  std::error_code ignored;  // entries may vanish while we look
+  for (stdfs::recursive_directory_iterator it(store, stdfs::directory_options::skip_permission_denied, ignored), end;
+       it != end; it.increment(ignored)) {
+    struct stat st {};
+    if (::lstat(it->path().c_str(), &st) != 0) continue;
+    if (it.depth() == 0 && it->path().filename() == kPrivateArea) {
+      it.disable_recursion_pending();
+      continue;
+    }
+    ++size.files;
+    size.bytes += static_cast<std::uint64_t>(st.st_blocks) * 512;
+    size.privileged = size.privileged || st.st_uid != ::geteuid() || S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode);
+  }
+  return size;
+}
+
+}  // namespace
+
+void Site::Impl::command(const nlohmann::json& request, JsonReply reply) {
+  if (!request.is_object() || !request.contains("command")) return reply(failure("malformed command"));
+  const std::string name = request.value("command", "");
+  if (name == "status") {
+    if (is_owner() || ownership.owner.empty() || !transport.connected(ownership.owner)) return reply(status_json());
+    // The handoff's progress is known to the owner.
+    return ask_owner({{"command", "handoff"}}, [this, reply = std::move(reply)](const nlohmann::json& answer) {
+      auto status = status_json();
+      if (answer.contains("handoff")) status["handoff"] = answer["handoff"];
+      reply(status);
+    });
+  }
+  if (name == "handoff") return reply({{"handoff", handoff_json()}});
+  if (name == "reload_invitations") {
+    load_invitations();
+    return reply(nlohmann::json::object());
+  }
+  if (name == "verify") return verify(request, std::move(reply));
+  if (name == "migrate" || name == "abort") {
+    // After the commit point the former owner still ends the handoff: it says why it cannot be aborted.
+    if (!is_owner() && !source) return ask_owner(request, std::move(reply));
+    if (name == "migrate") return migrate(request, std::move(reply));
+    if (!source) return reply(failure("there is no handoff to abort"));
+    std::string why;
+    return reply(source->abort(why) ? nlohmann::json{{"result", "aborted"}} : failure(why));
+  }
+  reply(failure(fmt::format("unknown command «{}»", name)));
+}
+
+void Site::Impl::ask_owner(const nlohmann::json& request, JsonReply reply) {
+  if (!transport.connected(ownership.owner))
+    return reply(failure(fmt::format("the owner {} cannot be reached", ownership.owner)));
+  const auto number = next_number++;
+  commands.emplace(number, std::move(reply));
+  pb::Envelope envelope;
+  envelope.mutable_command()->set_number(number);
+  envelope.mutable_command()->set_text(request.dump());
+  transport.send(ownership.owner, Lane::requests, envelope);
+  reactor.after(kAnswerPatience, [this, number] {
+    auto node = commands.extract(number);
+    if (!node.empty()) node.mapped()(failure(fmt::format("the owner {} does not answer", ownership.owner)));
+  });
+}
+
+nlohmann::json Site::Impl::handoff_json() {
+  if (source) return source->progress();
+  const auto last = state.handoffs(1);
+  return last.empty() ? nlohmann::json() : to_json(last.front());
+}
+
+nlohmann::json Site::Impl::status_json() {
+  nlohmann::json sites = nlohmann::json::array();
+  for (const auto& site : state.sites()) {
+    const bool up = transport.connected(site.name);
+    nlohmann::json one{{"site", site.name}, {"endpoint", site.endpoint}, {"connected", up}};
+    if (up) one["round_trip_ms"] = std::chrono::duration<double, std::milli>(transport.round_trip(site.name)).count();
+    sites.push_back(one);
+  }
+  nlohmann::json history = nlohmann::json::array();
+  for (const auto& handoff : state.handoffs(5)) history.push_back(to_json(handoff));
+  return {{"name", state.setting("data_set")},
+          {"site", parts.self},
+          {"role", is_owner() ? "owner" : "remote"},
+          {"owner", ownership.owner},
+          {"epoch", ownership.epoch},
+          {"phase", source ? source->progress()["phase"] : nlohmann::json("idle")},
+          {"mountpoint", front_end ? options.mountpoint->string() : ""},
+          {"store", parts.store_directory.string()},
+          {"endpoint", state.setting("endpoint")},
+          {"running", true},
+          {"clients", opens.clients().size()},
+          {"unanswered", peer.unanswered()},
+          {"longest_wait_ms",
+           front_end ? std::chrono::duration<double, std::milli>(front_end->take_longest_wait()).count() : 0.0},
+          {"sites", sites},
+          {"handoff", handoff_json()},
+          {"history", history}};
+}
+
+// ---- migrate
+
+void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
+  const SiteName to = request.value("to", "");
+  const auto sites = state.sites();
+  if (source) return reply(failure(fmt::format("a handoff to {} is running: wait for it, or sharefs abort", source->target())));
+  if (to == parts.self) return reply(failure(fmt::format("{} is the owner already", to)));
+  if (std::none_of(sites.begin(), sites.end(), [&](const auto& site) { return site.name == to; }))
+    return reply(failure(fmt::format("there is no site {}: see sharefs status", to)));
+  if (target && target->state() == TargetState::performing)
+    return reply(failure(fmt::format("{} is just taking over: try again", parts.self)));
+  if (!transport.connected(to))
+    return reply(failure(fmt::format("{} is not reachable: is its daemon running?", to)));
+  HandoffSource::Options wanted{.target = to,
+                                .max_pause = std::chrono::milliseconds(request.value("max_pause_ms", 100)),
+                                .rate = request.value("rate", std::uint64_t{0})};
+  if (wanted.max_pause.count() <= 0) return reply(failure("--max-pause must be positive"));
+  const double least = 2 * std::chrono::duration<double, std::milli>(transport.round_trip(to)).count();
+  if (least > static_cast<double>(wanted.max_pause.count()))
+    return reply(failure(fmt::format("the link to {} needs a pause of at least {:.0f} ms: use --max-pause {:.0f}ms", to,
+                                     least, 2 * least)));
+  const auto size = std::make_shared<TreeSize>();
+  workers.submit([size, store = parts.store_directory] { *size = measure(store); },
+                 [this, size, wanted, dry_run = request.value("dry_run", false), reply = std::move(reply)]() mutable {
+                   wanted.bytes_needed = size->bytes;
+                   wanted.files_needed = size->files;
+                   wanted.privileged = size->privileged;
+                   measured(std::move(wanted), dry_run, std::move(reply));
+                 });
+}
+
+void Site::Impl::measured(HandoffSource::Options wanted, bool dry_run, JsonReply reply) {
+  if (dry_run)
+    return reply({{"dry_run", true},
+                  {"from", parts.self},
+                  {"to", wanted.target},
+                  {"files", wanted.files_needed},
+                  {"bytes", wanted.bytes_needed},
+                  {"round_trip_ms",
+                   std::chrono::duration<double, std::milli>(transport.round_trip(wanted.target)).count()},
+                  {"epoch", ownership.epoch}});
+  if (source || !is_owner()) return reply(failure("another handoff has started meanwhile"));
+  finish_relocation();
+  source = std::make_unique<HandoffSource>(parts, std::move(wanted), source_events());
+  source->start();
+  reply({{"attempt", source->attempt()}});
+}
+
+// ---- verify: digests of both copies, page by page, compared here
+
+void Site::Impl::verify(const nlohmann::json& request, JsonReply reply) {
+  if (verification) return reply(failure("a verification is running"));
+  SiteName with = request.value("with", "");
+  if (with.empty() && !is_owner()) with = ownership.owner;
+  if (with.empty())
+    for (const auto& handoff : state.handoffs(1)) with = handoff.source == parts.self ? handoff.target : handoff.source;
+  if (with.empty()) return reply(failure("no other site holds a copy yet: migrate first, or say --with SITE"));
+  if (!transport.connected(with)) return reply(failure(fmt::format("{} cannot be reached", with)));
+  if (!is_owner() && with != ownership.owner)
+    return reply(failure(fmt::format("one of the two copies must be the owner's: use --with {}", ownership.owner)));
+  finish_relocation();
+  inodes.flush();
+  verification = std::make_unique<Verification>();
+  verification->with = with;
+  verification->other_is_owner = with == ownership.owner;
+  verification->number = next_number++;
+  verification->reply = std::move(reply);
+  verify_next();
+}
+
+void Site::Impl::verify_next() {
+  auto& now = *verification;
+  const bool here_wanted = now.other_is_owner ? now.comparison.other_wanted() : now.comparison.owner_wanted();
+  const bool there_wanted = now.other_is_owner ? now.comparison.owner_wanted() : now.comparison.other_wanted();
+  pb::VerifyAsk ask;
+  ask.set_number(now.number);
+  ask.set_count(kVerifyPage);
+  if (there_wanted && !now.asked_there) {
+    now.asked_there = true;
+    ask.set_after(now.other_is_owner ? now.comparison.owner_next() : now.comparison.other_next());
+    pb::Envelope envelope;
+    *envelope.mutable_verify_ask() = ask;
+    transport.send(now.with, Lane::requests, envelope);
+  }
+  if (here_wanted && !now.asked_here) {
+    now.asked_here = true;
+    ask.set_after(now.other_is_owner ? now.comparison.other_next() : now.comparison.owner_next());
+    const auto page = std::make_shared<pb::VerifyReply>();
+    workers.submit(
+        [this, ask, page] {
+          try {
+            if (ask.after() == 0) identify_all(inodes);
+            *page = digest_inodes(inodes, store, parts.database_file, ask);
+          } catch (const std::exception& failure) {
+            page->set_error(failure.what());
+          }
+          page->set_number(ask.number());
+        },
+        [this, page] {
+          if (verification && verification->number == page->number()) verify_page(true, *page);
+        });
+  }
+}
+
+void Site::Impl::verify_page(bool here, const pb::VerifyReply& page) {
+  auto& now = *verification;
+  (here ? now.asked_here : now.asked_there) = false;
+  const auto conclude = [this](nlohmann::json result) {
+    auto reply = std::move(verification->reply);
+    verification.reset();
+    reply(std::move(result));
+  };
+  if (!page.error().empty()) return conclude(failure(page.error()));
+  if (here != now.other_is_owner)
+    now.comparison.owner_page(page);
+  else
+    now.comparison.other_page(page);
+  if (!now.comparison.done()) return verify_next();
+  const auto& result = now.comparison.result();
+  conclude({{"with", now.with},
+            {"compared", result.compared},
+            {"changed_since", result.changed_since},
+            {"differences", result.differences}});
+}
+
+}  // namespace sharefs

@@ -1,0 +1,136 @@
+// The inside of Site, shared by the files that implement it: site.cc (parts and roles), site_links.cc (messages of
+// other sites), site_commands.cc (the operator's commands).
+#pragma once
+
+#include <map>
+#include <random>
+#include <set>
+
+#include "fs/front_end.h"
+#include "fs/once.h"
+#include "replication/handoff_source.h"
+#include "replication/handoff_target.h"
+#include "replication/relocate.h"
+#include "replication/site.h"
+#include "replication/site_parts.h"
+#include "replication/verify.h"
+
+namespace sharefs {
+
+// In front of the store while entries of the root still move into or out of the private area.
+class RelocatingExecutor final : public Executor {
+ public:
+  explicit RelocatingExecutor(Executor& store) : store_(store) {}
+  void execute(const pb::Request& request, Bytes data, Reply reply) override {
+    if (relocation) relocation->before(request);
+    store_.execute(request, data, std::move(reply));
+  }
+  std::unique_ptr<Relocation> relocation;
+
+ private:
+  Executor& store_;
+};
+
+// One comparison of this site's copy with another's (`verify`).
+struct Verification {
+  SiteName with;
+  bool other_is_owner = false;
+  DigestComparison comparison;
+  std::uint64_t number = 0;
+  bool asked_here = false, asked_there = false;
+  std::function<void(nlohmann::json)> reply;
+};
+
+struct Site::Impl {
+  Impl(Options options, Reactor& reactor, std::function<void()> ended);
+  ~Impl();
+
+  // site.cc
+  void start(std::function<void(std::string)> ready);
+  void stop(std::function<void()> stopped);
+  bool is_owner() const { return ownership.owner == parts.self; }
+  // `moving`: ownership has just changed, so the tree must move; otherwise it is where it belongs, or on its way.
+  void serve_as_owner(bool moving);
+  void follow(const SiteName& owner, Epoch epoch, bool moving);
+  void relocate(Relocation::Direction direction);
+  void finish_relocation();
+  void continue_handoff();
+  HandoffSource::Events source_events();
+  HandoffTarget::Events target_events();
+  void take_ownership(Epoch epoch);
+  void give_ownership(const SiteName& owner, Epoch epoch);
+  void attach(std::function<void(int)> attached);
+  pb::Request own_request();
+  void recall(const RecallOrder& order, std::function<void(bool)> done);
+  void obey(const RecallOrder& order, std::function<void(bool)> done);
+  void learn(const SiteName& owner, Epoch epoch);
+
+  // site_links.cc
+  void subscribe();
+  pb::Hello hello() const;
+  void connected(const SiteName& site, const pb::Hello& hello);
+  void lost(const SiteName& site);
+  void join(const std::string& route, const std::string& public_key, const pb::Join& join);
+  void prepare(const SiteName& from, const pb::Prepare& prepare);
+  void inquire(const SiteName& from, const pb::Inquire& inquire);
+  void taken_over_already(const SiteName& from, const pb::Commit& commit);
+  void load_invitations();
+  void greet_all();
+
+  // site_commands.cc
+  using JsonReply = std::function<void(nlohmann::json)>;
+  void command(const nlohmann::json& request, JsonReply reply);
+  void ask_owner(const nlohmann::json& request, JsonReply reply);
+  void migrate(const nlohmann::json& request, JsonReply reply);
+  void measured(HandoffSource::Options options, bool dry_run, JsonReply reply);
+  nlohmann::json handoff_json();
+  nlohmann::json status_json();
+  void verify(const nlohmann::json& request, JsonReply reply);
+  void verify_next();
+  void verify_page(bool here, const pb::VerifyReply& page);
+
+  // constant after construction
+  Options options;
+  Reactor& reactor;
+  std::function<void()> ended;
+  std::uint64_t data_set_id;
+  std::uint64_t incarnation;
+  std::uint64_t client;
+
+  // the parts, lower ones first
+  Database database;
+  State state;
+  Workers workers;
+  InodeTable inodes;
+  OpenTable opens;
+  LockTable locks;
+  ChangeLog log;
+  Store store;
+  RelocatingExecutor relocating;
+  Once once;
+  Coherence coherence;
+  Gate gate;
+  Transport transport;
+  Peer peer;
+  RequestServer server;
+  Router router;
+  SiteParts parts;
+  std::unique_ptr<FrontEnd> front_end;
+
+  // reactor thread
+  Ownership ownership;
+  std::unique_ptr<HandoffSource> source;
+  std::unique_ptr<HandoffTarget> target;
+  std::unique_ptr<Verification> verification;
+  bool sole = false;                       // told by the owner: this is the only mount
+  bool attached = false;
+  std::uint64_t own_seq = 0;
+  std::uint64_t next_number = 1;           // of recalls, commands and verifications sent
+  std::map<std::uint64_t, std::pair<SiteName, std::function<void(bool)>>> recalls;
+  std::map<std::uint64_t, JsonReply> commands;
+  std::map<SiteName, std::uint64_t> incarnations;  // of other sites, as last heard
+  Reactor::TimerId relocation_timer = 0;
+  std::shared_ptr<int> alive = std::make_shared<int>();
+};
+
+}  // namespace sharefs

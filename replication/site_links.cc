@@ -1,0 +1,236 @@
+// What a site does with the messages of other sites.
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "replication/site_impl.h"
+
+namespace sharefs {
+
+void Site::Impl::subscribe() {
+  using E = pb::Envelope;
+  transport.set_hello([this] { return hello(); });
+  transport.on_connection([this](const SiteName& site, const pb::Hello& said) { connected(site, said); },
+                          [this](const SiteName& site) { lost(site); });
+  transport.on_join([this](const std::string& route, const std::string& key, const pb::Join& said) {
+    join(route, key, said);
+  });
+  transport.subscribe(E::kAsk, [this](const SiteName& from, Message message) { server.ask(from, std::move(message)); });
+  for (auto kind : {E::kAnswer, E::kMoved})
+    transport.subscribe(kind,
+                        [this](const SiteName& from, Message message) { peer.answer(from, std::move(message)); });
+  for (auto kind : {E::kPrepared, E::kCredit, E::kNeed, E::kImageComplete, E::kRoundApplied, E::kLogApplied,
+                    E::kRefused, E::kRecordDone, E::kTakenOver})
+    transport.subscribe(kind, [this](const SiteName& from, Message message) {
+      if (source && source->target() == from) source->message(std::move(message));
+    });
+  for (auto kind : {E::kBatch, E::kManifest, E::kImageEnd, E::kRoundEnd, E::kFinalEnd, E::kCommit, E::kRecord,
+                    E::kAbandon, E::kVerdict})
+    transport.subscribe(kind, [this](const SiteName& from, Message message) {
+      if (target)
+        target->message(from, std::move(message));
+      else if (message.head.has_commit())
+        taken_over_already(from, message.head.commit());
+    });
+  transport.subscribe(E::kPrepare,
+                      [this](const SiteName& from, Message message) { prepare(from, message.head.prepare()); });
+  transport.subscribe(E::kInquire,
+                      [this](const SiteName& from, Message message) { inquire(from, message.head.inquire()); });
+  transport.subscribe(E::kRecall, [this](const SiteName& from, Message message) {
+    const auto& order = message.head.recall();
+    RecallOrder mine{.client = order.client(),
+                     .id = order.id(),
+                     .offset = order.offset(),
+                     .length = order.length(),
+                     .orphan = order.orphan(),
+                     .sole = order.has_sole() ? std::optional(order.sole()) : std::nullopt};
+    obey(mine, [this, from, number = order.number()](bool referenced) {
+      pb::Envelope envelope;
+      envelope.mutable_recall_done()->set_number(number);
+      envelope.mutable_recall_done()->set_referenced(referenced);
+      transport.send(from, Lane::requests, envelope);
+    });
+  });
+  transport.subscribe(E::kRecallDone, [this](const SiteName& from, Message message) {
+    const auto found = recalls.find(message.head.recall_done().number());
+    if (found == recalls.end() || found->second.first != from) return;
+    auto done = std::move(found->second.second);
+    recalls.erase(found);
+    done(message.head.recall_done().referenced());
+  });
+  transport.subscribe(E::kCommand, [this](const SiteName& from, Message message) {
+    const auto asked = nlohmann::json::parse(message.head.command().text(), nullptr, false);
+    command(asked, [this, from, number = message.head.command().number()](const nlohmann::json& answer) {
+      pb::Envelope envelope;
+      envelope.mutable_command_reply()->set_number(number);
+      envelope.mutable_command_reply()->set_text(answer.dump());
+      transport.send(from, Lane::requests, envelope);
+    });
+  });
+  transport.subscribe(E::kCommandReply, [this](const SiteName&, Message message) {
+    auto node = commands.extract(message.head.command_reply().number());
+    if (!node.empty()) node.mapped()(nlohmann::json::parse(message.head.command_reply().text(), nullptr, false));
+  });
+  transport.subscribe(E::kVerifyAsk, [this](const SiteName& from, Message message) {
+    const auto reply = std::make_shared<pb::VerifyReply>();
+    workers.submit(
+        [this, ask = message.head.verify_ask(), reply] {
+          try {
+            if (ask.after() == 0) identify_all(inodes);
+            *reply = digest_inodes(inodes, store, parts.database_file, ask);
+          } catch (const std::exception& failure) {
+            reply->set_error(failure.what());
+          }
+          reply->set_number(ask.number());
+        },
+        [this, from, reply] {
+          pb::Envelope envelope;
+          envelope.mutable_verify_reply()->Swap(reply.get());
+          transport.send(from, Lane::bulk, envelope);
+        });
+  });
+  transport.subscribe(E::kVerifyReply, [this](const SiteName& from, Message message) {
+    if (verification && verification->with == from && verification->number == message.head.verify_reply().number())
+      verify_page(false, message.head.verify_reply());
+  });
+}
+
+pb::Hello Site::Impl::hello() const {
+  pb::Hello hello;
+  hello.set_data_set(data_set_id);
+  hello.set_version(kProtocolVersion);
+  hello.set_incarnation(incarnation);
+  hello.set_epoch(ownership.epoch);
+  hello.set_owner(ownership.owner);
+  for (const auto& site : const_cast<State&>(state).sites()) {
+    auto* known = hello.add_sites();
+    known->set_name(site.name);
+    known->set_endpoint(site.endpoint);
+    known->set_public_key(site.public_key);
+  }
+  return hello;
+}
+
+void Site::Impl::greet_all() {
+  pb::Envelope envelope;
+  *envelope.mutable_hello() = hello();
+  for (const auto& site : state.sites()) transport.send(site.name, Lane::requests, envelope);
+}
+
+void Site::Impl::connected(const SiteName& site, const pb::Hello& said) {
+  if (said.data_set() != data_set_id) return;
+  std::set<SiteName> known{parts.self};
+  for (const auto& other : state.sites()) known.insert(other.name);
+  for (const auto& other : said.sites()) {
+    if (known.contains(other.name())) continue;
+    state.put_site({.name = other.name(), .endpoint = other.endpoint(), .public_key = other.public_key()});
+    transport.add_site(other.name(), other.endpoint(), other.public_key());
+  }
+  learn(said.owner(), said.epoch());
+
+  // Another process than before: what its earlier mount had open or locked is gone.
+  auto& last = incarnations[site];
+  if (is_owner() && last != 0 && last != said.incarnation()) coherence.expire_site(site);
+  last = said.incarnation();
+
+  peer.connected(site);
+  if (source && source->target() == site) source->connected();
+  if (target) target->connected(site);
+}
+
+void Site::Impl::lost(const SiteName& site) {
+  spdlog::info("{} is not reachable", site);
+  if (source && source->target() == site) source->lost();
+}
+
+void Site::Impl::load_invitations() {
+  for (const auto& key : state.invitations(wall_clock_ns())) transport.admit_invitation(key);
+}
+
+void Site::Impl::join(const std::string& route, const std::string& public_key, const pb::Join& join) {
+  pb::Envelope envelope;
+  auto* reply = envelope.mutable_join_reply();
+  const auto refuse = [&](const std::string& why) {
+    reply->set_error(why);
+    transport.reply_to_join(route, envelope);
+  };
+  const SiteRecord site{
+      .name = join.site().name(), .endpoint = join.site().endpoint(), .public_key = join.site().public_key()};
+  if (join.data_set() != data_set_id) return refuse("the token is of another data set");
+  if (join.version() != kProtocolVersion)
+    return refuse(fmt::format("{} runs another version of sharefs: upgrade first", parts.self));
+  if (site.name.empty() || site.public_key.size() != 40) return refuse("malformed request to join");
+  const auto sites = state.sites();
+  const bool taken = site.name == parts.self || std::any_of(sites.begin(), sites.end(), [&](const auto& other) {
+                       return other.name == site.name;
+                     });
+  if (taken) return refuse(fmt::format("there is a site named {} already: choose another with --site", site.name));
+  transport.remove_invitation(public_key);
+  if (!state.use_invitation(public_key)) return refuse("the token was used before: ask for a new one with sharefs invite");
+  state.put_site(site);
+  transport.add_site(site.name, site.endpoint, site.public_key);
+  for (const auto& other : sites) {
+    auto* known = reply->add_sites();
+    known->set_name(other.name);
+    known->set_endpoint(other.endpoint);
+    known->set_public_key(other.public_key);
+  }
+  auto* self = reply->add_sites();
+  self->set_name(parts.self);
+  self->set_endpoint(state.setting("endpoint"));
+  self->set_public_key(state.setting("public_key"));
+  reply->set_epoch(ownership.epoch);
+  reply->set_owner(ownership.owner);
+  transport.reply_to_join(route, envelope);
+  spdlog::info("{} has joined at {}", site.name, site.endpoint);
+  greet_all();
+}
+
+void Site::Impl::prepare(const SiteName& from, const pb::Prepare& prepare) {
+  std::string why = HandoffTarget::refusal(parts, prepare);
+  if (why.empty() && from != ownership.owner)
+    why = fmt::format("{} is not the owner as far as {} knows ({} is)", from, parts.self, ownership.owner);
+  if (why.empty() && source) why = fmt::format("{} has not ended its own handoff yet", parts.self);
+  if (!why.empty()) {
+    pb::Envelope envelope;
+    envelope.mutable_prepared()->set_attempt(prepare.attempt());
+    envelope.mutable_prepared()->set_error(why);
+    transport.send(from, Lane::requests, envelope);
+    return;
+  }
+  if (target) target->abandon("a newer attempt replaced it");
+  target.reset();
+  finish_relocation();
+  Ownership burnt = ownership;
+  burnt.burnt = prepare.epoch();
+  state.set_ownership(burnt);
+  ownership = burnt;
+  const auto area = parts.store_directory / kPrivateArea;
+  const bool holds_image = !std::filesystem::is_empty(area / "tree") || !std::filesystem::is_empty(area / "parked");
+  target = std::make_unique<HandoffTarget>(parts, from, prepare, holds_image, target_events());
+}
+
+// A prepared target asks what became of its attempt. Before the commit point (or after a roll-back) ownership is still
+// here at an older epoch, and never can the attempt be committed any more: it was abandoned when its source forgot it.
+void Site::Impl::inquire(const SiteName& from, const pb::Inquire& inquire) {
+  if (source && source->attempt() == inquire.attempt() && !source->committed()) return;  // undecided: it will be told
+  pb::Envelope envelope;
+  auto* verdict = envelope.mutable_verdict();
+  verdict->set_attempt(inquire.attempt());
+  verdict->set_committed(ownership.owner == from && ownership.epoch >= inquire.epoch());
+  verdict->set_epoch(ownership.epoch);
+  verdict->set_owner(ownership.owner);
+  transport.send(from, Lane::requests, envelope);
+  if (source && source->attempt() == inquire.attempt()) source->connected();
+}
+
+// The commit of a handoff that has long been completed here: the source has not heard of it.
+void Site::Impl::taken_over_already(const SiteName& from, const pb::Commit& commit) {
+  const auto handoff = state.handoff(commit.attempt());
+  if (!handoff || handoff->source != from || handoff->result != "done") return;
+  pb::Envelope envelope;
+  envelope.mutable_taken_over()->set_attempt(commit.attempt());
+  envelope.mutable_taken_over()->set_epoch(handoff->epoch);
+  transport.send(from, Lane::requests, envelope);
+}
+
+}  // namespace sharefs

@@ -1,0 +1,55 @@
+// The parts of a running site, as the two handoff drivers see them. Owned by Site; all on the reactor thread.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <nlohmann/json.hpp>
+
+#include "fs/coherence.h"
+#include "fs/gate.h"
+#include "fs/inode_table.h"
+#include "fs/live_state.h"
+#include "fs/router.h"
+#include "fs/store.h"
+#include "meta/change_log.h"
+#include "meta/reactor.h"
+#include "meta/state.h"
+#include "replication/peer.h"
+#include "replication/request_server.h"
+#include "replication/transport.h"
+
+namespace sharefs {
+
+struct SiteParts {
+  SiteName self;
+  std::filesystem::path store_directory;
+  std::filesystem::path database_file;
+  Reactor& reactor;
+  State& state;
+  Transport& transport;
+  InodeTable& inodes;
+  Store& store;
+  ChangeLog& log;
+  OpenTable& opens;
+  LockTable& locks;
+  Coherence& coherence;
+  Gate& gate;
+  Peer& peer;
+  RequestServer& server;
+  Router& router;
+};
+
+// Nanoseconds since 1970: what SQLite and JSON keep.
+std::int64_t wall_clock_ns();
+
+// A handoff as status shows it; the names are a contract with scripts.
+nlohmann::json to_json(const HandoffRecord& handoff);
+
+// Live state <-> wire. take_live_state: what this owner knows, complete once its gate is closed and drained.
+pb::LiveState take_live_state(const SiteParts& parts);
+void restore_live_state(const SiteParts& parts, const pb::LiveState& live);
+// After ownership is gone: nothing of the live state is this site's any more. Waiting locks of this site's own mount
+// are asked again, under their ids, at the new owner.
+void drop_live_state(const SiteParts& parts);
+
+}  // namespace sharefs

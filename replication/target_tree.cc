@@ -1,0 +1,392 @@
+#include "replication/target_tree.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <charconv>
+#include <climits>
+#include <vector>
+
+namespace sharefs {
+
+namespace {
+
+constexpr int kDirectoryFlags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+
+UniqueFd open_folder(int area, const char* name) {
+  if (mkdirat(area, name, 0700) != 0 && errno != EEXIST) throw_errno("cannot create " + std::string(name));
+  UniqueFd fd(openat(area, name, kDirectoryFlags));
+  if (!fd) throw_errno("cannot open " + std::string(name) + " in the private area");
+  return fd;
+}
+
+std::optional<InodeId> id_of(std::string_view hex) {
+  InodeId id = 0;
+  const auto [end, error] = std::from_chars(hex.data(), hex.data() + hex.size(), id, 16);
+  if (error != std::errc() || end != hex.data() + hex.size() || id == 0) return std::nullopt;
+  return id;
+}
+
+std::unordered_set<InodeId> ids_in(int folder) {
+  std::unordered_set<InodeId> ids;
+  for (const auto& entry : list_directory(folder)) {
+    if (const auto id = id_of(entry.name)) ids.insert(*id);
+  }
+  return ids;
+}
+
+bool rename_into(int from, const std::string& name, int to, const std::string& new_name) {
+  return renameat2(from, name.c_str(), to, new_name.c_str(), RENAME_NOREPLACE) == 0;
+}
+
+}  // namespace
+
+void check_name(InodeId parent, const std::string& name) {
+  if (name.empty() || name == "." || name == ".." || name.size() > NAME_MAX ||
+      name.find('/') != std::string::npos || name.find('\0') != std::string::npos) {
+    throw Malformed("a name that no file can have");
+  }
+  if (parent == kRootInode && name == kPrivateArea) throw Malformed("it names the private area");
+}
+
+std::string hex_name(InodeId id) {
+  char text[17];
+  const auto [end, error] = std::to_chars(text, text + sizeof text, id, 16);
+  return {text, end};
+}
+
+TargetTree::TargetTree(InodeTable& inodes, const std::filesystem::path& private_area) : inodes_(inodes) {
+  area_ = UniqueFd(::open(private_area.c_str(), kDirectoryFlags));
+  if (!area_) throw_errno("cannot open " + private_area.string());
+  parked_fd_ = open_folder(area_.get(), "parked");
+  orphans_fd_ = open_folder(area_.get(), "orphans");
+  parked_ = ids_in(parked_fd_.get());
+  orphans_ = ids_in(orphans_fd_.get());
+  const UniqueFd root = inodes_.open(kRootInode, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (!root) throw_errno("cannot open the root of the tree");
+  fresh_ = parked_.empty() && orphans_.empty() && list_directory(root.get()).empty();
+}
+
+// ---- inodes
+
+bool TargetTree::known(InodeId id) {
+  if (id == kRootInode || seen_.contains(id)) return true;
+  if (fresh_) return false;
+  if (!inodes_.open(id, O_PATH | O_NOFOLLOW | O_CLOEXEC)) return false;
+  seen_.insert(id);
+  return true;
+}
+
+OpenedInode TargetTree::open(InodeId id, std::uint32_t type) {
+  OpenedInode opened;
+  opened.path_only = type != S_IFREG && type != S_IFDIR;
+  int flags = O_NOFOLLOW | O_CLOEXEC;
+  if (type == S_IFREG) flags |= O_RDWR | O_NONBLOCK;
+  if (type == S_IFDIR) flags |= O_RDONLY | O_DIRECTORY;
+  if (opened.path_only) flags |= O_PATH;
+  std::uint32_t found = 0;
+  opened.fd = inodes_.open(id, flags, &found);
+  if (!opened.fd && errno == EACCES && type == S_IFREG) {
+    // Read-only for its owner, who is not root: its mode comes again with its state.
+    if (const UniqueFd path = inodes_.open(id, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        path && chmod(proc_path(path.get()).c_str(), 0600) == 0) {
+      opened.fd = inodes_.open(id, flags, &found);
+    }
+  }
+  const bool type_error = errno == ELOOP || errno == ENXIO || errno == EISDIR || errno == ENOTDIR;
+  if ((opened.fd && found != type) || (!opened.fd && type_error)) {
+    throw Malformed("inode " + std::to_string(id) + " is of another type here");
+  }
+  if (!opened.fd) throw_errno("cannot open inode " + std::to_string(id));
+  opened.backing = stat_inode(opened.fd.get());
+  return opened;
+}
+
+TargetTree::Directory TargetTree::directory(InodeId id) {
+  if (const auto cached = directories_.find(id); cached != directories_.end()) return cached->second;
+  if (!known(id)) return nullptr;
+  auto opened = std::make_shared<const UniqueFd>(open(id, S_IFDIR).fd);
+  if (directories_.size() >= kCachedDirectories) directories_.clear();
+  directories_.emplace(id, opened);
+  return opened;
+}
+
+UniqueFd TargetTree::try_create(const pb::InodeState& state, int directory, const std::string& name) const {
+  const pb::Attr& attr = state.attr();
+  const mode_t type = attr.mode() & static_cast<std::uint32_t>(S_IFMT);
+  const mode_t permissions = attr.mode() & 0777u;
+  constexpr int kNew = O_CREAT | O_EXCL | O_RDWR | O_NOFOLLOW | O_CLOEXEC;
+  switch (type) {
+    case S_IFREG:
+      return UniqueFd(openat(directory, name.c_str(), kNew, permissions));
+    case S_IFDIR:
+      if (mkdirat(directory, name.c_str(), 0700) != 0) return {};
+      return UniqueFd(openat(directory, name.c_str(), kDirectoryFlags));
+    case S_IFLNK:
+      if (symlinkat(state.link_target().c_str(), directory, name.c_str()) != 0) return {};
+      break;
+    default:
+      if (mknodat(directory, name.c_str(), type | permissions, attr.rdev()) != 0) {
+        if (errno == EPERM) throw_errno("cannot create the device '" + name + "' (sharefs must run as root here)");
+        return {};
+      }
+  }
+  return UniqueFd(openat(directory, name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+}
+
+OpenedInode TargetTree::create(const pb::InodeState& state, const pb::EntryState* place) {
+  const InodeId id = state.attr().id();
+  Directory parent;
+  if (place != nullptr) parent = directory(place->parent());
+  const int folder = parent ? parent->get() : parked_fd_.get();
+  const std::string name = parent ? place->name() : hex_name(id);
+  if (parent) inodes_.changing(place->parent());
+  OpenedInode opened;
+  opened.path_only = !S_ISREG(state.attr().mode()) && !S_ISDIR(state.attr().mode());
+  opened.fd = try_create(state, folder, name);
+  if (!opened.fd && errno == EEXIST) {
+    if (const auto occupant = stat_name(folder, name); !parent) {
+      discard(folder, name);  // a left-over that has lost its identity
+    } else if (occupant) {
+      remove_name(place->parent(), folder, name, *occupant);
+    }
+    opened.fd = try_create(state, folder, name);
+  }
+  if (!opened.fd) throw_errno("cannot create '" + name + "'");
+  opened.backing = stat_inode(opened.fd.get());
+  if (parent) {
+    inodes_.bind(id, place->parent(), name, folder, opened.backing);
+    set_aside_.erase({place->parent(), name});
+  } else {
+    inodes_.bind(id, 0, "parked/" + name, parked_fd_.get(), opened.backing);
+    parked_.insert(id);
+  }
+  seen_.insert(id);
+  return opened;
+}
+
+// ---- names
+
+void TargetTree::detach(InodeId parent, const std::string& name) {
+  set_aside_.erase({parent, name});
+  const Directory folder = directory(parent);
+  if (!folder) return;
+  if (const auto backing = stat_name(folder->get(), name)) remove_name(parent, folder->get(), name, *backing);
+}
+
+void TargetTree::remove_name(InodeId parent, int directory, const std::string& name, const Backing& backing) {
+  inodes_.changing(parent);
+  if (is_directory(backing) || backing.stx_nlink == 1) {
+    park(directory, name, backing, inodes_.find(backing));
+  } else {
+    unlink_kept(directory, name, backing);
+  }
+}
+
+// One of several names of an inode.
+void TargetTree::unlink_kept(int directory, const std::string& name, const Backing& backing) {
+  const UniqueFd fd(openat(directory, name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+  if (!fd) throw_errno("cannot open '" + name + "'");
+  const auto id = inodes_.find(backing);
+  std::optional<CtimeKeeper> ctime;
+  if (id) ctime.emplace(inodes_, *id, backing);
+  if (unlinkat(directory, name.c_str(), 0) != 0) throw_errno("cannot unlink '" + name + "'");
+  if (ctime) ctime->restore(stat_inode(fd.get()));
+}
+
+void TargetTree::park(int directory, const std::string& name, const Backing& backing, std::optional<InodeId> id) {
+  if (!id) {
+    park_unnamed(directory, name);
+    return;
+  }
+  const std::string parked = hex_name(*id);
+  CtimeKeeper ctime(inodes_, *id, backing);
+  if (!rename_into(directory, name, parked_fd_.get(), parked)) {
+    if (errno != EEXIST) throw_errno("cannot park '" + name + "'");
+    discard(parked_fd_.get(), parked);  // a left-over that has lost its identity
+    if (!rename_into(directory, name, parked_fd_.get(), parked)) throw_errno("cannot park '" + name + "'");
+  }
+  parked_.insert(*id);
+  inodes_.moved(*id, 0, "parked/" + parked);
+  if (const auto after = stat_name(parked_fd_.get(), parked)) ctime.restore(*after);
+}
+
+// What has no id here, or shall have none any more. Returns its name in parked/.
+std::string TargetTree::park_unnamed(int directory, const std::string& name) {
+  for (;;) {
+    std::string unnamed = "unknown-" + std::to_string(++unnamed_);
+    if (rename_into(directory, name, parked_fd_.get(), unnamed)) return unnamed;
+    if (errno != EEXIST) throw_errno("cannot park '" + name + "'");
+  }
+}
+
+void TargetTree::attach(InodeId parent, const std::string& name, InodeId id) {
+  set_aside_.erase({parent, name});
+  if (place(parent, name, id)) return;
+  if (set_aside_.size() >= kMaxSetAside) throw Malformed("too many names of inodes that have not arrived");
+  set_aside_[{parent, name}] = id;
+}
+
+// False: not now.
+bool TargetTree::place(InodeId parent, const std::string& name, InodeId id) {
+  const Directory folder = directory(parent);
+  if (!folder || !known(id)) return false;
+  const UniqueFd fd = inodes_.open(id, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+  if (!fd) throw_errno("cannot open inode " + std::to_string(id));
+  const Backing backing = stat_inode(fd.get());
+  if (const auto occupant = stat_name(folder->get(), name)) {
+    if (same_inode(*occupant, backing)) return true;
+    remove_name(parent, folder->get(), name, *occupant);
+  }
+  inodes_.changing(parent);
+  CtimeKeeper ctime(inodes_, id, backing);
+  if (!move_to(folder->get(), name, id, fd.get(), backing)) return false;
+  inodes_.moved(id, parent, name);
+  ctime.restore(stat_inode(fd.get()));
+  return true;
+}
+
+// Out of the private area, from its only place (directories), or as one more name.
+bool TargetTree::move_to(int directory, const std::string& name, InodeId id, int fd, const Backing& backing) {
+  const std::string hex = hex_name(id);
+  for (auto* folder : {&parked_, &orphans_}) {
+    if (!folder->contains(id)) continue;
+    const bool parked = folder == &parked_;
+    if (rename_into(parked ? parked_fd_.get() : orphans_fd_.get(), hex, directory, name)) {
+      folder->erase(id);
+      if (!parked) inodes_.set_orphan(id, false);
+      return true;
+    }
+    if (errno == EINVAL && is_directory(backing)) return false;
+    throw_errno("cannot move '" + name + "' out of the private area");
+  }
+  if (is_directory(backing)) return move_directory(directory, name, fd);
+  link_to(directory, name, fd);
+  return true;
+}
+
+bool TargetTree::move_directory(int directory, const std::string& name, int fd) {
+  const Place now = find_directory(fd);
+  if (const auto left = inodes_.find(stat_inode(now.directory.get()))) inodes_.changing(*left);
+  if (rename_into(now.directory.get(), now.name, directory, name)) return true;
+  if (errno == EINVAL) return false;  // into itself
+  throw_errno("cannot move directory '" + name + "'");
+}
+
+void TargetTree::link_to(int directory, const std::string& name, int fd) const {
+  if (linkat(fd, "", directory, name.c_str(), AT_EMPTY_PATH) == 0) return;
+  // Without privilege only through /proc, which does not follow what the descriptor is.
+  if (linkat(AT_FDCWD, proc_path(fd).c_str(), directory, name.c_str(), AT_SYMLINK_FOLLOW) == 0) return;
+  throw_errno("cannot link '" + name + "'");
+}
+
+void TargetTree::list(const pb::DirectoryState& state) {
+  const Directory folder = directory(state.id());
+  if (folder) {
+    std::unordered_set<std::string> listed;
+    for (const auto& entry : state.entries()) listed.insert(entry.name());
+    const UniqueFd again(openat(folder->get(), ".", kDirectoryFlags));
+    if (!again) throw_errno("cannot open directory " + std::to_string(state.id()));
+    for (const auto& present : list_directory(again.get())) {
+      const bool hidden = state.id() == kRootInode && present.name == kPrivateArea;
+      if (!hidden && !listed.contains(present.name)) detach(state.id(), present.name);
+    }
+  }
+  for (const auto& entry : state.entries()) attach(state.id(), entry.name(), entry.id());
+}
+
+void TargetTree::settle() {
+  for (bool progress = true; progress && !set_aside_.empty();) {
+    progress = false;
+    for (auto it = set_aside_.begin(); it != set_aside_.end();) {
+      if (place(it->first.first, it->first.second, it->second)) {
+        it = set_aside_.erase(it);
+        progress = true;
+      } else {
+        ++it;
+      }
+    }
+  }
+}
+
+// ---- ends
+
+void TargetTree::freed(InodeId id) {
+  if (id == kRootInode) throw Malformed("it frees the root");
+  const bool parked = parked_.contains(id);
+  if (!parked && !orphans_.contains(id)) return;
+  const int folder = parked ? parked_fd_.get() : orphans_fd_.get();
+  const std::string name = hex_name(id);
+  if (unlinkat(folder, name.c_str(), 0) != 0 && errno != ENOENT) {
+    directories_.erase(id);
+    if (errno != EISDIR || unlinkat(folder, name.c_str(), AT_REMOVEDIR) != 0) return;  // discard_rest() does
+  }
+  (parked ? parked_ : orphans_).erase(id);
+  seen_.erase(id);
+  inodes_.erase(id);
+}
+
+void TargetTree::keep_orphans(const std::set<InodeId>& orphans) {
+  for (const InodeId id : orphans) {
+    if (!orphans_.contains(id)) {
+      const UniqueFd fd = inodes_.open(id, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+      if (!fd) continue;
+      const Backing backing = stat_inode(fd.get());
+      CtimeKeeper ctime(inodes_, id, backing);
+      if (!move_to(orphans_fd_.get(), hex_name(id), id, fd.get(), backing)) continue;
+      inodes_.moved(id, 0, "orphans/" + hex_name(id));
+      ctime.restore(stat_inode(fd.get()));
+    }
+    inodes_.set_orphan(id, true);
+    orphans_.erase(id);  // what is left there is discarded
+  }
+}
+
+void TargetTree::discard_rest() {
+  directories_.clear();
+  for (const InodeId id : orphans_) discard(orphans_fd_.get(), hex_name(id));
+  orphans_.clear();
+  for (const auto& entry : list_directory(parked_fd_.get())) discard(parked_fd_.get(), entry.name);
+  parked_.clear();
+}
+
+void TargetTree::remove_file(int directory, const std::string& name, const Backing& backing) {
+  if (backing.stx_nlink > 1) return unlink_kept(directory, name, backing);
+  if (const auto id = inodes_.find(backing)) inodes_.erase(*id);
+  if (unlinkat(directory, name.c_str(), 0) != 0) throw_errno("cannot remove '" + name + "'");
+}
+
+// Removes a tree without recursion: directories in it are first moved up, so depth costs neither stack nor descriptors.
+void TargetTree::discard(int directory, const std::string& name) {
+  std::vector<std::pair<int, std::string>> left{{directory, name}};
+  while (!left.empty() && !interrupted_) {
+    const auto [folder, top] = left.back();
+    left.pop_back();
+    const auto backing = stat_name(folder, top);
+    if (!backing) continue;
+    if (!is_directory(*backing)) {
+      remove_file(folder, top, *backing);
+      continue;
+    }
+    const UniqueFd fd(openat(folder, top.c_str(), kDirectoryFlags));
+    if (!fd) throw_errno("cannot open '" + top + "'");
+    for (const auto& entry : list_directory(fd.get())) {
+      if (interrupted_) return;
+      const auto inner = stat_name(fd.get(), entry.name);
+      if (inner && is_directory(*inner)) {
+        left.emplace_back(parked_fd_.get(), park_unnamed(fd.get(), entry.name));
+      } else if (inner) {
+        remove_file(fd.get(), entry.name, *inner);
+      }
+    }
+    if (const auto id = inodes_.find(*backing)) inodes_.erase(*id);
+    if (unlinkat(folder, top.c_str(), AT_REMOVEDIR) != 0) throw_errno("cannot remove '" + top + "'");
+  }
+}
+
+}  // namespace sharefs

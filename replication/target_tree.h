@@ -1,0 +1,106 @@
+// The names of a tree that is being received: creates inodes, attaches, detaches, parks and removes them.
+//
+// Invariants
+//  - Everything happens relative to descriptors of directories of the tree or of the private area, by names that were
+//    checked (check_name), and never through a symbolic link.
+//  - An inode that loses its last name is renamed to `parked/<id in hex>`; so is every directory that loses its
+//    place. Nothing is deleted before discard_rest(), but ids that the source says are free.
+//  - A name that cannot be given yet (its inode or directory has not arrived, or it would close a cycle) is set aside,
+//    until settle() can, or a later word on the same name replaces it.
+//  - Changing an inode's names leaves the ctime that it presents as it was.
+//
+// Threads: the applying thread; keep_orphans() on any other while that one is idle.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+
+#include "fs/inode_table.h"
+#include "replication/inode_io.h"
+#include "replication/sent_set.h"
+#include "replication/wire.pb.h"
+
+namespace sharefs {
+
+// A batch that no honest source sends; what() says in which way.
+struct Malformed : std::runtime_error {
+  explicit Malformed(const std::string& what) : std::runtime_error("malformed batch: " + what) {}
+};
+
+// Throws Malformed unless `name` may be a name in directory `parent`.
+void check_name(InodeId parent, const std::string& name);
+
+// A number in hexadecimal, as the private area names inodes.
+std::string hex_name(InodeId id);
+
+class TargetTree {
+ public:
+  // `private_area` holds (or gets) parked/ and orphans/. The tree is at InodeTable::root().
+  TargetTree(InodeTable& inodes, const std::filesystem::path& private_area);
+
+  bool known(InodeId id);
+  // Opens a known inode: a regular file for writing, a directory for reading, anything else as a path. Throws Malformed
+  // if its type is not `type`.
+  OpenedInode open(InodeId id, std::uint32_t type);
+  // Creates an inode, at `place` if that is given and its directory is known, otherwise parked.
+  OpenedInode create(const pb::InodeState& state, const pb::EntryState* place);
+  bool is_parked(InodeId id) const { return parked_.contains(id); }
+
+  void detach(InodeId parent, const std::string& name);
+  void attach(InodeId parent, const std::string& name, InodeId id);
+  void list(const pb::DirectoryState& directory);  // names that are not in the listing go
+  void freed(InodeId id);
+
+  void settle();                                   // attaches what was set aside and fits by now
+  std::size_t set_aside() const { return set_aside_.size(); }
+
+  // The attempt won. keep_orphans() moves these to orphans/; discard_rest() removes all that is parked or another orphan,
+  // until interrupt() (any thread).
+  void keep_orphans(const std::set<InodeId>& orphans);
+  void discard_rest();
+  void interrupt() { interrupted_ = true; }
+
+  int private_area() const { return area_.get(); }
+
+ private:
+  using Directory = std::shared_ptr<const UniqueFd>;
+  static constexpr std::size_t kCachedDirectories = 128;
+  static constexpr std::size_t kMaxSetAside = 1'000'000;
+
+  Directory directory(InodeId id);  // null: not known
+  UniqueFd try_create(const pb::InodeState& state, int directory, const std::string& name) const;
+  bool place(InodeId parent, const std::string& name, InodeId id);
+  bool move_to(int directory, const std::string& name, InodeId id, int fd, const Backing& backing);
+  bool move_directory(int directory, const std::string& name, int fd);
+  void link_to(int directory, const std::string& name, int fd) const;
+  void remove_name(InodeId parent, int directory, const std::string& name, const Backing& backing);
+  void park(int directory, const std::string& name, const Backing& backing, std::optional<InodeId> id);
+  std::string park_unnamed(int directory, const std::string& name);
+  void unlink_kept(int directory, const std::string& name, const Backing& backing);
+  void remove_file(int directory, const std::string& name, const Backing& backing);
+  void discard(int directory, const std::string& name);
+
+  // constant after construction
+  InodeTable& inodes_;
+  UniqueFd area_, parked_fd_, orphans_fd_;
+  bool fresh_ = false;  // nothing was here: what is not in seen_ is not known
+  // applying thread
+  SentSet seen_;
+  std::unordered_set<InodeId> parked_, orphans_;
+  std::unordered_map<InodeId, Directory> directories_;
+  std::map<std::pair<InodeId, std::string>, InodeId> set_aside_;
+  std::atomic<bool> interrupted_{false};
+  std::uint64_t unnamed_ = 0;  // counts what was parked without an id
+};
+
+}  // namespace sharefs

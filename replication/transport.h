@@ -1,0 +1,126 @@
+// Encrypted, authenticated messages between the sites of one data set, over ZeroMQ.
+//
+// Every site binds one ROUTER (its listen endpoint) and connects two DEALERs to each other site: lane
+// `requests` for what callers wait for, lane `bulk` for the image and the log, so that a megabyte of image
+// never stands before a request. A message from A to B always travels on A's DEALER to B's ROUTER; answers go
+// the same way back, on B's own DEALER. CURVE authenticates both ends; a ZAP handler admits the registered
+// keys and one-use invitation keys (for Join only), and the sender's name is what its key is registered for.
+//
+// Threads: reactor thread only. ZeroMQ's own I/O threads encrypt and send.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+#include <zmq.hpp>
+
+#include "meta/reactor.h"
+#include "meta/types.h"
+#include "replication/wire.pb.h"
+
+namespace sharefs {
+
+// What this site speaks. Thousands are the major part: sites of different major parts refuse each other.
+constexpr std::uint32_t kProtocolVersion = 1;
+constexpr std::uint32_t protocol_major(std::uint32_t version) { return version / 1000; }
+
+// A frame larger than this ends the connection that it came on.
+constexpr std::size_t kMaxFrame = std::size_t{64} << 20;
+// Opaque frames after the envelope; a message with more is dropped.
+constexpr std::size_t kMaxParts = 8;
+
+struct Message {
+  pb::Envelope head;
+  std::vector<zmq::message_t> parts;
+};
+
+enum class Lane { requests, bulk };
+
+struct CurveKeys {
+  std::string public_key;  // Z85
+  std::string secret_key;
+};
+CurveKeys make_curve_keys();
+
+// The bytes, copied once, as a part to send.
+zmq::message_t copy_to_message(Bytes bytes);
+// The envelope as a frame: for what is sent more than once (zmq::message_t::copy shares the bytes).
+zmq::message_t serialize(const pb::Envelope& head);
+
+class Transport {
+ public:
+  struct Options {
+    SiteName site;
+    std::string listen;  // tcp://HOST:PORT; empty: no other site can be reached
+    CurveKeys keys;
+  };
+  using Handler = std::function<void(const SiteName& from, Message message)>;
+  // Since construction.
+  struct Counters {
+    std::uint64_t received = 0;       // messages of other sites that were understood
+    std::uint64_t malformed = 0;      // dropped: not an envelope, wrong frames, not allowed from this sender
+    std::uint64_t refused = 0;        // handshakes with a key that is not registered
+    std::uint64_t undeliverable = 0;  // sent while there was no connection
+  };
+
+  // Binds. Throws std::runtime_error with one clear line. Not destroyed from within a callback of its own.
+  Transport(Options options, Reactor& reactor);
+  ~Transport();
+  Transport(const Transport&) = delete;
+  Transport& operator=(const Transport&) = delete;
+
+  // Registers another site: its key is accepted, its endpoint connected to. Known sites are updated; this
+  // site itself is ignored. Throws std::runtime_error (and changes nothing) for a bad name, endpoint or key,
+  // or another site's key.
+  void add_site(const SiteName& site, const std::string& endpoint, const std::string& public_key);
+  // Admits one Join from the holder of this key; removed by the caller once used.
+  void admit_invitation(const std::string& public_key);
+  void remove_invitation(const std::string& public_key);
+
+  // Queues the message; never blocks. Without a connection it is dropped: who needs an answer asks again when
+  // `connected` is called for the site.
+  void send(const SiteName& to, Lane lane, const pb::Envelope& head, std::vector<zmq::message_t> parts = {});
+  void send(const SiteName& to, Lane lane, zmq::message_t head, std::vector<zmq::message_t> parts = {});
+  // Answers a Join, on the connection it came from (an invited site cannot be connected to yet).
+  void reply_to_join(const std::string& route, const pb::Envelope& head);
+
+  // Called for each message whose body is of this kind. One handler per kind. What a handler throws is
+  // logged, and the message dropped.
+  void subscribe(pb::Envelope::BodyCase kind, Handler handler);
+  using JoinHandler =
+      std::function<void(const std::string& route, const std::string& public_key, const pb::Join&)>;
+  void on_join(JoinHandler handler);
+
+  // `connected`: both directions work and the peer's Hello has arrived (again): whatever was unanswered is
+  // asked again. `lost`: nothing heard within kLiveness.
+  void on_connection(std::function<void(const SiteName&, const pb::Hello&)> connected,
+                     std::function<void(const SiteName&)> lost);
+  // What this site says first on every connection; made anew each time. Version and incarnation are filled in
+  // if unset.
+  void set_hello(std::function<pb::Hello()> hello);
+
+  bool connected(const SiteName& site) const;
+  Reactor::Clock::duration round_trip(const SiteName& site) const;  // smoothed
+  std::string endpoint() const;                                     // with the port that was bound
+  const SiteName& site() const;
+  const Counters& counters() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+constexpr auto kPingInterval = std::chrono::milliseconds(250);
+constexpr auto kLiveness = std::chrono::milliseconds(1500);
+static_assert(kLiveness > 4 * kPingInterval);
+
+// The invited site's end of a Join, before it has a Transport: asks the site at `endpoint` and waits for its
+// answer. Throws std::runtime_error with one clear line: unreachable, refused (token used, expired), another
+// version, or the error that the reply names.
+pb::JoinReply join_by_invitation(const std::string& endpoint, const std::string& server_public_key,
+                                 const CurveKeys& invitation, const pb::Join& join,
+                                 std::chrono::milliseconds timeout);
+
+}  // namespace sharefs

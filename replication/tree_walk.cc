@@ -1,0 +1,216 @@
+#include "replication/tree_walk.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+
+#include <cerrno>
+#include <stdexcept>
+#include <system_error>
+#include <utility>
+
+namespace sharefs {
+
+namespace {
+
+constexpr int kManifestInodes = 1000;
+constexpr std::size_t kManifestsAhead = 2;
+constexpr std::size_t kMaxNotAsked = 20'000;  // items, however few of them are inodes
+
+constexpr std::uint32_t type_of(const Backing& backing) {
+  return backing.stx_mode & static_cast<std::uint32_t>(S_IFMT);
+}
+
+bool other_device(const Backing& a, const Backing& b) {
+  return a.stx_dev_major != b.stx_dev_major || a.stx_dev_minor != b.stx_dev_minor;
+}
+
+}  // namespace
+
+void TreeWalk::image() {
+  asking_ = holds_image_;
+  if (sent_.insert(kRootInode)) {
+    const auto root = open_inode(inodes_, kRootInode);
+    if (!root) throw std::runtime_error("the root of the store cannot be opened");
+    root_ = root->backing;
+    announce_directory(kRootInode, *root, nullptr);
+  }
+  subtree(kRootInode);
+  settle(0);
+  asking_ = false;
+  orphans();
+}
+
+void TreeWalk::send(InodeId id, const EntryName* entry) {
+  const auto opened = open_inode(inodes_, id);
+  if (!opened) return;
+  sent_.insert(id);
+  if (is_directory(opened->backing)) {
+    announce_directory(id, *opened, entry);
+    subtree(id);
+  } else {
+    shipper_.count(opened->backing);
+    shipper_.whole(id, *opened, entry, holds_image_ ? Holes::send : Holes::skip);
+  }
+}
+
+void TreeWalk::subtree(InodeId top) {
+  std::vector<InodeId> stack{top};
+  while (!stack.empty()) {
+    const InodeId directory = stack.back();
+    stack.pop_back();
+    visit(directory, stack);
+  }
+}
+
+void TreeWalk::visit(InodeId directory, std::vector<InodeId>& below) {
+  const auto opened = open_inode(inodes_, directory);
+  if (!opened) {
+    sent_.erase(directory);  // should it live after all, the log names it and it is sent then
+    return;
+  }
+  pb::DirectoryState listing;
+  listing.set_id(directory);
+  const auto names = list_directory(opened->fd.get());
+  for (const bool directories : {false, true}) {
+    for (const auto& name : names) {
+      if (directory == kRootInode && name.name == kPrivateArea) continue;
+      if ((name.type == DT_DIR) == directories) child(directory, opened->fd.get(), name, listing, below);
+    }
+  }
+  if (!asking_) return finish_directory(directory, *opened, listing);
+  queue_.push_back({.inode = 0, .parent = directory, .name = {}, .attr = {}, .listing = std::move(listing)});
+  ++not_asked_;
+  if (not_asked_ >= kMaxNotAsked) ask();
+}
+
+void TreeWalk::child(InodeId directory, int directory_fd, const ListedName& listed, pb::DirectoryState& listing,
+                     std::vector<InodeId>& below) {
+  // Where the target is asked first, most files are never read.
+  const unsigned hint = asking_ ? static_cast<unsigned>(DT_UNKNOWN) : listed.type;
+  auto opened = open_name(directory_fd, listed.name, hint);
+  if (!opened) return;
+  const auto id = identify_opened(inodes_, directory, listed.name, directory_fd, *opened);
+  if (!id) return;
+  const EntryName entry{directory, listed.name};
+  if (holds_image_) {
+    auto& listed_entry = *listing.add_entries();
+    listed_entry.set_name(listed.name);
+    listed_entry.set_id(*id);
+    listed_entry.set_type(type_of(opened->backing));
+  }
+  if (!sent_.insert(*id)) {
+    // Where the inode itself may still be queued, its further names wait for the listing of their directory.
+    if (!asking_ || is_directory(opened->backing)) shipper_.entry(entry, *id, opened->backing.stx_mode);
+    return;
+  }
+  if (other_device(opened->backing, root_)) {
+    throw std::runtime_error("'" + listed.name + "' in the store is a mount point: unmount it first");
+  }
+  if (is_directory(opened->backing)) {
+    announce_directory(*id, *opened, &entry);
+    below.push_back(*id);
+    return;
+  }
+  shipper_.count(opened->backing);
+  if (asking_) {
+    enqueue({.inode = *id, .parent = directory, .name = listed.name, .attr = {}, .listing = {}}, *opened);
+    return;
+  }
+  if (is_regular(opened->backing) && opened->path_only) {  // the listing did not tell its type
+    opened = open_inode(inodes_, *id);
+    if (!opened) return;
+  }
+  shipper_.whole(*id, *opened, &entry, holds_image_ ? Holes::send : Holes::skip);
+}
+
+void TreeWalk::announce_directory(InodeId id, const OpenedInode& opened, const EntryName* entry) {
+  shipper_.count(opened.backing);
+  shipper_.state(id, opened, false);
+  if (entry != nullptr) sender_.add_entry(entry->parent, entry->name, id, S_IFDIR);
+  sender_.checkpoint();
+}
+
+void TreeWalk::finish_directory(InodeId id, const OpenedInode& opened, pb::DirectoryState& listing) {
+  if (holds_image_) sender_.add_directory().Swap(&listing);
+  shipper_.state(id, opened, true);
+  sender_.checkpoint();
+}
+
+// Inodes without a name that are still referenced; see InodeTable::set_orphan.
+void TreeWalk::orphans() {
+  const UniqueFd area = inodes_.open_private_area();
+  if (!area) return;
+  const UniqueFd folder(openat(area.get(), "orphans", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  if (!folder && errno == ENOENT) return;
+  if (!folder) throw_errno("cannot list the orphans");
+  for (const auto& listed : list_directory(folder.get())) {
+    const auto backing = stat_name(folder.get(), listed.name);
+    const auto id = backing ? inodes_.find(*backing) : std::nullopt;
+    if (!id || !inodes_.is_orphan(*id) || sent_.contains(*id)) continue;
+    send(*id, nullptr);
+  }
+}
+
+// ---- asking first
+
+void TreeWalk::enqueue(Item item, const OpenedInode& opened) {
+  item.attr = shipper_.attributes(item.inode, opened);
+  queue_.push_back(std::move(item));
+  ++not_asked_;
+  ++inodes_not_asked_;
+  if (inodes_not_asked_ >= kManifestInodes) ask();
+}
+
+void TreeWalk::ask() {
+  pb::Envelope head;
+  pb::Manifest& manifest = *head.mutable_manifest();
+  manifest.set_attempt(attempt_);
+  manifest.set_number(++manifests_);
+  for (std::size_t i = queue_.size() - not_asked_; i < queue_.size(); ++i) {
+    if (queue_[i].inode != 0) manifest.add_inodes()->Swap(&queue_[i].attr);
+  }
+  // The target answers in order: what it is asked about here may have been moved by what was sent before.
+  sender_.flush();
+  link_.send(std::move(head), {});
+  groups_.push_back(not_asked_);
+  not_asked_ = 0;
+  inodes_not_asked_ = 0;
+  if (groups_.size() > kManifestsAhead) settle(kManifestsAhead);
+}
+
+// Deals with the oldest groups until `leave_asked` are left; with 0, with everything.
+void TreeWalk::settle(std::size_t leave_asked) {
+  if (leave_asked == 0 && not_asked_ > 0) ask();
+  while (groups_.size() > leave_asked) {
+    const pb::Need need = link_.wait_need(++settled_);
+    int answers = 0;
+    for (std::size_t left = groups_.front(); left > 0; --left) {
+      Item item = std::move(queue_.front());
+      queue_.pop_front();
+      if (item.inode != 0 && answers >= need.inodes_size()) {
+        throw std::runtime_error("the target answered about fewer inodes than it was asked about");
+      }
+      settle_item(item, item.inode != 0 ? &need.inodes(answers++) : nullptr);
+    }
+    groups_.pop_front();
+  }
+}
+
+void TreeWalk::settle_item(Item& item, const pb::Need::Inode* need) {
+  // What the target has gets its name there from the listing of its directory.
+  if (need != nullptr && need->what() == pb::Need::HAVE) return;
+  const InodeId id = need != nullptr ? item.inode : item.parent;
+  const auto opened = open_inode(inodes_, id);
+  if (!opened) {
+    sent_.erase(id);
+  } else if (need == nullptr) {
+    finish_directory(id, *opened, item.listing);
+  } else if (need->what() == pb::Need::BLOCKS && is_regular(opened->backing)) {
+    shipper_.changed_blocks(id, *opened, *need);
+  } else {
+    const EntryName entry{item.parent, item.name};
+    shipper_.whole(id, *opened, &entry, Holes::send);
+  }
+}
+
+}  // namespace sharefs

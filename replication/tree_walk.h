@@ -1,0 +1,90 @@
+// Sends a tree, directory by directory in pre-order, while it changes.
+//
+// Order, on which the target relies: a directory is announced before what is in it; everything in it has been sent
+// before it is declared complete (its mtime would change again); an inode's first name comes with it, so that it is
+// created in its place. Hard links are sent once, with an entry for each name.
+//
+// With a target that holds an old image, inodes that are not directories are queued and asked about (Manifest, Need)
+// in groups, a few groups ahead; their order stays. Directories are sent with their whole listing, so that names that
+// have vanished meanwhile vanish there too.
+//
+// What changes under the walk has a log entry, so a name or an inode that is gone when its turn comes is left out.
+//
+// Threads: the shipping thread only.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "replication/cell_shipper.h"
+#include "replication/sent_set.h"
+#include "replication/ship_link.h"
+
+namespace sharefs {
+
+class TreeWalk {
+ public:
+  TreeWalk(const ImageSource::Options& options, InodeTable& inodes, ShipLink& link, BatchSender& sender,
+           CellShipper& shipper, SentSet& sent)
+      : attempt_(options.attempt),
+        holds_image_(options.holds_image),
+        inodes_(inodes),
+        link_(link),
+        sender_(sender),
+        shipper_(shipper),
+        sent_(sent) {}
+
+  // The whole tree, then the orphans.
+  void image();
+  // An inode that has not been sent, `entry` being one of its names or nullptr; a directory with its subtree. The target
+  // is not asked. Does nothing if it is gone.
+  void send(InodeId id, const EntryName* entry);
+
+ private:
+  // What waits for an answer of the target, in order; `inode` is 0 for the end of a directory.
+  struct Item {
+    InodeId inode = 0;
+    InodeId parent = 0;
+    std::string name;
+    pb::Attr attr;                // until it is in a manifest
+    pb::DirectoryState listing;
+  };
+
+  // A directory: names first, then the directories below, to be visited later.
+  void subtree(InodeId top);
+  void visit(InodeId directory, std::vector<InodeId>& below);
+  void child(InodeId directory, int directory_fd, const ListedName& listed, pb::DirectoryState& listing,
+             std::vector<InodeId>& below);
+  void announce_directory(InodeId id, const OpenedInode& opened, const EntryName* entry);
+  void finish_directory(InodeId id, const OpenedInode& opened, pb::DirectoryState& listing);
+  void orphans();
+
+  void enqueue(Item item, const OpenedInode& opened);
+  void ask();
+  void settle(std::size_t leave_asked);
+  void settle_item(Item& item, const pb::Need::Inode* need);
+
+  // constant after construction
+  const std::uint64_t attempt_;
+  const bool holds_image_;
+  InodeTable& inodes_;
+  ShipLink& link_;
+  BatchSender& sender_;
+  CellShipper& shipper_;
+  SentSet& sent_;
+
+  Backing root_{};
+  bool asking_ = false;              // the target is asked before data is sent
+  std::deque<Item> queue_;
+  std::uint64_t manifests_ = 0;      // sent
+  std::uint64_t settled_ = 0;        // of them answered and dealt with
+  std::deque<std::size_t> groups_;   // items of the queue that each unsettled manifest covers
+  std::size_t not_asked_ = 0;        // items behind them
+  int inodes_not_asked_ = 0;
+};
+
+}  // namespace sharefs

@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""The binary itself, where no mount and no second site are needed: what it prints, where, and its exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+
+SHAREFS = sys.argv.pop(1)
+COMMANDS = ('init', 'invite', 'join', 'mount', 'serve', 'umount', 'migrate', 'abort', 'status', 'verify')
+
+
+class CommandLine(unittest.TestCase):
+    def setUp(self):
+        scratch = tempfile.TemporaryDirectory(prefix='sharefs-cli-')
+        self.addCleanup(scratch.cleanup)
+        self.folder = os.path.realpath(scratch.name)
+        self.home = f'{self.folder}/home'
+        self.store = f'{self.folder}/store'
+        os.mkdir(self.store)
+
+    def run_sharefs(self, *words, home=True, **environment):
+        if home:
+            environment['SHAREFS_HOME'] = self.home
+        return subprocess.run([SHAREFS, *words], capture_output=True, text=True, timeout=60,
+                              env={'PATH': os.environ['PATH'], 'HOME': self.folder} | environment)
+
+    def succeeds(self, *words, **more):
+        result = self.run_sharefs(*words, **more)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return result
+
+    def fails(self, code, part, *words):
+        result = self.run_sharefs(*words)
+        self.assertEqual(result.returncode, code, result.stderr)
+        self.assertRegex(result.stderr, '^sharefs: [^\n]*\n$')
+        self.assertIn(part, result.stderr)
+
+    def init(self, *more):
+        return self.succeeds('init', 'projects', '--store', self.store, '--site', 'alpha', *more)
+
+    def test_help_has_examples_for_every_command(self):
+        self.assertIn('sharefs', self.succeeds('--version').stdout)
+        overview = self.succeeds('--help').stdout
+        for command in COMMANDS:
+            self.assertIn(command, overview)
+            self.assertIn(f'  sharefs {command}', self.succeeds(command, '--help').stdout)
+
+    def test_a_wrong_command_line_is_exit_2_and_one_line(self):
+        self.fails(2, 'subcommand')
+        self.fails(2, '"frobnicate"', 'frobnicate')
+        self.fails(2, 'NAME', 'mount')
+        self.fails(2, '--to', 'migrate', 'projects')
+        self.fails(2, '--max-pause', 'migrate', 'projects', '--to', 'beta', '--max-pause', '100')
+        self.fails(2, '--rate', 'migrate', 'projects', '--to', 'beta', '--rate', 'fast')
+        self.fails(2, 'name of a data set', 'init', 'a b', '--store', self.store)
+        self.fails(2, 'tcp://', 'init', 'projects', '--store', self.store, '--listen', 'host')
+
+    def test_what_cannot_be_done_is_exit_1_and_one_line(self):
+        self.fails(1, 'No such file', 'init', 'projects', '--store', f'{self.folder}/missing')
+        for words in (('mount', 'projects', '/mnt'), ('serve', 'projects'), ('invite', 'projects'), ('abort', 'projects'),
+                      ('migrate', 'projects', '--to', 'beta'), ('verify', 'projects'), ('status', 'projects')):
+            self.fails(1, 'no data set "projects"', *words)
+        self.fails(1, 'not a token', 'join', 'nonsense', '--store', f'{self.folder}/b')
+        self.init()
+        self.fails(1, 'already initialised', 'init', 'projects', '--store', self.store)
+        self.fails(1, 'not running', 'migrate', 'projects', '--to', 'beta')
+        self.fails(1, 'not running', 'abort', 'projects')
+        self.fails(1, 'not mounted', 'umount', 'projects')
+        self.fails(1, 'neither a data set nor the mount point', 'umount', self.store)
+        self.fails(1, 'does not listen', 'invite', 'projects')
+        os.mkdir(f'{self.store}/sub')
+        self.fails(1, 'inside the store', 'mount', 'projects', f'{self.store}/sub')
+        self.fails(1, 'hidden', 'mount', 'projects', self.folder)
+        self.fails(1, 'No such file', 'mount', 'projects', f'{self.folder}/nowhere')
+
+    def test_init_says_what_comes_next(self):
+        self.assertIn(f'sharefs mount projects {self.store}', self.init().stdout)
+
+    def test_invite_prints_the_token_alone_on_standard_output(self):
+        self.init('--listen', 'tcp://127.0.0.1:7440')
+        token = self.succeeds('invite', 'projects').stdout
+        self.assertRegex(token, '^sharefs1-[A-Za-z0-9_-]+\n$')
+        self.assertNotEqual(token, self.succeeds('invite', 'projects').stdout)
+
+    def test_status_without_a_daemon_comes_from_the_database(self):
+        self.assertIn('no data sets', self.succeeds('status').stdout)
+        self.init()
+        status = json.loads(self.succeeds('status', 'projects', '--json').stdout)
+        for key in ('name', 'site', 'role', 'owner', 'epoch', 'phase', 'mountpoint', 'store', 'sites', 'handoff'):
+            self.assertIn(key, status)
+        self.assertEqual((status['name'], status['site'], status['role'], status['owner'], status['epoch']),
+                         ('projects', 'alpha', 'owner', 'alpha', 1))
+        self.assertIs(status['running'], False)
+        self.assertEqual([one['name'] for one in json.loads(self.succeeds('status', '--json').stdout)], ['projects'])
+        self.assertIn('not running', self.succeeds('status', 'projects').stdout)
+
+    def test_migrate_with_json_gives_scripts_an_object_even_when_it_fails(self):
+        self.init()
+        result = self.run_sharefs('migrate', 'projects', '--to', 'beta', '--json')
+        self.assertEqual(result.returncode, 1)
+        answer = json.loads(result.stdout.splitlines()[-1])
+        self.assertEqual(answer['result'], 'failed')
+        self.assertIn('not running', answer['error'])
+
+    def test_home_comes_from_the_option_then_the_environment_then_the_user(self):
+        self.init()
+        elsewhere = f'{self.folder}/elsewhere'
+        self.assertEqual(json.loads(self.succeeds('--home', elsewhere, 'status', '--json').stdout), [])
+        self.assertEqual(json.loads(self.succeeds('status', '--json', '--home', elsewhere).stdout), [])
+        self.assertEqual(len(json.loads(self.succeeds('status', '--json').stdout)), 1)
+        if os.geteuid() != 0:
+            os.mkdir(f'{self.folder}/state')
+            os.rename(self.home, f'{self.folder}/state/sharefs')
+            result = self.succeeds('status', '--json', home=False, XDG_STATE_HOME=f'{self.folder}/state')
+            self.assertEqual(len(json.loads(result.stdout)), 1)
+
+
+if __name__ == '__main__':
+    unittest.main()

@@ -1,0 +1,131 @@
+#include "cli/setup.h"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include "cli/units.h"
+#include "tests/cli/scratch.h"
+
+namespace sharefs {
+namespace {
+
+namespace fs = std::filesystem;
+
+class SetupTest : public testing::Test {
+ protected:
+  Home home() const { return Home(scratch_ / "home"); }
+  void init(const std::string& name, const fs::path& store, const std::string& listen = "") const {
+    init_data_set(home(), {name, store, "alpha", listen});
+  }
+  std::string setting(const std::string& name, const char* key) const {
+    return OpenState(home().paths(name)).state.setting(key);
+  }
+  Scratch scratch_;
+};
+
+TEST_F(SetupTest, InitAdoptsADirectoryWithoutTouchingItsFiles) {
+  const auto store = scratch_.directory("data");
+  scratch_.file("data/file", "content");
+  init("projects", store, "tcp://127.0.0.1:7001");
+  EXPECT_TRUE(fs::exists(store / "file"));
+  for (const char* part : {"tree", "parked", "orphans"})
+    EXPECT_TRUE(fs::is_directory(store / ".sharefs" / part));
+  struct stat status {};
+  ASSERT_EQ(stat((store / ".sharefs").c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0700u);
+  ASSERT_EQ(stat(home().paths("projects").folder.c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0700u);
+  EXPECT_EQ(read_store_marker(store), setting("projects", "data_set_id"));
+  EXPECT_EQ(setting("projects", "store"), store.string());
+  EXPECT_EQ(setting("projects", "site"), "alpha");
+  EXPECT_EQ(setting("projects", "endpoint"), "tcp://127.0.0.1:7001");
+  EXPECT_EQ(setting("projects", "secret_key").size(), 40u);
+  OpenState open(home().paths("projects"));
+  EXPECT_EQ(open.state.ownership().owner, "alpha");
+  EXPECT_EQ(open.state.ownership().epoch, 1u);
+}
+
+TEST_F(SetupTest, InitTwiceSaysThatItWasDone) {
+  const auto store = scratch_.directory("data");
+  init("projects", store);
+  EXPECT_TRUE(error_of([&] { init("projects", store); }).starts_with("already initialised"));
+}
+
+TEST_F(SetupTest, AnInterruptedInitIsCompletedWithTheSameIdentity) {
+  const auto store = scratch_.directory("data");
+  init("projects", store);
+  const std::string id = setting("projects", "data_set_id");
+  const std::string key = setting("projects", "public_key");
+  OpenState(home().paths("projects"))
+      .state.set_setting("data_set", "");  // as if it had ended just before its last step
+  EXPECT_FALSE(home().has("projects"));
+  init("projects", store);
+  EXPECT_EQ(setting("projects", "data_set_id"), id);
+  EXPECT_EQ(setting("projects", "public_key"), key);
+}
+
+TEST_F(SetupTest, InitRefusesWhatIsNoFreshDirectory) {
+  const auto store = scratch_.directory("data");
+  scratch_.directory("data/sub");
+  init("projects", store);
+  EXPECT_NE(error_of([&] { init("other", store); }).find("store of another data set"), std::string::npos);
+  EXPECT_NE(error_of([&] { init("other", store / "sub"); }).find("lies inside"), std::string::npos);
+  EXPECT_NE(error_of([&] { init("other", scratch_ / "missing"); }).find("No such file"), std::string::npos);
+  EXPECT_NE(error_of([&] { init("other", scratch_.file("file")); }).find("not a directory"),
+            std::string::npos);
+  EXPECT_NE(error_of([&] { init("other", scratch_.folder()); }).find("state folder"), std::string::npos);
+  EXPECT_THROW(init("a/b", scratch_.directory("b")), UsageError);
+  EXPECT_FALSE(fs::exists(home().paths("other").folder));
+}
+
+TEST_F(SetupTest, AddressesSayWhereToBindAndWhereToConnect) {
+  EXPECT_EQ(parse_address("tcp://10.0.0.1:7440").listen, "tcp://10.0.0.1:7440");
+  EXPECT_EQ(parse_address("tcp://10.0.0.1:7440").endpoint, "tcp://10.0.0.1:7440");
+  EXPECT_EQ(parse_address("tcp://*:7440").listen, "tcp://*:7440");
+  EXPECT_EQ(parse_address("tcp://*:7440").endpoint, "tcp://" + host_name() + ":7440");
+  EXPECT_EQ(parse_address("tcp://0.0.0.0:7440").endpoint, "tcp://" + host_name() + ":7440");
+  EXPECT_EQ(parse_address("tcp://alpha.example:7440").listen, "tcp://*:7440");
+  EXPECT_EQ(parse_address("tcp://alpha.example:7440").endpoint, "tcp://alpha.example:7440");
+  EXPECT_EQ(parse_address("tcp://localhost:7440").listen, "tcp://127.0.0.1:7440");
+  EXPECT_EQ(parse_address("tcp://[::1]:7440").listen, "tcp://[::1]:7440");
+  for (const char* wrong :
+       {"", "7440", "host:7440", "tcp://host", "tcp://:7440", "tcp://host:0", "tcp://host:65536",
+        "tcp://host:x", "udp://host:1", "tcp://a/b:1", "tcp://a b:1"}) {
+    EXPECT_THROW(parse_address(wrong), UsageError) << wrong;
+  }
+}
+
+TEST_F(SetupTest, InviteNeedsAnAddressAndRegistersTheKey) {
+  init("projects", scratch_.directory("data"));
+  const DataSetPaths paths = home().paths("projects");
+  EXPECT_NE(error_of([&] { make_invitation(paths, std::nullopt); }).find("does not listen"),
+            std::string::npos);
+  const Token token = make_invitation(paths, "tcp://127.0.0.1:7001");
+  EXPECT_EQ(token.data_set, "projects");
+  EXPECT_EQ(token.endpoint, "tcp://127.0.0.1:7001");
+  EXPECT_EQ(std::to_string(token.data_set_id), setting("projects", "data_set_id"));
+  EXPECT_EQ(token.server_public_key, setting("projects", "public_key"));
+  OpenState open(paths);
+  EXPECT_EQ(open.state.invitations(token.expires - 1), std::vector<std::string>{token.invitation.public_key});
+  EXPECT_TRUE(open.state.invitations(token.expires + 1).empty());
+}
+
+TEST_F(SetupTest, JoinRefusesBeforeItAsksAnybody) {
+  init("projects", scratch_.directory("data"), "tcp://127.0.0.1:1");
+  Token token = make_invitation(home().paths("projects"), std::nullopt);
+  const Home other(scratch_ / "other");
+  const auto join = [&](const Home& at, const Token& with, const fs::path& store) {
+    return error_of([&] { join_data_set(at, {encode_token(with), store, "beta", "tcp://127.0.0.1:7002"}); });
+  };
+  EXPECT_TRUE(join(home(), token, scratch_ / "b").starts_with("already joined"));
+  scratch_.directory("full");
+  scratch_.file("full/file");
+  EXPECT_NE(join(other, token, scratch_ / "full").find("not empty"), std::string::npos);
+  init("another", scratch_.directory("another"));
+  EXPECT_NE(join(other, token, scratch_ / "another").find("another data set"), std::string::npos);
+  token.expires = 1;
+  EXPECT_NE(join(other, token, scratch_ / "b").find("expired"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace sharefs

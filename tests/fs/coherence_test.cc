@@ -1,0 +1,246 @@
+// Who is attached, what is open and locked, and when an orphan goes.
+#include "fs/coherence.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <set>
+#include <vector>
+
+#include "tests/fs/coherence_fixture.h"
+
+namespace sharefs {
+namespace {
+
+using namespace test;  // NOLINT(google-build-using-namespace): the words of the fixture
+
+// ---- attach and detach
+
+TEST_F(CoherenceTest, TheFirstClientIsAttachedAtOnceAndToldThatItIsAlone) {
+  EXPECT_TRUE(attach(kA).given());
+  ASSERT_EQ(orders_.size(), 1U);
+  EXPECT_EQ(orders_[0].what.client, kA);
+  EXPECT_EQ(orders_[0].what.sole, true);
+}
+
+TEST_F(CoherenceTest, TheSecondAttachWaitsUntilTheFirstOnesPromisesHaveRunOut) {
+  attach(kA);
+  orders_.clear();
+  Answer& second = attach(kB);
+  Answer& third = attach(kC);
+  ASSERT_EQ(orders_.size(), 1U);
+  EXPECT_EQ(orders_[0].what.sole, false);
+  pass_time(milliseconds(10));
+  follow(kA);
+  EXPECT_FALSE(second.given());
+  pass_time(milliseconds(10));
+  EXPECT_FALSE(second.given()) << "entries told before are still valid";
+  pass_time(milliseconds(150));
+  EXPECT_TRUE(second.given());
+  EXPECT_TRUE(third.given());
+  EXPECT_EQ(opens_.clients().size(), 3U);
+  EXPECT_TRUE(orders_.empty());
+  detach(kA);
+  EXPECT_TRUE(orders_.empty());
+  detach(kC);
+  ASSERT_EQ(orders_.size(), 1U);
+  EXPECT_EQ(orders_[0].what.client, kB);
+  EXPECT_EQ(orders_[0].what.sole, true);
+}
+
+TEST_F(CoherenceTest, ASilentFirstClientDelaysTheSecondByALease) {
+  attach(kA);
+  Answer& second = attach(kB);
+  pass_time(milliseconds(220));
+  EXPECT_FALSE(second.given());
+  pass_time(milliseconds(150));
+  EXPECT_TRUE(second.given());
+}
+
+TEST_F(CoherenceTest, TheSecondIsAttachedAtOnceWhenTheFirstLeaves) {
+  attach(kA);
+  Answer& second = attach(kB);
+  orders_.clear();
+  detach(kA);
+  EXPECT_TRUE(second.given());
+  ASSERT_EQ(orders_.size(), 1U);
+  EXPECT_EQ(orders_[0].what.client, kB);
+  EXPECT_EQ(orders_[0].what.sole, true);
+  pass_time(milliseconds(350));
+  EXPECT_EQ(second.times, 1);
+}
+
+TEST_F(CoherenceTest, DetachReleasesHandlesAndLocks) {
+  attach_all({kA, kB, kC});
+  opened(kA);
+  opens_.open({kA, 1, kRootInode, 0, true});
+  lock(kA, 7, pb::LockRange::EXCLUSIVE, false);
+  Answer& waiting = lock(kB, 7, pb::LockRange::EXCLUSIVE, true);
+  EXPECT_FALSE(waiting.given());
+  EXPECT_TRUE(detach(kA).given());
+  EXPECT_TRUE(waiting.given());
+  EXPECT_EQ(waiting.error(), 0);
+  EXPECT_FALSE(opens_.is_open(kFile));
+  auto ops = store_.ops();
+  std::sort(ops.begin(), ops.end());
+  EXPECT_EQ(ops, (std::vector<pb::Request::OpCase>{pb::Request::kRelease, pb::Request::kReleasedir}));
+}
+
+TEST_F(CoherenceTest, AnExpiredSiteIsDetachedWithAllItsClients) {
+  opens_.attach(kA, "gone");
+  opens_.attach(kB, "gone");
+  opens_.attach(kC, "here");
+  opened(kA);
+  coherence_.expire_site("gone");
+  EXPECT_EQ(opens_.clients().size(), 1U);
+  EXPECT_FALSE(opens_.is_open(kFile));
+}
+
+// ---- open, release, locks
+
+TEST_F(CoherenceTest, OpenIsNotedOnlyIfTheStoreAllowsIt) {
+  attach_all({kA});
+  pb::Request open = request_of(kA, ++seq_);
+  open.mutable_open()->set_id(kFile);
+  open.mutable_open()->set_handle(3);
+  store_.result = [](const pb::Request&) {
+    pb::Outcome outcome;
+    outcome.set_error(EACCES);
+    return outcome;
+  };
+  EXPECT_EQ(ask(open).error(), EACCES);
+  EXPECT_FALSE(opens_.is_open(kFile));
+  store_.result = [](const pb::Request&) { return pb::Outcome(); };
+  EXPECT_EQ(ask(open).error(), 0);
+  ASSERT_NE(opens_.find(kA, 3), nullptr);
+  EXPECT_EQ(opens_.find(kA, 3)->id, kFile);
+}
+
+TEST_F(CoherenceTest, CreateWithAHandleOpensWhatWasMade) {
+  attach_all({kA});
+  store_.result = [](const pb::Request&) {
+    pb::Outcome outcome;
+    outcome.mutable_attr()->set_id(kOther);
+    return outcome;
+  };
+  pb::Request create = request_of(kA, ++seq_);
+  create.mutable_create()->set_name("f");
+  EXPECT_TRUE(ask(create).given());
+  EXPECT_FALSE(opens_.is_open(kOther)) << "mknod opens nothing";
+  create.mutable_create()->set_handle(4);
+  create.mutable_create()->set_flags(O_RDWR);
+  EXPECT_TRUE(ask(create).given());
+  ASSERT_NE(opens_.find(kA, 4), nullptr);
+  EXPECT_EQ(opens_.find(kA, 4)->id, kOther);
+}
+
+TEST_F(CoherenceTest, ReleaseAndFlushDropTheLocksOfTheirOwner) {
+  attach_all({kA, kB});
+  opened(kA);
+  EXPECT_EQ(lock(kA, 7, pb::LockRange::EXCLUSIVE, false).error(), 0);
+  EXPECT_EQ(lock(kA, 7, pb::LockRange::EXCLUSIVE, false, true).error(), 0);
+  EXPECT_EQ(lock(kB, 1, pb::LockRange::SHARED, false).error(), EAGAIN);
+  pb::Request flush = request_of(kA, ++seq_);
+  flush.mutable_flush()->set_id(kFile);
+  flush.mutable_flush()->set_lock_owner(7);
+  EXPECT_TRUE(ask(flush).given());
+  EXPECT_EQ(lock(kB, 1, pb::LockRange::SHARED, false).error(), 0);
+  EXPECT_EQ(lock(kB, 1, pb::LockRange::SHARED, false, true).error(), EAGAIN)
+      << "flock stays until the last close";
+  EXPECT_TRUE(release(kA).given());
+  EXPECT_EQ(lock(kB, 1, pb::LockRange::SHARED, false, true).error(), 0);
+}
+
+TEST_F(CoherenceTest, GetLockNamesTheConflict) {
+  lock(kA, 7, pb::LockRange::EXCLUSIVE, false);
+  pb::Request get = request_of(kB, ++seq_);
+  get.mutable_getlock()->set_id(kFile);
+  get.mutable_getlock()->mutable_range()->set_type(pb::LockRange::SHARED);
+  get.mutable_getlock()->mutable_range()->set_start(5);
+  get.mutable_getlock()->mutable_range()->set_end(20);
+  EXPECT_EQ(ask(get).outcome.lock().end(), 9U);
+  get.mutable_getlock()->mutable_range()->set_start(10);
+  EXPECT_EQ(ask(get).outcome.lock().type(), pb::LockRange::UNLOCKED);
+  get.mutable_getlock()->mutable_range()->set_start(30);
+  EXPECT_EQ(ask(get).error(), EINVAL);
+}
+
+TEST_F(CoherenceTest, CancelEndsAWaitingLock) {
+  lock(kA, 7, pb::LockRange::EXCLUSIVE, false);
+  Answer& waiting = lock(kB, 7, pb::LockRange::EXCLUSIVE, true);
+  pb::Request cancel = request_of(kB, seq_ + 1);
+  cancel.mutable_cancel()->set_seq(seq_);
+  EXPECT_EQ(ask(cancel).error(), 0);
+  EXPECT_EQ(waiting.error(), EINTR);
+}
+
+// ---- orphans
+
+TEST_F(CoherenceTest, AnOrphanGoesWhenNobodyRefersToIt) {
+  attach_all({kA, kB});
+  EXPECT_TRUE(unlink_last(kA, kFile).given()) << "the caller does not wait for the holders";
+  EXPECT_EQ(ordered(), (Clients{kA, kB}));
+  EXPECT_TRUE(orders_[0].what.orphan);
+  follow(kA, false);
+  EXPECT_EQ(coherence_.orphans().at(kFile), (std::set<ClientId>{kB}));
+  follow(kB, true);
+  EXPECT_TRUE(freed().empty());
+  pb::Request forget = request_of(kB, ++seq_);
+  forget.mutable_forget()->add_ids(kFile);
+  EXPECT_TRUE(ask(forget).given());
+  EXPECT_EQ(freed(), (std::vector<InodeId>{kFile}));
+  EXPECT_TRUE(coherence_.orphans().empty());
+}
+
+TEST_F(CoherenceTest, AnOpenOrphanLivesUntilItsLastRelease) {
+  attach_all({kA, kB});
+  opened(kB);
+  follow_at_once_ = true;
+  unlink_last(kA, kFile);
+  EXPECT_TRUE(freed().empty());
+  release(kB);
+  EXPECT_EQ(freed(), (std::vector<InodeId>{kFile}));
+  EXPECT_EQ(store_.ops().back(), pb::Request::kForget) << "after the release";
+}
+
+TEST_F(CoherenceTest, ASilentHolderKeepsAnOrphanUntilItDetaches) {
+  attach_all({kA, kB});
+  opened(kB);
+  unlink_last(kA, kFile);
+  follow(kA);
+  pass_time(milliseconds(250));
+  EXPECT_TRUE(freed().empty());
+  coherence_.expire_site("site2");
+  EXPECT_EQ(freed(), (std::vector<InodeId>{kFile}));
+}
+
+TEST_F(CoherenceTest, AnOrphanOfNobodyGoesAtOnce) {
+  unlink_last(kA, kFile);
+  EXPECT_EQ(freed(), (std::vector<InodeId>{kFile}));
+}
+
+TEST_F(CoherenceTest, RestoredOrphansAreAskedForAgain) {
+  attach_all({kA, kB});
+  coherence_.restore_orphans({{kFile, {kA, kB}}, {kOther, {}}});
+  EXPECT_TRUE(orders_.empty());
+  pass_time(milliseconds(5));
+  EXPECT_EQ(freed(), (std::vector<InodeId>{kOther}));
+  follow(kA);
+  follow(kB);
+  EXPECT_EQ(freed(), (std::vector<InodeId>{kOther, kFile}));
+}
+
+TEST_F(CoherenceTest, LateAnswersAfterTheOwnerMovedChangeNothing) {
+  attach_all({kA, kB});
+  unlink_last(kA, kFile);
+  coherence_.clear();
+  coherence_.restore_orphans({{kFile, {kA}}});
+  follow(kA);
+  EXPECT_EQ(coherence_.orphans().at(kFile).size(), 1U);
+  EXPECT_TRUE(freed().empty());
+}
+
+}  // namespace
+}  // namespace sharefs

@@ -1,0 +1,317 @@
+// Who is recalled for a change to data, who is not waited for, and the deadlock rules.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "fs/coherence.h"
+#include "fs/gate.h"
+#include "tests/fs/coherence_fixture.h"
+
+namespace sharefs {
+namespace {
+
+using namespace test;  // NOLINT(google-build-using-namespace): the words of the fixture
+
+class DataChangesTest : public CoherenceTest {};
+
+TEST_F(DataChangesTest, AFileThatNobodyElseHasOpenIsWrittenStraight) {
+  attach_all({kA, kB});
+  opened(kA);
+  EXPECT_TRUE(write(kA).given());
+  EXPECT_TRUE(orders_.empty());
+}
+
+TEST_F(DataChangesTest, ReadersDropTheirPagesBeforeTheWriteIsAcknowledged) {
+  attach_all({kA, kB, kC});
+  opened(kA);
+  opened(kB, kFile, O_RDONLY);
+  opened(kC, kFile, O_RDONLY);
+  Answer& answer = write(kA);
+  EXPECT_EQ(writes_performed(), 1U) << "nobody can have dirty pages";
+  EXPECT_FALSE(answer.given());
+  ASSERT_EQ(ordered(), (Clients{kB, kC}));
+  EXPECT_EQ(orders_[0].what.id, kFile);
+  EXPECT_EQ(orders_[0].what.offset, 100U);
+  EXPECT_EQ(orders_[0].what.length, 4U);
+  follow(kC);
+  EXPECT_FALSE(answer.given());
+  follow(kB);
+  EXPECT_TRUE(answer.given());
+  EXPECT_FALSE(answer.outcome.invalidate());
+}
+
+TEST_F(DataChangesTest, DirtyPagesAreWrittenBackBeforeTheWriteIsPerformed) {
+  attach_all({kA, kB});
+  opened(kA);
+  opened(kB);
+  Answer& answer = write(kA);
+  EXPECT_EQ(writes_performed(), 0U);
+  ASSERT_EQ(ordered(), (Clients{kB}));
+  EXPECT_TRUE(ask(write_of(kB, ++seq_, kFile, 0, 4096, true)).given()) << "the writeback passes at once";
+  EXPECT_EQ(writes_performed(), 1U);
+  follow(kB);
+  EXPECT_EQ(writes_performed(), 2U);
+  EXPECT_EQ(store_.calls[1].data, "data");
+  EXPECT_FALSE(answer.given()) << "B may have read pages again";
+  follow(kB);
+  EXPECT_TRUE(answer.given());
+}
+
+TEST_F(DataChangesTest, OrdersThatAreFollowedAtOnceCostNoWait) {
+  attach_all({kA, kB});
+  opened(kA);
+  opened(kB);
+  follow_at_once_ = true;
+  EXPECT_TRUE(write(kA).given());
+}
+
+TEST_F(DataChangesTest, QueriesAndAttributesRecallNobody) {
+  attach_all({kA, kB});
+  opened(kA);
+  opened(kB);
+  Answer& pending = write(kA);
+  pb::Request read = request_of(kB, ++seq_);
+  read.mutable_read()->set_id(kFile);
+  EXPECT_TRUE(ask(read).given());
+  pb::Request chmod = request_of(kB, ++seq_);
+  chmod.mutable_setattr()->set_id(kFile);
+  chmod.mutable_setattr()->set_mode(0600);
+  EXPECT_TRUE(ask(chmod).given());
+  EXPECT_FALSE(pending.given());
+  EXPECT_EQ(orders_.size(), 1U);
+}
+
+TEST_F(DataChangesTest, EveryKindOfDataChangeRecalls) {
+  attach_all({kA, kB});
+  opened(kB, kFile, O_RDONLY);
+  std::vector<pb::Request> requests(5, request_of(kA, 1));
+  requests[0].mutable_setattr()->set_id(kFile);
+  requests[0].mutable_setattr()->set_size(10);
+  requests[1].mutable_fallocate()->set_id(kFile);
+  requests[1].mutable_fallocate()->set_length(10);
+  requests[2].mutable_copy_file_range()->set_id_in(kOther);
+  requests[2].mutable_copy_file_range()->set_id_out(kFile);
+  requests[3].mutable_open()->set_id(kFile);
+  requests[3].mutable_open()->set_flags(O_WRONLY | O_TRUNC);
+  requests[4].mutable_create()->set_handle(9);
+  requests[4].mutable_create()->set_flags(O_CREAT | O_WRONLY | O_TRUNC);
+  store_.result = [](const pb::Request&) {
+    pb::Outcome outcome;
+    outcome.mutable_attr()->set_id(kFile);
+    return outcome;
+  };
+  for (const pb::Request& request : requests) {
+    Answer& answer = ask(request);
+    ASSERT_EQ(ordered(), (Clients{kB})) << request.ShortDebugString();
+    EXPECT_FALSE(answer.given());
+    follow(kB);
+    EXPECT_TRUE(answer.given());
+  }
+}
+
+TEST_F(DataChangesTest, AnAppendRecallsFromWhereItWasWritten) {
+  attach_all({kA, kB});
+  opened(kB, kFile, O_RDONLY);
+  store_.result = [](const pb::Request&) {
+    pb::Outcome outcome;
+    outcome.set_count(4);
+    outcome.mutable_attr()->set_size(1000);
+    return outcome;
+  };
+  pb::Request append = write_of(kA, ++seq_, kFile, 7, 4);
+  append.mutable_write()->set_append(true);
+  ask(append);
+  ASSERT_EQ(orders_.size(), 1U);
+  EXPECT_EQ(orders_[0].what.offset, 996U);
+}
+
+TEST_F(DataChangesTest, AFailedChangeRecallsNoReaders) {
+  attach_all({kA, kB});
+  opened(kB, kFile, O_RDONLY);
+  store_.result = [](const pb::Request&) {
+    pb::Outcome outcome;
+    outcome.set_error(ENOSPC);
+    return outcome;
+  };
+  Answer& answer = write(kA);
+  EXPECT_EQ(answer.error(), ENOSPC);
+  EXPECT_TRUE(orders_.empty());
+}
+
+TEST_F(DataChangesTest, AClientThatOpensWhileAWorkerPerformsIsRecalled) {
+  attach_all({kA, kB});
+  opened(kA);
+  store_.late = true;
+  pb::Request allocate = request_of(kA, ++seq_);
+  allocate.mutable_fallocate()->set_id(kFile);
+  allocate.mutable_fallocate()->set_length(10);
+  Answer& answer = ask(allocate);
+  opened(kB, kFile, O_RDONLY);
+  store_.answer(0);
+  EXPECT_FALSE(answer.given());
+  follow(kB);
+  EXPECT_TRUE(answer.given());
+}
+
+// ---- deadlock rules
+
+TEST_F(DataChangesTest, TwoWritersOnEachOthersOpenFileDoNotWaitForEachOther) {
+  attach_all({kA, kB});
+  opened(kA);
+  opened(kB);
+  Answer& first = write(kA);
+  ASSERT_EQ(ordered(), (Clients{kB}));
+  // B's write arrives while its pages are recalled: its kernel holds them until the write is answered.
+  Answer& second = write(kB);
+  EXPECT_TRUE(first.given()) << "B has an unanswered change, so A does not wait for B any more";
+  EXPECT_EQ(writes_performed(), 1U);
+  // A has no unanswered change now, so B's recalls A as usual.
+  follow(kA);
+  EXPECT_EQ(writes_performed(), 2U);
+  EXPECT_FALSE(second.given());
+  follow(kA);
+  EXPECT_TRUE(second.given());
+  EXPECT_TRUE(second.outcome.invalidate()) << "B drops its pages with the reply";
+  // The order to B is followed last: nobody waits for it any more.
+  follow(kB);
+  EXPECT_EQ(first.times, 1);
+  EXPECT_EQ(second.times, 1);
+}
+
+TEST_F(DataChangesTest, NobodyWaitsForAClientWhoseChangeWaitsElsewhere) {
+  attach_all({kA, kB, kC});
+  opened(kA);
+  opened(kB);
+  opened(kC);
+  Answer& first = write(kA);  // recalls B and C
+  ASSERT_EQ(ordered(), (Clients{kB, kC}));
+  Answer& second = write(kB);  // A has an unanswered change: recalls C only
+  EXPECT_EQ(ordered(), (Clients{kB, kC, kC}));
+  EXPECT_FALSE(first.given());
+  EXPECT_EQ(writes_performed(), 0U);
+  follow(kC);  // for A's change, which B is not waited for: performed; only C is recalled again
+  EXPECT_EQ(writes_performed(), 1U);
+  EXPECT_FALSE(first.given());
+  EXPECT_EQ(ordered(), (Clients{kB, kC, kC}));
+  orders_.pop_front();  // B's kernel cannot follow: it waits for the reply to its write
+  follow(kC);           // for B's change: performed; A and C
+  EXPECT_EQ(writes_performed(), 2U);
+  follow(kC);
+  EXPECT_TRUE(first.given());
+  EXPECT_TRUE(first.outcome.invalidate());
+  follow(kC);
+  EXPECT_TRUE(second.given());
+  EXPECT_TRUE(second.outcome.invalidate());
+  EXPECT_TRUE(orders_.empty());
+}
+
+TEST_F(DataChangesTest, WritersOfDifferentFilesStillWait) {
+  attach_all({kA, kB});
+  opened(kA, kOther);
+  opened(kB, kOther);
+  opened(kA);
+  opened(kB);
+  Answer& first = write(kA, kFile);
+  Answer& second = write(kB, kOther);
+  EXPECT_EQ(ordered(), (Clients{kB, kA}));
+  follow(kB);
+  follow(kB);
+  EXPECT_TRUE(first.given());
+  EXPECT_FALSE(second.given());
+}
+
+TEST_F(DataChangesTest, AChangeThatTheGateHoldsIsNotWaitedFor) {
+  attach_all({kA, kB});
+  opened(kA);
+  opened(kB);
+  Answer& answer = write(kA);
+  ASSERT_FALSE(answer.given());
+  coherence_.held(write_of(kB, 900, kFile, 0, 4));
+  EXPECT_TRUE(answer.given());
+  EXPECT_EQ(orders_.size(), 2U) << "B is told all the same, and follows when its write has been answered";
+  Answer& late = ask(write_of(kB, 900, kFile, 0, 4), "data");
+  follow(kA);
+  follow(kA);
+  EXPECT_TRUE(late.given());
+}
+
+TEST_F(DataChangesTest, AwaitsTheWritebacksOfRecalledPages) {
+  attach_all({kA, kB});
+  opened(kA);
+  opened(kB);
+  const pb::Request writeback = write_of(kB, 900, kFile, 0, 4, true);
+  EXPECT_FALSE(coherence_.awaits(writeback));
+  write(kA);
+  EXPECT_TRUE(coherence_.awaits(writeback));
+  EXPECT_FALSE(coherence_.awaits(write_of(kA, 900, kFile, 0, 4, true)));
+  follow(kB);
+  follow(kB);
+  EXPECT_FALSE(coherence_.awaits(writeback));
+}
+
+TEST_F(DataChangesTest, ASilentClientIsWaitedForOneLeaseAndToldLater) {
+  attach_all({kA, kB});
+  opened(kA);
+  opened(kB, kFile, O_RDONLY);
+  Answer& first = write(kA);
+  pass_time(milliseconds(30));
+  EXPECT_FALSE(first.given());
+  pass_time(milliseconds(250));
+  EXPECT_TRUE(first.given());
+  orders_.clear();
+  EXPECT_TRUE(write(kA).given()) << "no second lease for a client that is gone";
+  EXPECT_TRUE(orders_.empty());
+  pb::Request stat = request_of(kB, ++seq_);
+  stat.mutable_getattr()->set_id(kFile);
+  ask(stat);
+  ASSERT_EQ(ordered(), (Clients{kB})) << "it is back and hears what it missed";
+  EXPECT_EQ(orders_[0].what.length, 0U);
+  follow(kB);
+  EXPECT_FALSE(write(kA).given()) << "and is waited for again";
+}
+
+TEST_F(DataChangesTest, AClientThatDetachesIsNotWaitedFor) {
+  attach_all({kA, kB, kC});
+  opened(kA);
+  opened(kB);
+  Answer& answer = write(kA);
+  EXPECT_FALSE(answer.given());
+  detach(kB);
+  EXPECT_TRUE(answer.given());
+  EXPECT_EQ(writes_performed(), 1U);
+}
+
+// The gate drains although a held write keeps its kernel from following a recall.
+TEST_F(DataChangesTest, AClosedGateDrainsWhileWritersMeet) {
+  const std::string file = ::testing::TempDir() + "sharefs-coherence-gate.db";
+  for (const char* suffix : {"", "-wal", "-shm"}) std::filesystem::remove(file + suffix);
+  Database database(file);
+  Gate gate(coherence_, database);
+  Gate::Hooks hooks;
+  hooks.held = [this](const pb::Request& request) { coherence_.held(request); };
+  hooks.awaited = [this](const pb::Request& request) { return coherence_.awaits(request); };
+  hooks.opened = [this] { coherence_.none_held(); };
+  gate.set_hooks(hooks);
+  attach_all({kA, kB});
+  opened(kA);
+  opened(kB);
+  Answer first, second;
+  gate.execute(write_of(kA, 1, kFile, 0, 4), as_bytes("data"), first.reply());
+  bool drained = false;
+  gate.close(1, [&] { drained = true; });
+  EXPECT_FALSE(drained);
+  gate.execute(write_of(kB, 2, kFile, 0, 4), as_bytes("data"), second.reply());
+  EXPECT_TRUE(drained);
+  EXPECT_TRUE(first.given());
+  EXPECT_FALSE(second.given());
+  follow_at_once_ = true;
+  gate.open();
+  EXPECT_TRUE(second.given());
+}
+
+}  // namespace
+}  // namespace sharefs

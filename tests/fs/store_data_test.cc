@@ -1,0 +1,267 @@
+// The Store: data of files and listings of directories.
+#include <linux/falloc.h>
+
+#include <map>
+#include <set>
+
+#include "tests/fs/store_fixture.h"
+
+namespace sharefs {
+namespace {
+
+namespace fs = std::filesystem;
+
+class StoreDataTest : public StoreFixture {
+ protected:
+  Answer seek(InodeId id, std::uint64_t offset, int whence) {
+    SHAREFS_ASK(Seek, seek);
+    op.set_id(id);
+    op.set_offset(offset);
+    op.set_whence(static_cast<std::uint32_t>(whence));
+    return ask(r);
+  }
+  Answer copy(InodeId in, std::uint64_t offset_in, InodeId out, std::uint64_t offset_out,
+              std::uint64_t length) {
+    SHAREFS_ASK(CopyFileRange, copy_file_range);
+    op.set_id_in(in);
+    op.set_offset_in(offset_in);
+    op.set_id_out(out);
+    op.set_offset_out(offset_out);
+    op.set_length(length);
+    return ask(r);
+  }
+  Answer sync(InodeId id, bool directory = false) {
+    SHAREFS_ASK(Sync, sync);
+    op.set_id(id);
+    op.set_directory(directory);
+    return ask(r);
+  }
+  // The whole directory, a little at a time, as (name, id).
+  std::map<std::string, InodeId> list(InodeId id, std::uint32_t max_bytes, bool plus,
+                                      bool restart_between = false) {
+    std::map<std::string, InodeId> result;
+    const std::uint64_t handle = ++handle_;
+    std::uint64_t offset = 0;
+    while (true) {
+      const Answer page = readdir(id, handle, offset, max_bytes, plus);
+      EXPECT_EQ(page.error(), 0);
+      if (page.error() != 0 || page.outcome.entries_size() == 0) return result;
+      for (const auto& entry : page.outcome.entries()) {
+        EXPECT_GT(entry.offset(), offset);
+        offset = entry.offset();
+        EXPECT_TRUE(result.emplace(entry.name(), entry.attr().id()).second) << "twice: " << entry.name();
+      }
+      if (restart_between) restart();
+    }
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Ways, StoreDataTest, testing::Bool(),
+                         [](const auto& info) { return info.param ? "handles" : "parent_and_name"; });
+
+TEST_P(StoreDataTest, what_is_written_is_read) {
+  const Answer file = create(kRootInode, "file");
+  EXPECT_EQ(write(file.id(), 0, "hello").outcome.count(), 5u);
+  EXPECT_EQ(write(file.id(), 3, "p me").outcome.count(), 4u);
+  EXPECT_EQ(read(file.id(), 0, 100).data, "help me");
+  EXPECT_EQ(read(file.id(), 5, 1).data, "m");
+  EXPECT_EQ(read(file.id(), 7, 10).data, "");
+  EXPECT_EQ(content("file"), "help me");
+  EXPECT_EQ(getattr(file.id()).outcome.attr().size(), 7u);
+  const Answer directory = mkdir(kRootInode, "d");
+  EXPECT_EQ(read(directory.id(), 0, 10).error(), EISDIR);
+  EXPECT_EQ(write(directory.id(), 0, "x").error(), EISDIR);
+  EXPECT_EQ(write(file.id(), UINT64_MAX, "x").error(), EFBIG);
+}
+
+TEST_P(StoreDataTest, a_large_file_from_cold) {
+  std::string bytes(3'000'000, '\0');
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i * 7 >> 8);
+  const Answer file = create(kRootInode, "file");
+  write(file.id(), 0, bytes);
+  EXPECT_EQ(sync(file.id()).error(), 0);
+  const UniqueFd fd(::open(path("file").c_str(), O_RDONLY | O_CLOEXEC));
+  ::posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED);
+  restart();
+  const Answer answer = read(file.id(), 0, 4'000'000);
+  EXPECT_EQ(answer.error(), 0);
+  EXPECT_TRUE(answer.data == bytes);
+  EXPECT_EQ(read(file.id(), 2'999'990, 100).data, bytes.substr(2'999'990));
+}
+
+TEST_P(StoreDataTest, appends_go_to_the_end_that_the_owner_sees) {
+  const Answer file = create(kRootInode, "file");
+  write(file.id(), 0, "one");
+  const Answer appended = write(file.id(), 0, " two", true);
+  EXPECT_EQ(appended.outcome.count(), 4u);
+  EXPECT_EQ(appended.outcome.attr().size(), 7u);
+  EXPECT_EQ(write(file.id(), 9999, " three", true, false, true).outcome.attr().size(), 13u);
+  EXPECT_EQ(content("file"), "one two three");
+  EXPECT_FALSE(write(file.id(), 0, "x").outcome.has_attr());
+}
+
+TEST_P(StoreDataTest, holes_stay_holes) {
+  const Answer file = create(kRootInode, "file");
+  constexpr std::uint64_t kFar = 1 << 20;
+  write(file.id(), kFar, "end");
+  EXPECT_EQ(read(file.id(), kFar - 2, 10).data, std::string("\0\0end", 5));
+  EXPECT_LT(getattr(file.id()).outcome.attr().blocks(), kFar / 512);
+  EXPECT_EQ(seek(file.id(), 0, SEEK_DATA).outcome.count(), kFar);
+  EXPECT_EQ(seek(file.id(), 0, SEEK_HOLE).outcome.count(), 0u);
+  EXPECT_EQ(seek(file.id(), kFar + 10, SEEK_DATA).error(), ENXIO);
+  EXPECT_EQ(seek(file.id(), 0, SEEK_SET).error(), EINVAL);
+  truncate(file.id(), 10);
+  truncate(file.id(), 2 * kFar);
+  EXPECT_EQ(seek(file.id(), 0, SEEK_DATA).error(), ENXIO);
+}
+
+TEST_P(StoreDataTest, fallocate_and_copy) {
+  const Answer file = create(kRootInode, "file"), copied = create(kRootInode, "copied");
+  write(file.id(), 0, std::string(16384, 'x'));
+  EXPECT_EQ(fallocate(file.id(), 4096, 4096, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE).error(), 0);
+  EXPECT_EQ(read(file.id(), 4095, 2).data, std::string("x\0", 2));
+  EXPECT_EQ(fallocate(file.id(), 0, 1 << 16, FALLOC_FL_KEEP_SIZE).error(), 0);
+  EXPECT_EQ(getattr(file.id()).outcome.attr().size(), 16384u);
+  EXPECT_EQ(fallocate(file.id(), 0, 1 << 16, 0).error(), 0);
+  EXPECT_EQ(getattr(file.id()).outcome.attr().size(), 1u << 16);
+  EXPECT_EQ(fallocate(file.id(), 0, 1, 0xff00).error(), EOPNOTSUPP);
+  EXPECT_EQ(copy(file.id(), 0, copied.id(), 100, 1000).outcome.count(), 1000u);
+  EXPECT_EQ(read(copied.id(), 100, 5).data, "xxxxx");
+  EXPECT_EQ(copy(file.id(), 1 << 20, copied.id(), 0, 1000).outcome.count(), 0u) << "behind the end";
+}
+
+TEST_P(StoreDataTest, data_changes_are_noted) {
+  const Answer file = create(kRootInode, "file"), other = create(kRootInode, "other");
+  write(file.id(), 0, std::string(8192, 'x'));
+  RecordingObserver observer;
+  store_->observe(&observer);
+  const std::string extent = "extent " + std::to_string(file.id()) + " ";
+  write(file.id(), 8000, "0123");
+  EXPECT_TRUE(observer.has(extent + "8000+4"));
+  EXPECT_TRUE(observer.has("attributes " + std::to_string(file.id())));
+  write(file.id(), 0, "0123", true);
+  EXPECT_TRUE(observer.has(extent + "8192+4"));
+  truncate(file.id(), 4096);
+  EXPECT_TRUE(observer.has(extent + "4096+4100"));
+  truncate(file.id(), 10000);
+  EXPECT_TRUE(observer.has(extent + "4096+5904"));
+  observer.lines.clear();
+  fallocate(file.id(), 0, 4096, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
+  EXPECT_EQ(std::count(observer.lines.begin(), observer.lines.end(), extent + "0+4096"), 2)
+      << "before and after";
+  observer.lines.clear();
+  copy(file.id(), 0, other.id(), 5, 20000);
+  const std::string copied = "extent " + std::to_string(other.id()) + " 5+10000";
+  EXPECT_EQ(std::count(observer.lines.begin(), observer.lines.end(), copied), 2);
+  observer.lines.clear();
+  truncate(file.id(), 16384);
+  observer.lines.clear();
+  if (fallocate(file.id(), 4096, 4096, FALLOC_FL_COLLAPSE_RANGE).error() == 0) {
+    EXPECT_TRUE(observer.has(extent + "4096+16384"));
+  }
+  store_->observe(nullptr);
+}
+
+TEST_P(StoreDataTest, open_says_what_open_says) {
+  const Answer file = create(kRootInode, "file"), directory = mkdir(kRootInode, "d");
+  const Answer link = symlink(kRootInode, "link", "file"), fifo = mknod(kRootInode, "fifo", S_IFIFO | 0600);
+  EXPECT_EQ(open(file.id(), O_RDONLY).error(), 0);
+  EXPECT_EQ(open(file.id(), O_WRONLY).error(), 0);
+  EXPECT_EQ(open(directory.id(), O_RDWR).error(), EISDIR);
+  EXPECT_EQ(open(link.id(), O_RDONLY).error(), ELOOP);
+  EXPECT_EQ(open(fifo.id(), O_RDONLY).error(), ENXIO);
+  EXPECT_EQ(open(4711, O_RDONLY).error(), ESTALE);
+  SHAREFS_ASK(OpenDir, opendir);
+  op.set_id(directory.id());
+  EXPECT_EQ(ask(r).error(), 0);
+  op.set_id(file.id());
+  EXPECT_EQ(ask(r).error(), ENOTDIR);
+  op.set_id(link.id());
+  EXPECT_EQ(ask(r).error(), ENOTDIR);
+}
+
+TEST_P(StoreDataTest, a_released_file_can_be_executed_in_the_store) {
+  const Answer file = create(kRootInode, "file", 0755);
+  write(file.id(), 0, "#!/bin/true\n");
+  SHAREFS_ASK(Release, release);
+  op.set_id(file.id());
+  EXPECT_EQ(ask(r).error(), 0);
+  store_->rest();
+  EXPECT_EQ(std::system(path("file").c_str()), 0);
+}
+
+TEST_P(StoreDataTest, fsync_of_files_and_directories) {
+  const Answer directory = mkdir(kRootInode, "d"), file = create(directory.id(), "f");
+  EXPECT_EQ(sync(file.id()).error(), 0);
+  EXPECT_EQ(sync(directory.id(), true).error(), 0);
+  EXPECT_EQ(sync(4711).error(), ESTALE);
+  Database database(directory_.path() / "state.db");
+  Statement select(database, "SELECT 1 FROM inode WHERE id=?");
+  EXPECT_TRUE(select.bind(file.id()).step());
+}
+
+TEST_P(StoreDataTest, a_listing_has_every_entry_once_whatever_the_page) {
+  const Answer directory = mkdir(kRootInode, "d");
+  std::map<std::string, InodeId> expected{{".", directory.id()}, {"..", kRootInode}};
+  for (int i = 0; i < 300; ++i) {
+    const std::string name = std::string(static_cast<std::size_t>(i % 50), 'n') + std::to_string(i);
+    expected[name] = i % 3 == 0 ? mkdir(directory.id(), name).id() : create(directory.id(), name).id();
+  }
+  for (const std::uint32_t page : {512u, 4096u, 1u << 20})
+    for (const bool plus : {false, true}) EXPECT_EQ(list(directory.id(), page, plus), expected) << page;
+  EXPECT_EQ(list(directory.id(), 4096, true, true), expected) << "with a new process after every page";
+  restart();
+  EXPECT_EQ(list(directory.id(), 4096, false), expected) << "ids from cold";
+}
+
+TEST_P(StoreDataTest, plus_has_whole_attributes) {
+  create(kRootInode, "file", 0640);
+  const Answer page = readdir(kRootInode, 1, 0, 4096, true);
+  ASSERT_EQ(page.outcome.entries_size(), 3);
+  EXPECT_EQ(page.outcome.entries(0).name(), ".");
+  EXPECT_EQ(page.outcome.entries(1).name(), "..");
+  EXPECT_EQ(page.outcome.entries(1).attr().id(), kRootInode);
+  expect_as_stat(page.outcome.entries(2).attr(), path("file"));
+  const Answer plain = readdir(kRootInode, 1, 0, 4096, false);
+  EXPECT_EQ(plain.outcome.entries(2).attr().mode(), static_cast<std::uint32_t>(S_IFREG));
+}
+
+TEST_P(StoreDataTest, a_listing_goes_on_while_entries_come_and_go) {
+  const Answer directory = mkdir(kRootInode, "d");
+  std::set<std::string> stay;
+  for (int i = 0; i < 200; ++i) {
+    create(directory.id(), "f" + std::to_string(i));
+    if (i % 2 == 0) stay.insert("f" + std::to_string(i));
+  }
+  std::set<std::string> seen;
+  std::uint64_t offset = 0;
+  bool changed = false;
+  while (true) {
+    const Answer page = readdir(directory.id(), 7, offset, 2048, true);
+    if (page.outcome.entries_size() == 0) break;
+    for (const auto& entry : page.outcome.entries()) {
+      EXPECT_TRUE(seen.insert(entry.name()).second) << entry.name();
+      offset = entry.offset();
+    }
+    if (!changed) {
+      for (int i = 1; i < 200; i += 2) unlink(directory.id(), "f" + std::to_string(i));
+      for (int i = 0; i < 100; ++i) create(directory.id(), "new" + std::to_string(i));
+      changed = true;
+    }
+  }
+  for (const auto& name : stay) EXPECT_TRUE(seen.count(name)) << name;
+}
+
+TEST_P(StoreDataTest, a_huge_directory) {
+  const Answer directory = mkdir(kRootInode, "d");
+  std::size_t count = 0;
+  store_->rest();
+  for (; count < 30'000; ++count) {
+    const std::string name = std::string(100, 'n') + std::to_string(count);
+    ASSERT_EQ(::mknod(path("d/" + name).c_str(), S_IFREG | 0600, 0), 0);
+  }
+  ASSERT_GT(fs::exists(path("d")), 0);
+  EXPECT_EQ(list(directory.id(), 1 << 20, false).size(), count + 2);
+}
+
+}  // namespace
+}  // namespace sharefs

@@ -1,0 +1,171 @@
+#include "meta/change_log.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <string>
+
+#include "scratch.h"
+
+namespace sharefs {
+namespace {
+
+using Kind = Change::Kind;
+
+Change extent(InodeId id, std::uint64_t offset, std::uint64_t length) {
+  return {.kind = Kind::extent, .id = id, .offset = offset, .length = length};
+}
+
+class ChangeLogTest : public testing::Test {
+ protected:
+  std::vector<Change> rows() { return read_changes(reader_, 0, std::numeric_limits<std::int64_t>::max()); }
+
+  Scratch scratch_;
+  Database database_{scratch_ / "state.db"};
+  Database reader_{scratch_ / "state.db"};
+  ChangeLog log_{database_};
+};
+
+TEST_F(ChangeLogTest, notes_nothing_before_start_and_after_stop) {
+  log_.changing(extent(2, 0, 10));
+  EXPECT_FALSE(log_.active());
+  EXPECT_EQ(log_.entries(), 0U);
+  log_.start();
+  log_.changing(extent(2, 0, 10));
+  log_.flush();
+  log_.changing(extent(3, 0, 10));
+  EXPECT_EQ(rows().size(), 1U);
+  log_.stop();
+  log_.changing(extent(4, 0, 10));
+  EXPECT_EQ(log_.unshipped_bytes(), 0U);
+  log_.flush();
+  EXPECT_TRUE(rows().empty());
+}
+
+TEST_F(ChangeLogTest, start_empties_what_a_crashed_attempt_left) {
+  database_.execute("INSERT INTO change_log(seq, kind, inode) VALUES(1, 'freed', 9), (77, 'freed', 9)");
+  log_.start();
+  EXPECT_TRUE(rows().empty());
+  log_.changing({.kind = Kind::freed, .id = 3});
+  EXPECT_EQ(log_.flush(), 1U);
+}
+
+TEST_F(ChangeLogTest, every_kind_comes_back_as_it_went_in) {
+  const std::string name("\xff\0/x", 4);
+  log_.start();
+  log_.changing({.kind = Kind::entry, .id = 1, .name = name});
+  log_.changing({.kind = Kind::attributes, .id = 2});
+  log_.changing(extent(3, 1ULL << 40, 5));
+  log_.changing({.kind = Kind::freed, .id = ~0ULL});
+  log_.flush();
+  const auto changes = rows();
+  ASSERT_EQ(changes.size(), 4U);
+  EXPECT_EQ(changes[0].kind, Kind::entry);
+  EXPECT_EQ(changes[0].name, name);
+  EXPECT_EQ(changes[1].kind, Kind::attributes);
+  EXPECT_EQ(changes[1].id, 2U);
+  EXPECT_EQ(changes[2].kind, Kind::extent);
+  EXPECT_EQ(changes[2].offset, 1ULL << 40);
+  EXPECT_EQ(changes[2].length, 5U);
+  EXPECT_EQ(changes[3].kind, Kind::freed);
+  EXPECT_EQ(changes[3].id, ~0ULL);
+}
+
+TEST_F(ChangeLogTest, touching_extents_of_one_inode_become_one_entry) {
+  log_.start();
+  for (std::uint64_t i = 0; i < 100; ++i) {  // as a sequential writer does, two files side by side
+    for (InodeId id : {2, 3}) {
+      log_.changing(extent(id, i * 10, 10));
+      log_.changing({.kind = Kind::attributes, .id = id});
+    }
+  }
+  log_.changing(extent(2, 990, 20));   // overlaps the end
+  log_.changing(extent(3, 2000, 10));  // does not touch
+  EXPECT_EQ(log_.entries(), 5U);
+  EXPECT_EQ(log_.unshipped_bytes(), 1000U + 1000U + 10U + 10U);
+  log_.flush();
+  const auto changes = rows();
+  ASSERT_EQ(changes.size(), 5U);
+  EXPECT_EQ(changes[0].offset, 0U);
+  EXPECT_EQ(changes[0].length, 1010U);
+  EXPECT_EQ(changes[4].offset, 2000U);
+}
+
+TEST_F(ChangeLogTest, rewriting_the_same_block_costs_its_bytes_once) {
+  log_.start();
+  for (int i = 0; i < 50; ++i) log_.changing(extent(2, 4096, 4096));
+  EXPECT_EQ(log_.entries(), 1U);
+  EXPECT_EQ(log_.unshipped_bytes(), 4096U);
+}
+
+TEST_F(ChangeLogTest, an_extent_to_the_very_end_does_not_overflow) {
+  constexpr auto kMax = std::numeric_limits<std::uint64_t>::max();
+  log_.start();
+  log_.changing(extent(2, 100, kMax));
+  log_.changing(extent(2, 50, 50));
+  log_.changing(extent(3, 0, kMax));
+  EXPECT_EQ(log_.unshipped_bytes(), kMax);
+  log_.flush();
+  const auto changes = rows();
+  ASSERT_EQ(changes.size(), 2U);
+  EXPECT_EQ(changes[0].offset, 50U);
+  EXPECT_EQ(changes[0].length, kMax - 50);
+}
+
+TEST_F(ChangeLogTest, an_entry_after_a_cut_is_never_merged_into_one_before_it) {
+  log_.start();
+  log_.changing(extent(2, 0, 10));
+  const auto first = log_.flush();
+  EXPECT_EQ(log_.unshipped_bytes(), 0U);
+  log_.changing(extent(2, 0, 10));
+  const auto second = log_.flush();
+  EXPECT_EQ(second, first + 1);
+  EXPECT_EQ(read_changes(reader_, 0, first).size(), 1U);
+  EXPECT_EQ(read_changes(reader_, first, second).size(), 1U);
+  EXPECT_EQ(log_.flush(), second) << "nothing new: the same cut";
+}
+
+TEST_F(ChangeLogTest, what_is_not_flushed_is_not_within_any_cut) {
+  log_.start();
+  const auto cut = log_.flush();
+  for (InodeId id = 1; id <= 1000; ++id) log_.changing({.kind = Kind::freed, .id = id});
+  EXPECT_TRUE(read_changes(reader_, 0, cut).empty());
+  EXPECT_EQ(log_.entries(), 1000U);
+  const auto all = read_changes(reader_, cut, log_.flush());
+  ASSERT_EQ(all.size(), 1000U);
+  for (InodeId id = 1; id <= 1000; ++id) EXPECT_EQ(all[id - 1].id, id);
+}
+
+TEST_F(ChangeLogTest, numbers_of_an_abandoned_attempt_are_not_used_again) {
+  log_.start();
+  log_.changing({.kind = Kind::freed, .id = 1});
+  const auto cut = log_.flush();
+  log_.stop();
+  log_.start();
+  log_.changing({.kind = Kind::freed, .id = 2});
+  EXPECT_GT(log_.flush(), cut);
+  EXPECT_TRUE(read_changes(reader_, 0, cut).empty());
+}
+
+TEST_F(ChangeLogTest, an_entry_that_cannot_be_written_throws_and_loses_nothing) {
+  log_.start();
+  database_.execute(
+      "CREATE TRIGGER full BEFORE INSERT ON change_log BEGIN SELECT RAISE(ABORT, 'disk full'); END");
+  InodeId noted = 0;
+  try {
+    while (noted < 10'000) {
+      log_.changing({.kind = Kind::freed, .id = noted + 1});
+      ++noted;
+    }
+    FAIL() << "never written";
+  } catch (const DatabaseError&) {
+  }
+  EXPECT_THROW(log_.flush(), DatabaseError);
+  database_.execute("DROP TRIGGER full");
+  log_.flush();
+  EXPECT_EQ(rows().size(), noted);
+  EXPECT_EQ(log_.entries(), noted);
+}
+
+}  // namespace
+}  // namespace sharefs

@@ -1,0 +1,553 @@
+// Image and log between two stores: whatever changes meanwhile, both trees are equal after the last round.
+
+#include <sys/mount.h>
+#include <sys/xattr.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+
+#include "tests/replication/image_sites.h"
+#include "tests/replication/mutator.h"
+
+namespace sharefs {
+namespace {
+
+unsigned environment(const char* name, unsigned otherwise) {
+  const char* text = std::getenv(name);
+  return text != nullptr ? static_cast<unsigned>(std::strtoul(text, nullptr, 10)) : otherwise;
+}
+
+void write_file(const std::filesystem::path& path, const std::string& data) {
+  std::ofstream(path, std::ios::binary) << data;
+}
+
+std::string read_file(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// The parameter: whether file handles are used.
+class ImageTest : public testing::TestWithParam<bool> {
+ protected:
+  ImageTest() { restart(); }
+  void SetUp() override {
+    if (GetParam() && !a_->inodes->uses_handles()) GTEST_SKIP() << "file handles need privilege";
+  }
+
+  void restart() {
+    reactor_.run([&] {
+      a_.reset();
+      b_.reset();
+      a_ = std::make_unique<Copy>(*reactor_, directory_.path() / "a", true, GetParam());
+      b_ = std::make_unique<Copy>(*reactor_, directory_.path() / "b", false, GetParam());
+    });
+  }
+  ~ImageTest() override {
+    reactor_.stop();  // nothing runs any more when the stores go
+    attempt_.reset();
+  }
+
+  std::filesystem::path a(const std::string& name) const { return a_->store_path() / name; }
+  std::filesystem::path b(const std::string& name) const { return b_->tree() / name; }
+
+  pb::Outcome ask(Copy& copy, const pb::Request& request, const std::string& data = {}) {
+    std::promise<pb::Outcome> promise;
+    reactor_.run([&] {
+      copy.store->execute(request, as_bytes(data),
+                          [&](const pb::Outcome& outcome, Bytes) { promise.set_value(outcome); });
+    });
+    return promise.get_future().get();
+  }
+  InodeId id_of(const std::string& path) {
+    InodeId id = kRootInode;
+    for (const auto& part : std::filesystem::path(path)) {
+      pb::Request request;
+      request.mutable_lookup()->set_parent(id);
+      request.mutable_lookup()->set_name(part.string());
+      id = ask(*a_, request).attr().id();
+    }
+    return id;
+  }
+  int rename(const std::string& from, const std::string& to, unsigned flags = 0) {
+    const std::filesystem::path one(from), two(to);
+    pb::Request request;
+    auto& op = *request.mutable_rename();
+    op.set_parent(id_of(one.parent_path().string()));
+    op.set_name(one.filename().string());
+    op.set_new_parent(id_of(two.parent_path().string()));
+    op.set_new_name(two.filename().string());
+    op.set_flags(flags);
+    return static_cast<int>(ask(*a_, request).error());
+  }
+
+  void expect_equal() { expect_equal(*a_, a_->store_path(), *b_, b_->tree()); }
+  static void expect_equal(Copy& from, const std::filesystem::path& source, Copy& to,
+                           const std::filesystem::path& target) {
+    const auto one = describe(*from.inodes, source);
+    const auto two = describe(*to.inodes, target);
+    EXPECT_TRUE(one == two) << difference(one, two);
+    EXPECT_TRUE(std::filesystem::is_empty(to.area() / "parked"));
+  }
+
+  void begin(bool holds_image = false) {
+    attempt_.reset();
+    attempt_ = std::make_unique<Attempt>(reactor_, *a_, *b_, holds_image, ++attempts_);
+  }
+  void finish(const std::set<InodeId>& orphans = {}) {
+    attempt_->round(true);
+    attempt_->end(orphans);
+  }
+  void send_all(bool holds_image = false) {
+    begin(holds_image);
+    attempt_->image();
+    finish();
+  }
+
+  TemporaryDirectory directory_;
+  RunningReactor reactor_;
+  std::unique_ptr<Copy> a_, b_;
+  std::unique_ptr<Attempt> attempt_;
+  std::uint64_t attempts_ = 0;
+};
+
+INSTANTIATE_TEST_SUITE_P(Access, ImageTest, testing::Values(true, false),
+                         [](const auto& info) { return info.param ? "Handles" : "ParentAndName"; });
+
+TEST_P(ImageTest, SendsEveryKindOfInodeWithAllThatStatSays) {
+  std::filesystem::create_directories(a("d/e"));
+  write_file(a("d/file"), "hello");
+  write_file(a("d/empty"), "");
+  write_file(a("big"), std::string(5 << 20, 'x') + "tail");
+  std::filesystem::create_hard_link(a("d/file"), a("d/e/link"));
+  std::filesystem::create_symlink("no/where", a("symlink"));
+  ASSERT_EQ(::mkfifo(a("fifo").c_str(), 0640), 0);
+  if (::geteuid() == 0) ASSERT_EQ(::mknod(a("null").c_str(), S_IFCHR | 0666, makedev(1, 3)), 0);
+  ASSERT_EQ(::setxattr(a("d/file").c_str(), "user.colour", "blue", 4, 0), 0);
+  ASSERT_EQ(::setxattr(a("d/e").c_str(), "user.colour", "red", 3, 0), 0);
+  ASSERT_EQ(::chmod(a("d/empty").c_str(), 06711), 0);
+  if (::geteuid() == 0) ASSERT_EQ(::lchown(a("symlink").c_str(), 12, 34), 0);
+  ASSERT_EQ(::chmod(a_->store_path().c_str(), 0751), 0);
+  const timespec times[2] = {{.tv_sec = 5, .tv_nsec = 6}, {.tv_sec = -7, .tv_nsec = 8}};
+  ASSERT_EQ(::utimensat(AT_FDCWD, a("d").c_str(), times, 0), 0);
+  send_all();
+  expect_equal();
+  EXPECT_EQ(attempt_->source().counters().image_bytes, (5u << 20) + 4 + 5);
+}
+
+TEST_P(ImageTest, KeepsHolesAsHoles) {
+  const UniqueFd fd(::open(a("sparse").c_str(), O_RDWR | O_CREAT, 0600));
+  ASSERT_EQ(::pwrite(fd.get(), "data", 4, 10 << 20), 4);
+  ASSERT_EQ(::ftruncate(fd.get(), 64 << 20), 0);
+  send_all();
+  expect_equal();
+  EXPECT_LT(std::filesystem::file_size(b("sparse")), 65u << 20);
+  struct stat status{};
+  ASSERT_EQ(::stat(b("sparse").c_str(), &status), 0);
+  EXPECT_LE(status.st_blocks, 64);
+  EXPECT_LT(attempt_->source().counters().image_bytes_sent, 10'000u);
+}
+
+TEST_P(ImageTest, ShrinkingAndGrowingAgainLeavesZeros) {
+  write_file(a("f"), std::string(8192, 'x'));
+  begin();
+  attempt_->image();
+  const InodeId id = id_of("f");
+  for (const std::uint64_t size : {4096u, 8192u}) {
+    pb::Request request;
+    request.mutable_setattr()->set_id(id);
+    request.mutable_setattr()->set_size(size);
+    ASSERT_EQ(ask(*a_, request).error(), 0u);
+  }
+  finish();
+  expect_equal();
+  EXPECT_EQ(read_file(b("f")), std::string(4096, 'x') + std::string(4096, '\0'));
+}
+
+TEST_P(ImageTest, AppliesSwapsAndTurnedNests) {
+  for (const char* path : {"a/b/in", "c/x", "d/y", "p/q/r/s", "k/l", "m"}) std::filesystem::create_directories(a(path));
+  write_file(a("a/b/f"), "f");
+  write_file(a("one"), "1");
+  write_file(a("two"), "2");
+  begin();
+  attempt_->image();
+  ASSERT_EQ(rename("one", "two", RENAME_EXCHANGE), 0);
+  ASSERT_EQ(rename("c", "d", RENAME_EXCHANGE), 0);
+  ASSERT_EQ(rename("a/b", "b"), 0);  // a/b -> b/a
+  ASSERT_EQ(rename("a", "b/a"), 0);
+  ASSERT_EQ(rename("p/q/r", "r"), 0);  // p/q/r/s -> r/s/p/q
+  ASSERT_EQ(rename("p", "r/s/p"), 0);
+  // Every name stays taken, and yet parent and child change places.
+  ASSERT_EQ(rename("k/l", "m", RENAME_EXCHANGE), 0);
+  ASSERT_EQ(rename("k", "m/k"), 0);
+  ASSERT_EQ(rename("m", "k"), 0);
+  finish();
+  expect_equal();
+}
+
+TEST_P(ImageTest, AppliesNamesUsedAgain) {
+  write_file(a("f"), "old");
+  write_file(a("g"), "other");
+  std::filesystem::create_directories(a("dir/sub"));
+  begin();
+  attempt_->image();
+  ASSERT_EQ(rename("g", "f"), 0);  // replaces
+  pb::Request request;
+  request.mutable_rmdir()->set_parent(id_of("dir"));
+  request.mutable_rmdir()->set_name("sub");
+  ASSERT_EQ(ask(*a_, request).error(), 0u);
+  request.mutable_create()->set_parent(id_of("dir"));
+  request.mutable_create()->set_name("sub");
+  request.mutable_create()->set_mode(S_IFREG | 0600);
+  ASSERT_EQ(ask(*a_, request).error(), 0u);
+  request.mutable_link()->set_id(id_of("dir/sub"));
+  request.mutable_link()->set_parent(kRootInode);
+  request.mutable_link()->set_name("g");
+  ASSERT_EQ(ask(*a_, request).error(), 0u);
+  finish();
+  expect_equal();
+}
+
+TEST_P(ImageTest, HandsOverOrphansAndDropsOthers) {
+  write_file(a("open"), "still read by somebody");
+  write_file(a("gone"), "by nobody");
+  write_file(a("later"), "unlinked before the image");
+  const InodeId open = id_of("open"), gone = id_of("gone"), later = id_of("later");
+  const auto unlink = [&](const std::string& name) {
+    pb::Request request;
+    request.mutable_unlink()->set_parent(kRootInode);
+    request.mutable_unlink()->set_name(name);
+    ASSERT_EQ(ask(*a_, request).error(), 0u);
+  };
+  unlink("later");
+  begin();
+  attempt_->image();
+  unlink("open");
+  unlink("gone");
+  pb::Request request;
+  request.mutable_forget()->add_ids(gone);
+  ASSERT_EQ(ask(*a_, request).error(), 0u);
+  finish({open, later});
+  expect_equal();
+  EXPECT_EQ(read_file(b_->area() / "orphans" / hex_name(open)), "still read by somebody");
+  EXPECT_EQ(read_file(b_->area() / "orphans" / hex_name(later)), "unlinked before the image");
+  EXPECT_TRUE(b_->inodes->is_orphan(open));
+  EXPECT_TRUE(b_->inodes->open(later, O_RDONLY));
+  EXPECT_FALSE(b_->inodes->open(gone, O_PATH));
+}
+
+// ---- concurrent change
+
+class ConvergenceTest : public ImageTest {
+ protected:
+  void converge(unsigned seed, bool holds_image) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    begin(holds_image);
+    reactor_.run([&] { mutator_->start(environment("SHAREFS_TEST_OPERATIONS", 3000)); });
+    attempt_->image();
+    for (int i = 0; i < 3; ++i) attempt_->round();
+    for (bool idle = false; !idle;) reactor_.run([&] {
+      mutator_->stop();
+      idle = mutator_->idle();
+    });
+    finish(mutator_->orphans());
+    expect_equal();
+    for (const InodeId id : mutator_->orphans()) {
+      EXPECT_TRUE(b_->inodes->open(id, O_PATH)) << "orphan " << id;
+    }
+  }
+  void populate(unsigned seed, int operations) {
+    mutator_ = std::make_unique<Mutator>(*reactor_, *a_->store, seed);
+    for (int i = 0; i < operations; ++i) reactor_.run([&] { mutator_->perform(); });
+  }
+  std::unique_ptr<Mutator> mutator_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Access, ConvergenceTest, testing::Values(true, false),
+                         [](const auto& info) { return info.param ? "Handles" : "ParentAndName"; });
+
+TEST_P(ConvergenceTest, BothTreesAreEqualAfterTheLastRound) {
+  const unsigned first = environment("SHAREFS_TEST_SEED", 1), seeds = environment("SHAREFS_TEST_SEEDS", 3);
+  for (unsigned seed = first; seed < first + seeds && !HasFailure(); ++seed) {
+    attempt_.reset();
+    reactor_.run([&] {
+      a_.reset();
+      b_.reset();
+    });
+    std::filesystem::remove_all(directory_.path() / "a");
+    std::filesystem::remove_all(directory_.path() / "b");
+    restart();
+    for (int i = 0; i < 300; ++i) {  // seen by nobody yet
+      const std::string folder = a("old" + std::to_string(i % 17)).string();
+      std::filesystem::create_directories(folder);
+      write_file(folder + "/file" + std::to_string(i), std::string(static_cast<std::size_t>(i) * 97, 'o'));
+    }
+    populate(seed, 1500);
+    converge(seed, false);
+    if (!HasFailure() && seed % 2 == 1) converge(seed, true);  // again, over what is there
+    if (HasFailure()) std::cerr << "seed " << seed << "\n";
+  }
+}
+
+// ---- what the target holds
+
+TEST_P(ImageTest, ABrokenImageIsResumedWithoutSendingItAgain) {
+  std::string noise(3 << 20, '\0');
+  for (std::size_t i = 0; i < noise.size(); ++i) noise[i] = static_cast<char>(i * 2654435761u >> 13);
+  std::filesystem::create_directories(a("d"));
+  for (int i = 0; i < 40; ++i) write_file(a("d/file" + std::to_string(i)), noise.substr(0, 300'000));
+  for (int i = 0; i < 8; ++i) write_file(a("big" + std::to_string(i)), noise);
+  begin();
+  attempt_->on_batch = [](std::uint64_t number) { return number < 20; };
+  std::thread lost([&] { EXPECT_THROW(attempt_->image(), ImageSource::Cancelled); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  attempt_->source().cancel("connection lost");
+  lost.join();
+  const auto sent = attempt_->source().counters().image_bytes_sent.load();
+  attempt_.reset();
+  const std::uint64_t all = 40 * 300'000 + 8 * noise.size();
+
+  send_all(true);
+  expect_equal();
+  const auto& counters = attempt_->source().counters();
+  EXPECT_EQ(counters.image_bytes, all);
+  EXPECT_GT(sent, 18u << 20);
+  EXPECT_LT(counters.image_bytes_sent, all - (18u << 20));
+
+  send_all(true);  // nothing has changed
+  EXPECT_EQ(attempt_->source().counters().image_bytes_sent, 0u);
+  expect_equal();
+}
+
+TEST_P(ImageTest, OnlyChangedBlocksAreSentAndOldBytesGo) {
+  std::string data(4 << 20, 'a');
+  write_file(a("f"), data);
+  std::filesystem::create_directories(a("d/vanishing/deep"));
+  write_file(a("d/vanishing/deep/f"), "x");
+  write_file(a("d/moving"), data);
+  send_all();
+  const UniqueFd fd(::open(a("f").c_str(), O_RDWR));
+  ASSERT_EQ(::pwrite(fd.get(), "b", 1, (2 << 20) + 5), 1);
+  ASSERT_EQ(::fallocate(fd.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 1 << 20, 1 << 20), 0);
+  std::filesystem::remove_all(a("d/vanishing"));
+  std::filesystem::rename(a("d/moving"), a("moved"));
+  write_file(a("d/vanishing"), "a file now");
+  send_all(true);
+  expect_equal();
+  EXPECT_LE(attempt_->source().counters().image_bytes_sent, (1u << 20) + 10);
+  EXPECT_EQ(read_file(b("f"))[1 << 20], '\0');
+}
+
+TEST_P(ImageTest, MovingBackSendsOnlyWhatHasChanged) {
+  for (int i = 0; i < 50; ++i) {
+    std::filesystem::create_directories(a("d" + std::to_string(i % 5)));
+    write_file(a("d" + std::to_string(i % 5) + "/f" + std::to_string(i)), std::string(100'000, 'x'));
+  }
+  write_file(a("top"), "top");
+  send_all();
+  attempt_.reset();
+  reactor_.run([&] {
+    Relocation up(*b_->inodes, b_->store_path(), Relocation::Direction::up);
+    up.all();
+    Relocation down(*a_->inodes, a_->store_path(), Relocation::Direction::down);
+    down.all();
+    b_->store->drop_descriptors();
+    a_->store->drop_descriptors();
+  });
+  expect_equal(*a_, a_->tree(), *b_, b_->store_path());
+  std::swap(a_, b_);
+  Mutator mutator(*reactor_, *a_->store, 7);
+  begin(true);
+  reactor_.run([&] { mutator.start(300); });
+  attempt_->image();
+  attempt_->round();
+  for (bool idle = false; !idle;) reactor_.run([&] {
+    mutator.stop();
+    idle = mutator.idle();
+  });
+  finish(mutator.orphans());
+  expect_equal();
+  EXPECT_LT(attempt_->source().counters().image_bytes_sent, 50 * 100'000u);
+}
+
+// ---- what a target does not believe
+
+class HostileTest : public ImageTest {
+ protected:
+  void SetUp() override {
+    ImageTest::SetUp();
+    std::filesystem::create_directories(a("d"));
+    write_file(a("d/f"), "data");
+    write_file(a("f"), "data");
+    std::filesystem::create_symlink(directory_.path() / "outside", a("s"));
+    std::filesystem::create_directories(directory_.path() / "outside");
+    write_file(directory_.path() / "outside" / "precious", "precious");
+    send_all();
+    attempt_.reset();
+    before_ = describe(*b_->inodes, b_->tree());
+  }
+  // Applies the batch to a new target and returns what it says.
+  std::string refuse(const pb::Cells& cells, const std::string& data = {}) {
+    std::string reason;
+    std::promise<void> failed;
+    std::unique_ptr<ImageTarget> target;
+    reactor_.run([&] {
+      target = std::make_unique<ImageTarget>(
+          ImageTarget::Options{.attempt = 9, .source = "source", .private_area = b_->area()}, *b_->inodes, *reactor_,
+          [&](const pb::Envelope&) { failed.set_value(); },
+          [&](const std::string& why) {
+            reason = why;
+            failed.set_value();
+          });
+      Message message;
+      message.parts.emplace_back(cells.SerializeAsString());
+      message.parts.emplace_back(data);
+      pb::Batch& batch = *message.head.mutable_batch();
+      batch.set_attempt(9);
+      batch.set_number(1);
+      batch.set_checksum(checksum(message.parts[0], message.parts[1]));
+      target->batch(std::move(message));
+    });
+    failed.get_future().get();
+    reactor_.run([&] { target.reset(); });
+    EXPECT_EQ(read_file(directory_.path() / "outside" / "precious"), "precious");
+    EXPECT_EQ(std::distance(std::filesystem::directory_iterator(directory_.path() / "outside"), {}), 1);
+    return reason;
+  }
+  InodeId id(const std::string& name) { return *b_->inodes->find(*stat_name(AT_FDCWD, b(name).string())); }
+
+  std::map<std::string, std::string> before_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Access, HostileTest, testing::Values(true), [](const auto&) { return "Handles"; });
+
+TEST_P(HostileTest, RefusesNamesThatLeadElsewhere) {
+  for (const std::string name : {std::string("../x"), std::string("x/y"), std::string(".."), std::string("."),
+                                 std::string(), std::string("a\0b", 3), std::string(256, 'n'), std::string(".sharefs")}) {
+    pb::Cells cells;
+    auto& entry = *cells.add_entries();
+    entry.set_parent(kRootInode);
+    entry.set_name(name);
+    entry.set_id(id("f"));
+    EXPECT_TRUE(refuse(cells).starts_with("malformed batch")) << name;
+    entry.set_id(0);
+    EXPECT_TRUE(refuse(cells).starts_with("malformed batch")) << name;
+    cells.clear_entries();
+    cells.add_directories()->set_id(kRootInode);
+    *cells.mutable_directories(0)->add_entries() = entry;
+    cells.mutable_directories(0)->mutable_entries(0)->set_id(id("f"));
+    EXPECT_TRUE(refuse(cells).starts_with("malformed batch")) << name;
+  }
+  EXPECT_EQ(describe(*b_->inodes, b_->tree()), before_);
+}
+
+TEST_P(HostileTest, RefusesDataWhereNoneCanBe) {
+  for (const InodeId where : {kRootInode, id("d"), id("s"), InodeId{0}, InodeId{123456}}) {
+    pb::Cells cells;
+    auto& extent = *cells.add_extents();
+    extent.set_id(where);
+    extent.set_length(4);
+    EXPECT_NE(refuse(cells, "evil"), "") << where;
+  }
+  struct {
+    std::uint64_t offset, length;
+    bool hole;
+  } const extents[] = {{0, 5, false}, {0, 3, false}, {~0ull, 4, false}, {~0ull - 2, ~0ull, true}, {1ull << 63, 4, false},
+                       {0, ~0ull, false}, {0x7fffffffffffffff, 4, false}};
+  for (const auto& [offset, length, hole] : extents) {
+    pb::Cells cells;
+    auto& extent = *cells.add_extents();
+    extent.set_id(id("f"));
+    extent.set_offset(offset);
+    extent.set_length(length);
+    extent.set_hole(hole);
+    EXPECT_TRUE(refuse(cells, hole ? "" : "evil").starts_with("malformed batch")) << offset << " " << length;
+  }
+  EXPECT_EQ(describe(*b_->inodes, b_->tree()), before_);
+}
+
+TEST_P(HostileTest, RefusesToChangeWhatAnInodeIs) {
+  const auto state = [](pb::Cells& cells, InodeId id, std::uint32_t mode) -> pb::InodeState& {
+    auto& state = *cells.add_inodes();
+    state.mutable_attr()->set_id(id);
+    state.mutable_attr()->set_mode(mode);
+    state.set_complete(true);
+    return state;
+  };
+  pb::Cells link;
+  state(link, id("d"), S_IFLNK | 0777).set_link_target((directory_.path() / "outside").string());
+  EXPECT_NE(refuse(link), "");
+  pb::Cells device;
+  state(device, id("f"), S_IFBLK | 0666);
+  EXPECT_NE(refuse(device), "");
+  pb::Cells root;
+  state(root, kRootInode, S_IFREG | 0600);
+  EXPECT_NE(refuse(root), "");
+  pb::Cells strange;
+  state(strange, 500, 0xf000 | 0600);
+  EXPECT_NE(refuse(strange), "");
+  pb::Cells inside;  // a name below a file
+  auto& entry = *inside.add_entries();
+  entry.set_parent(id("s"));
+  entry.set_name("precious");
+  entry.set_id(id("f"));
+  EXPECT_NE(refuse(inside), "");
+  pb::Cells freed;
+  freed.add_freed(kRootInode);
+  EXPECT_NE(refuse(freed), "");
+  EXPECT_EQ(describe(*b_->inodes, b_->tree()), before_);
+}
+
+TEST_P(HostileTest, ADirectoryInItselfIsNeverWhole) {
+  attempt_ = std::make_unique<Attempt>(reactor_, *a_, *b_, true, 10);
+  pb::Cells cells;
+  auto& entry = *cells.add_entries();
+  entry.set_parent(id("d"));
+  entry.set_name("d");
+  entry.set_id(id("d"));
+  EXPECT_EQ(refuse(cells), "");  // set aside: names may come in any order
+}
+
+TEST_P(HostileTest, RefusesAWrongChecksumAndAMissingBatch) {
+  for (const bool number : {false, true}) {
+    std::promise<std::string> failed;
+    std::unique_ptr<ImageTarget> target;
+    reactor_.run([&] {
+      target = std::make_unique<ImageTarget>(
+          ImageTarget::Options{.attempt = 9, .source = "source", .private_area = b_->area()}, *b_->inodes, *reactor_,
+          [](const pb::Envelope&) {}, [&](const std::string& why) { failed.set_value(why); });
+      Message message;
+      message.parts.emplace_back();
+      message.parts.emplace_back();
+      message.head.mutable_batch()->set_attempt(9);
+      message.head.mutable_batch()->set_number(number ? 2 : 1);
+      target->batch(std::move(message));
+    });
+    EXPECT_TRUE(failed.get_future().get().starts_with("malformed batch"));
+    reactor_.run([&] { target.reset(); });
+  }
+}
+
+TEST_P(HostileTest, AFullDiskIsToldInOneLine) {
+  if (::geteuid() != 0) GTEST_SKIP() << "mounts";
+  reactor_.run([&] { b_.reset(); });
+  std::filesystem::remove_all(directory_.path() / "b");
+  std::filesystem::create_directories(directory_.path() / "b" / "store");
+  const auto store = directory_.path() / "b" / "store";
+  ASSERT_EQ(::mount("none", store.c_str(), "tmpfs", 0, "size=4m"), 0);
+  reactor_.run([&] { b_ = std::make_unique<Copy>(*reactor_, directory_.path() / "b", false, true); });
+  write_file(a("large"), std::string(8 << 20, 'x'));
+  begin();
+  try {
+    attempt_->image();
+    ADD_FAILURE() << "it fits";
+  } catch (const ImageSource::Cancelled& full) {
+    EXPECT_TRUE(std::string(full.what()).starts_with("target disk is full: needs ")) << full.what();
+  }
+  attempt_.reset();
+  reactor_.run([&] { b_.reset(); });
+  ::umount2(store.c_str(), MNT_DETACH);
+}
+
+}  // namespace
+}  // namespace sharefs

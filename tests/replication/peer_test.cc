@@ -1,0 +1,313 @@
+#include "replication/peer.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <iostream>
+
+#include "replication/request_server.h"
+#include "requests.h"
+#include "sites.h"
+
+namespace sharefs::testing {
+namespace {
+
+constexpr std::uint64_t kClient = 77;
+
+// A site that may serve.
+struct Server {
+  Server(Reactor& reactor, const SiteName& name) : site(reactor, name) { wire(); }
+  Server(Reactor& reactor, const SiteName& name, const CurveKeys& keys, const std::string& endpoint)
+      : site(reactor, name, keys, endpoint) {
+    wire();
+  }
+  void wire() {
+    site.transport.subscribe(pb::Envelope::kAsk, [this](const SiteName& from, Message message) {
+      ++asked;
+      requests.ask(from, std::move(message));
+    });
+  }
+  TestSite site;
+  FakeStore store;
+  RequestServer requests{site.transport, store};
+  std::uint64_t asked = 0;
+};
+
+class PeerTest : public ::testing::Test {
+ protected:
+  // Makes the Peer, owned by the first server, which knows the client.
+  void start(Peer::Options options = {}, bool wait = true) {
+    peer = std::make_unique<Peer>(options, me.transport, reactor);
+    for (auto kind : {pb::Envelope::kAnswer, pb::Envelope::kMoved})
+      me.transport.subscribe(
+          kind, [this](const SiteName& from, Message message) { peer->answer(from, std::move(message)); });
+    me.on_connected = [this](const SiteName& site) { peer->connected(site); };
+    introduce(me, one->site);
+    introduce(me, two->site);
+    one->requests.serve();
+    two->requests.redirect("one", 1);
+    peer->set_owner("one", 1);
+    if (!wait) return;
+    ASSERT_TRUE(run_until_connected(reactor, me, one->site));
+    ASSERT_TRUE(run_until_connected(reactor, me, two->site));
+    ASSERT_EQ(ask(attach_request(kClient, "me")), 0);
+  }
+
+  // Asks; what came of it is added to `answers` under its seq.
+  void send(const pb::Request& request, std::string_view data = "") {
+    peer->execute(request, as_bytes(data),
+                  [this, seq = request.seq()](const pb::Outcome& outcome, Bytes bytes) {
+                    answers.emplace_back(seq, static_cast<int>(outcome.error()));
+                    answer_data = as_text(bytes);
+                  });
+  }
+  int ask(const pb::Request& request, std::string_view data = "") {
+    const auto before = answers.size();
+    send(request, data);
+    EXPECT_TRUE(run_until(reactor, [&] { return answers.size() > before; }));
+    return answers.empty() ? -1 : answers.back().second;
+  }
+  bool all_answered(std::size_t count) {
+    return run_until(
+        reactor, [&] { return answers.size() >= count && peer->unanswered() == 0; }, 30s);
+  }
+  // As at a handoff: the windows go along.
+  void move_ownership(Server& from, Server& to, Epoch epoch) {
+    to.requests.restore(from.requests.windows());
+    to.requests.once(to.store);
+    from.requests.redirect(to.site.name, epoch);
+  }
+
+  Reactor reactor;
+  TestSite me{reactor, "me"};
+  std::unique_ptr<Server> one = std::make_unique<Server>(reactor, "one");
+  std::unique_ptr<Server> two = std::make_unique<Server>(reactor, "two");
+  std::unique_ptr<Peer> peer;
+  std::vector<std::pair<std::uint64_t, int>> answers;
+  std::string answer_data;
+};
+
+TEST_F(PeerTest, AsksTheOwner) {
+  start();
+  EXPECT_EQ(ask(write_request(kClient, 10, 4), "data"), 0);
+  EXPECT_EQ(one->store.last_data, "data");
+  one->store.data = "content";
+  EXPECT_EQ(ask(read_request(kClient, 12)), 0);
+  EXPECT_EQ(answer_data, "content");
+  EXPECT_EQ(peer->unanswered(), 0u);
+}
+
+TEST_F(PeerTest, RequestsArePipelinedAndPerformedInOrder) {
+  start();
+  one->store.order.clear();
+  for (std::uint64_t seq = 10; seq < 1010; ++seq) send(write_request(kClient, seq, 0));
+  ASSERT_TRUE(all_answered(1001));
+  EXPECT_TRUE(std::is_sorted(one->store.order.begin(), one->store.order.end()));
+  EXPECT_EQ(one->store.performed(), 1000u);
+}
+
+TEST_F(PeerTest, WhatIsAskedBeforeTheConnectionIsSentWhenItIsThere) {
+  start({}, false);
+  send(attach_request(kClient, "me"));
+  for (std::uint64_t seq = 10; seq < 20; ++seq) send(write_request(kClient, seq, 0));
+  ASSERT_TRUE(all_answered(11));
+  EXPECT_EQ(one->store.most_times(), 1);
+  EXPECT_TRUE(std::is_sorted(one->store.order.begin() + 1, one->store.order.end()));
+}
+
+TEST_F(PeerTest, AnOwnerThatIsRestartedIsAskedAgainAndTheClientAttachedAgain) {
+  start();
+  one->store.hold = true;
+  for (std::uint64_t seq = 10; seq < 20; ++seq) send(write_request(kClient, seq, 4), "data");
+  ASSERT_TRUE(run_until(reactor, [&] { return one->store.held() == 10; }));
+  const auto keys = one->site.keys;
+  const auto endpoint = one->site.transport.endpoint();
+  one.reset();
+  run_for(reactor, 100ms);
+  EXPECT_EQ(answers.size(), 1u);
+
+  one = std::make_unique<Server>(reactor, "one", keys, endpoint);
+  one->site.knows(me);
+  one->requests.serve();
+  ASSERT_TRUE(all_answered(11));
+  EXPECT_EQ(one->store.most_times(), 1);
+  EXPECT_EQ(one->store.performed(), 11u);  // the Attach before
+  EXPECT_TRUE(std::is_sorted(one->store.order.begin() + 1, one->store.order.end()));
+  for (const auto& [seq, error] : answers) EXPECT_EQ(error, 0);
+}
+
+TEST_F(PeerTest, AnInterruptedConnectionDoublesNothing) {
+  start();
+  // The link is broken and made again, again and again, while requests are under way.
+  std::uint64_t seq = 10;
+  for (int round = 0; round < 5; ++round) {
+    for (int i = 0; i < 200; ++i) send(write_request(kClient, ++seq, 0));
+    me.transport.add_site("one", "", one->site.keys.public_key);
+    one->site.transport.add_site("me", "", me.keys.public_key);
+    run_for(reactor, 20ms);
+    introduce(me, one->site);
+    run_for(reactor, 100ms);
+  }
+  ASSERT_TRUE(all_answered(1001));
+  EXPECT_EQ(one->store.most_times(), 1);
+  EXPECT_EQ(answers.size(), 1001u);
+  for (const auto& [number, error] : answers) EXPECT_EQ(error, 0);
+}
+
+TEST_F(PeerTest, AMovedOwnerIsFollowedAndNothingIsDoneTwice) {
+  start();
+  SiteName told;
+  peer->on_moved([&](const SiteName& owner, Epoch) { told = owner; });
+  for (std::uint64_t seq = 10; seq < 510; ++seq) send(write_request(kClient, seq, 0));
+  ASSERT_TRUE(run_until(reactor, [&] { return answers.size() > 50; }));
+  move_ownership(*one, *two, 2);
+  for (std::uint64_t seq = 510; seq < 1010; ++seq) send(write_request(kClient, seq, 0));
+  ASSERT_TRUE(all_answered(1001));
+  EXPECT_EQ(told, "two");
+  EXPECT_EQ(answers.size(), 1001u);
+  auto times = one->store.times;
+  for (const auto& [key, count] : two->store.times) times[key] += count;
+  EXPECT_EQ(times.size(), 1001u);
+  EXPECT_TRUE(std::all_of(times.begin(), times.end(), [](const auto& entry) { return entry.second == 1; }));
+  // Sent again once for the one change of owner, not for every «moved».
+  EXPECT_LE(two->asked, 1001u);
+}
+
+TEST_F(PeerTest, TheOldOwnerMayAnswerWhatItHeld) {
+  start();
+  one->store.hold = true;
+  send(write_request(kClient, 10, 0));
+  ASSERT_TRUE(run_until(reactor, [&] { return one->store.held() == 1; }));
+  two->requests.restore(one->requests.windows());  // performs records: its own answers wait
+  one->requests.redirect("two", 2);
+  peer->set_owner("two", 2);
+  run_for(reactor, 50ms);
+  EXPECT_EQ(answers.size(), 1u);
+  one->store.release();
+  EXPECT_TRUE(all_answered(2));
+}
+
+TEST_F(PeerTest, AnOwnerThatHasNotTakenOverYetIsAskedUntilItHas) {
+  start();
+  two->requests.redirect("one", 1);
+  peer->set_owner("two", 2);
+  send(write_request(kClient, 10, 0));
+  run_for(reactor, 100ms);
+  EXPECT_EQ(answers.size(), 1u);
+  move_ownership(*one, *two, 2);
+  EXPECT_TRUE(all_answered(2));
+  EXPECT_EQ(two->store.performed(), 1u);
+}
+
+TEST_F(PeerTest, AnOlderEpochIsIgnored) {
+  start();
+  peer->set_owner("two", 0);
+  peer->set_owner("two", 1);
+  EXPECT_EQ(ask(write_request(kClient, 10, 0)), 0);
+  EXPECT_EQ(one->store.performed(), 2u);
+}
+
+TEST_F(PeerTest, RequestsTimeOutWhenTheOwnerIsUnreachable) {
+  start({.timeout = 200ms});
+  one.reset();
+  ASSERT_TRUE(run_until(reactor, [&] { return !me.transport.connected("one"); }));
+  const auto start = Reactor::Clock::now();
+  EXPECT_EQ(ask(write_request(kClient, 10, 0)), ETIMEDOUT);
+  EXPECT_GE(Reactor::Clock::now() - start, 200ms);
+  EXPECT_EQ(peer->unanswered(), 0u);
+}
+
+TEST_F(PeerTest, WaitingForALockOfAConnectedOwnerDoesNotTimeOut) {
+  start({.timeout = 100ms});
+  one->store.hold = true;
+  auto lock = request_of(kClient, 10);
+  lock.mutable_setlock()->set_wait(true);
+  send(lock);
+  EXPECT_EQ(ask(write_request(kClient, 12, 0)), ETIMEDOUT);
+  run_for(reactor, 200ms);
+  EXPECT_EQ(peer->unanswered(), 1u);
+  one->store.release();
+  EXPECT_TRUE(all_answered(3));
+  EXPECT_EQ(answers.back(), (std::pair<std::uint64_t, int>(10, 0)));
+}
+
+TEST_F(PeerTest, UnansweredRequestsAreHandedToThisSiteWhenItTakesOver) {
+  start();
+  one->store.hold = true;
+  for (std::uint64_t seq = 10; seq < 20; ++seq) send(write_request(kClient, seq, 4), "mine");
+  FakeStore local;
+  peer->resubmit_to(local);
+  EXPECT_EQ(local.performed(), 10u);
+  EXPECT_TRUE(std::is_sorted(local.order.begin(), local.order.end()));
+  EXPECT_EQ(local.last_data, "mine");
+  EXPECT_EQ(answers.size(), 11u);
+  ASSERT_TRUE(run_until(reactor, [&] { return one->store.held() == 10; }));
+  one->store.release();
+  run_for(reactor, 50ms);
+  EXPECT_EQ(answers.size(), 11u);  // late second answers
+
+  peer->set_owner("two", 2);
+  move_ownership(*one, *two, 2);
+  EXPECT_EQ(ask(write_request(kClient, 30, 0)), 0);
+  EXPECT_EQ(two->store.performed(), 1u);
+}
+
+TEST_F(PeerTest, ASiteThatWasNotAskedCannotAnswer) {
+  start();
+  one->store.hold = true;
+  send(write_request(kClient, 10, 0));
+  pb::Envelope forged;
+  forged.mutable_answer()->set_client(kClient);
+  forged.mutable_answer()->set_seq(10);
+  two->site.transport.send("me", Lane::requests, forged);
+  pb::Envelope moved;
+  moved.mutable_moved()->set_client(kClient);
+  moved.mutable_moved()->set_seq(10);
+  moved.mutable_moved()->set_owner("two");
+  moved.mutable_moved()->set_epoch(99);
+  two->site.transport.send("me", Lane::requests, moved);
+  run_for(reactor, 100ms);
+  EXPECT_EQ(peer->unanswered(), 1u);
+  one->store.release();
+  EXPECT_TRUE(all_answered(2));
+}
+
+TEST_F(PeerTest, ThroughputOfPipelinedRequestsAndLatencyOfSingleOnes) {
+  start();
+  constexpr std::uint64_t kRequests = 100'000;
+  constexpr std::uint64_t kUnderWay = 256;
+  std::uint64_t sent = 0, done = 0;
+  const auto next = [&](auto& self) -> void {
+    auto request = request_of(kClient, 100 + sent++);
+    request.mutable_getattr()->set_id(1);
+    peer->execute(request, {}, [&](const pb::Outcome&, Bytes) {
+      ++done;
+      if (sent < kRequests) self(self);
+    });
+  };
+  one->store.times.clear();
+  const auto begin = Reactor::Clock::now();
+  for (std::uint64_t i = 0; i < kUnderWay; ++i) next(next);
+  ASSERT_TRUE(run_until(
+      reactor, [&] { return done == kRequests; }, 120s));
+  const std::chrono::duration<double> took = Reactor::Clock::now() - begin;
+  std::cout << kRequests << " pipelined requests: " << static_cast<double>(kRequests) / took.count()
+            << "/s\n";
+
+  std::vector<double> round_trips;
+  for (std::uint64_t seq = 1'000'000; seq < 1'002'000; ++seq) {
+    auto request = request_of(kClient, seq);
+    request.mutable_getattr()->set_id(1);
+    const auto asked = Reactor::Clock::now();
+    peer->execute(request, {}, [&](const pb::Outcome&, Bytes) {
+      round_trips.push_back(std::chrono::duration<double, std::micro>(Reactor::Clock::now() - asked).count());
+      reactor.stop();
+    });
+    reactor.run();
+  }
+  std::sort(round_trips.begin(), round_trips.end());
+  std::cout << "one at a time: median " << round_trips[round_trips.size() / 2] << " us, 99 % "
+            << round_trips[round_trips.size() * 99 / 100] << " us\n";
+}
+
+}  // namespace
+}  // namespace sharefs::testing

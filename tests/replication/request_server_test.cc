@@ -1,0 +1,249 @@
+#include "replication/request_server.h"
+
+#include <cerrno>
+
+#include "replication/request_check.h"
+#include "requests.h"
+#include "sites.h"
+
+namespace sharefs::testing {
+namespace {
+
+constexpr std::uint64_t kClient = 77;
+
+// Two sites that ask, one that serves; what comes back is collected.
+class RequestServerTest : public ::testing::Test {
+ protected:
+  RequestServerTest() {
+    introduce(asker, owner);
+    introduce(other, owner);
+    owner.transport.subscribe(pb::Envelope::kAsk, [this](const SiteName& from, Message message) {
+      server.ask(from, std::move(message));
+    });
+    for (auto* site : {&asker, &other})
+      for (auto kind : {pb::Envelope::kAnswer, pb::Envelope::kMoved})
+        site->transport.subscribe(kind, [this, site](const SiteName&, Message message) {
+          (site == &asker ? answers : other_answers).push_back(std::move(message));
+        });
+  }
+  void SetUp() override {
+    ASSERT_TRUE(run_until_connected(reactor, asker, owner));
+    ASSERT_TRUE(run_until_connected(reactor, other, owner));
+  }
+
+  // Sends and waits for one more answer.
+  pb::Answer ask(const pb::Request& request, std::string_view data = "") {
+    const auto before = answers.size();
+    send(asker, request, data);
+    EXPECT_TRUE(run_until(reactor, [&] { return answers.size() > before; }));
+    return answers.empty() ? pb::Answer() : answers.back().head.answer();
+  }
+  void send(TestSite& from, const pb::Request& request, std::string_view data = "") {
+    pb::Envelope envelope;
+    *envelope.mutable_ask()->mutable_request() = request;
+    std::vector<zmq::message_t> parts;
+    if (!data.empty()) parts.push_back(copy_to_message(as_bytes(data)));
+    from.transport.send("owner", Lane::requests, envelope, std::move(parts));
+  }
+  void attach(std::uint64_t client = kClient) {
+    EXPECT_EQ(ask(attach_request(client, "asker")).outcome().error(), 0u);
+  }
+
+  Reactor reactor;
+  TestSite owner{reactor, "owner"}, asker{reactor, "asker"}, other{reactor, "other"};
+  FakeStore store;
+  RequestServer server{owner.transport, store};
+  std::vector<Message> answers, other_answers;
+};
+
+TEST_F(RequestServerTest, ServesQueriesAndMutationsWithTheirData) {
+  server.serve();
+  attach();
+  EXPECT_EQ(ask(write_request(kClient, 10, 5), "hello").outcome().count(), 5u);
+  EXPECT_EQ(store.last_data, "hello");
+  store.data = std::string(1 << 20, 'r');
+  ask(read_request(kClient, 12));
+  ASSERT_EQ(answers.back().parts.size(), 1u);
+  EXPECT_EQ(answers.back().parts[0].to_string_view(), store.data);
+}
+
+TEST_F(RequestServerTest, BeforeItServesItSaysWhoDoes) {
+  server.redirect("elsewhere", 9);
+  ask(write_request(kClient, 10, 0));
+  ASSERT_TRUE(answers.back().head.has_moved());
+  EXPECT_EQ(answers.back().head.moved().owner(), "elsewhere");
+  EXPECT_EQ(answers.back().head.moved().epoch(), 9u);
+  EXPECT_EQ(answers.back().head.moved().seq(), 10u);
+}
+
+TEST_F(RequestServerTest, ARepeatedMutationIsAnsweredFromTheWindow) {
+  server.serve();
+  attach();
+  const auto first = ask(write_request(kClient, 10, 0));
+  const auto performed = store.performed();
+  const auto second = ask(write_request(kClient, 10, 0));
+  EXPECT_EQ(store.performed(), performed);
+  EXPECT_EQ(first.SerializeAsString(), second.SerializeAsString());
+}
+
+TEST_F(RequestServerTest, ARequestUnderWayIsNotStartedAgainAndAnsweredOnce) {
+  server.serve();
+  attach();
+  store.hold = true;
+  send(asker, write_request(kClient, 10, 0));
+  send(asker, write_request(kClient, 10, 0));
+  ASSERT_TRUE(run_until(reactor, [&] { return store.held() == 1; }));
+  run_for(reactor, 50ms);
+  EXPECT_EQ(store.held(), 1u);
+  const auto before = answers.size();
+  store.release();
+  ASSERT_TRUE(run_until(reactor, [&] { return answers.size() > before; }));
+  run_for(reactor, 50ms);
+  EXPECT_EQ(answers.size(), before + 1);
+}
+
+TEST_F(RequestServerTest, AnsweredBelowFreesTheWindowAndRefusesLateCopies) {
+  server.serve();
+  attach();
+  for (std::uint64_t seq = 10; seq < 20; seq += 2) ask(write_request(kClient, seq, 0));
+  EXPECT_EQ(server.windows().at(0).answered_size(), 6);  // with the Attach
+  ask(write_request(kClient, 20, 0, 18));
+  EXPECT_EQ(server.windows().at(0).answered_size(), 3);
+  const auto performed = store.performed();
+  EXPECT_EQ(ask(write_request(kClient, 12, 0)).outcome().error(), static_cast<unsigned>(ESTALE));
+  EXPECT_EQ(store.performed(), performed);
+}
+
+TEST_F(RequestServerTest, TheWindowIsBounded) {
+  server.serve();
+  attach();
+  const auto before = answers.size();
+  for (std::uint64_t seq = 1; seq <= 5000; ++seq) send(asker, write_request(kClient, seq, 0));
+  ASSERT_TRUE(run_until(reactor, [&] { return answers.size() == before + 5000; }));
+  EXPECT_LE(server.windows().at(0).answered_size(), 4096);
+}
+
+TEST_F(RequestServerTest, AClientBelongsToTheSiteThatAttachedIt) {
+  server.serve();
+  attach();
+  send(other, write_request(kClient, 10, 0));
+  send(other, attach_request(kClient, "asker"));
+  send(other, attach_request(kClient + 1, "asker"));
+  send(other, attach_request(kClient, "other"));
+  ASSERT_TRUE(run_until(reactor, [&] { return other_answers.size() == 4; }));
+  for (const auto& answer : other_answers)
+    EXPECT_EQ(answer.head.answer().outcome().error(), static_cast<unsigned>(EPERM));
+}
+
+TEST_F(RequestServerTest, AnUnknownClientIsToldToAttachAgain) {
+  server.serve();
+  ask(write_request(kClient, 10, 0));
+  ASSERT_TRUE(answers.back().head.has_moved());
+  EXPECT_EQ(answers.back().head.moved().owner(), "owner");
+  EXPECT_EQ(store.performed(), 0u);
+}
+
+TEST_F(RequestServerTest, DetachForgetsTheClient) {
+  server.serve();
+  attach();
+  EXPECT_EQ(ask(detach_request(kClient, 30)).outcome().error(), 0u);
+  EXPECT_TRUE(server.windows().empty());
+  EXPECT_EQ(ask(detach_request(kClient, 30)).outcome().error(), 0u);
+}
+
+TEST_F(RequestServerTest, TheOldestClientsOfASiteAreForgotten) {
+  server.serve();
+  for (std::uint64_t client = 1; client <= 70; ++client) attach(client);
+  EXPECT_LE(server.windows().size(), 64u);
+  EXPECT_EQ(ask(write_request(70, 10, 0)).outcome().error(), 0u);
+}
+
+TEST_F(RequestServerTest, ImpossibleRequestsAreRefused) {
+  server.serve();
+  attach();
+  const auto error_of = [&](const pb::Request& request, std::string_view data = "") {
+    return static_cast<int>(ask(request, data).outcome().error());
+  };
+  const auto performed = store.performed();
+  EXPECT_EQ(error_of(request_of(kClient, 10)), EINVAL);                // no operation
+  EXPECT_EQ(error_of(write_request(kClient, 12, 5), "four"), EINVAL);  // size and data differ
+  EXPECT_EQ(error_of(read_request(kClient, 14), "what for"), EINVAL);  // data that nobody asked for
+  EXPECT_EQ(error_of(lookup_request(kClient, 16, std::string(256, 'n'))), ENAMETOOLONG);
+  EXPECT_EQ(error_of(lookup_request(kClient, 18, std::string("a\0b", 3))), EINVAL);
+  EXPECT_EQ(error_of(write_request(kClient, 20, 0, 21)), EINVAL);  // says itself that it is answered
+  const std::string large(kMaxPayload + 1, 'x');
+  EXPECT_EQ(error_of(write_request(kClient, 22, static_cast<std::uint32_t>(large.size())), large), EINVAL);
+  auto huge_read = read_request(kClient, 24);
+  huge_read.mutable_read()->set_size(~0u);
+  EXPECT_EQ(error_of(huge_read), EINVAL);
+  EXPECT_EQ(store.performed(), performed);
+}
+
+TEST_F(RequestServerTest, WindowsGoToTheNextOwner) {
+  server.serve();
+  attach();
+  ask(write_request(kClient, 10, 0));
+  ask(write_request(kClient, 12, 0));
+  const auto windows = server.windows();
+
+  server.redirect("elsewhere", 2);
+  EXPECT_TRUE(server.windows().empty());
+  server.restore(windows);
+  server.once(store);
+  const auto performed = store.performed();
+  ask(write_request(kClient, 12, 0));
+  EXPECT_EQ(store.performed(), performed);
+  EXPECT_TRUE(server.answer_known("asker", write_request(kClient, 10, 0)));
+  EXPECT_FALSE(server.answer_known("other", write_request(kClient, 10, 0)));
+  EXPECT_FALSE(server.answer_known("asker", write_request(kClient, 14, 0)));
+}
+
+TEST_F(RequestServerTest, WhatIsAskedWhileRecordsArePerformedWaitsAndIsNotDoneTwice) {
+  server.serve();
+  attach();
+  server.restore(server.windows());  // the takeover begins
+  const auto performed = store.performed();
+  const auto before = answers.size();
+  send(asker, write_request(kClient, 10, 0));  // is also a record
+  send(asker, write_request(kClient, 12, 0));  // is not
+  run_for(reactor, 50ms);
+  EXPECT_EQ(store.performed(), performed);
+  pb::Outcome outcome;
+  outcome.set_count(4711);
+  server.note(write_request(kClient, 10, 0), outcome, {});
+
+  auto& once = server.once(store);
+  ASSERT_TRUE(run_until(reactor, [&] { return answers.size() == before + 2; }));
+  EXPECT_EQ(store.performed(), performed + 1);
+  EXPECT_EQ(answers[before].head.answer().outcome().count(), 4711u);
+
+  // This site's own mount may have asked the old owner the same.
+  std::uint64_t count = 0;
+  once.execute(write_request(kClient, 10, 0), {},
+               [&](const pb::Outcome& said, Bytes) { count = said.count(); });
+  EXPECT_EQ(count, 4711u);
+  EXPECT_EQ(store.performed(), performed + 1);
+  once.execute(write_request(kClient, 14, 0), {}, [](const pb::Outcome&, Bytes) {});
+  EXPECT_EQ(store.performed(), performed + 2);
+}
+
+TEST_F(RequestServerTest, HeldRecordsAreAnsweredByTheOldOwnerButWaitingLocksAreNot) {
+  server.serve();
+  attach();
+  store.hold = true;
+  send(asker, write_request(kClient, 10, 0));
+  auto lock = request_of(kClient, 12);
+  lock.mutable_setlock()->set_wait(true);
+  send(asker, lock);
+  ASSERT_TRUE(run_until(reactor, [&] { return store.held() == 2; }));
+  const auto before = answers.size();
+  server.redirect("elsewhere", 2);
+  store.release();
+  ASSERT_TRUE(run_until(reactor, [&] { return answers.size() > before; }));
+  run_for(reactor, 50ms);
+  ASSERT_EQ(answers.size(), before + 1);
+  EXPECT_EQ(answers.back().head.answer().seq(), 10u);
+}
+
+}  // namespace
+}  // namespace sharefs::testing

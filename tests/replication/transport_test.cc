@@ -1,0 +1,338 @@
+#include "replication/transport.h"
+
+#include <atomic>
+#include <thread>
+
+#include "relay.h"
+#include "sites.h"
+
+namespace sharefs::testing {
+namespace {
+
+pb::Envelope command(std::uint64_t number, const std::string& text = "") {
+  pb::Envelope envelope;
+  envelope.mutable_command()->set_number(number);
+  envelope.mutable_command()->set_text(text);
+  return envelope;
+}
+
+class TransportTest : public ::testing::Test {
+ protected:
+  void connect_two() {
+    introduce(a, b);
+    ASSERT_TRUE(run_until_connected(reactor, a, b));
+  }
+  // What `b` receives as Command.
+  void collect() {
+    b.transport.subscribe(pb::Envelope::kCommand, [this](const SiteName& from, Message message) {
+      senders.push_back(from);
+      received.push_back(std::move(message));
+    });
+  }
+
+  Reactor reactor;
+  TestSite a{reactor, "a"};
+  TestSite b{reactor, "b"};
+  std::vector<SiteName> senders;
+  std::vector<Message> received;
+};
+
+TEST_F(TransportTest, MessagesArriveInOrderWithTheirPartsAndTheSendersName) {
+  connect_two();
+  collect();
+  const std::string big(1 << 20, 'x');
+  for (std::uint64_t i = 0; i < 100; ++i) {
+    std::vector<zmq::message_t> parts;
+    parts.push_back(copy_to_message(as_bytes(i % 10 == 0 ? big : std::to_string(i))));
+    a.transport.send("b", Lane::requests, command(i), std::move(parts));
+  }
+  ASSERT_TRUE(run_until(reactor, [&] { return received.size() == 100; }));
+  for (std::uint64_t i = 0; i < 100; ++i) {
+    EXPECT_EQ(senders[i], "a");
+    EXPECT_EQ(received[i].head.command().number(), i);
+    ASSERT_EQ(received[i].parts.size(), 1u);
+    EXPECT_EQ(received[i].parts[0].to_string_view(), i % 10 == 0 ? big : std::to_string(i));
+  }
+}
+
+TEST_F(TransportTest, BothLanesWorkAndTheRoundTripIsMeasured) {
+  connect_two();
+  collect();
+  a.transport.send("b", Lane::bulk, command(1));
+  a.transport.send("b", Lane::requests, command(2));
+  ASSERT_TRUE(run_until(reactor, [&] { return received.size() == 2; }));
+  EXPECT_GT(a.transport.round_trip("b"), 0us);
+  EXPECT_LT(a.transport.round_trip("b"), 1s);
+  EXPECT_EQ(a.transport.round_trip("nobody"), 0us);
+}
+
+TEST_F(TransportTest, ConnectedIsToldOncePerConnection) {
+  connect_two();
+  run_for(reactor, 700ms);
+  EXPECT_GE(a.connected["b"], 1);
+  EXPECT_LE(a.connected["b"], 2);  // the Hello of each side may cross
+  EXPECT_EQ(a.lost["b"], 0);
+}
+
+TEST_F(TransportTest, AHelloSentAgainIsToldAgainWithItsNews) {
+  connect_two();
+  run_for(reactor, 100ms);
+  const int before = b.connected["a"];
+  pb::Envelope news;
+  news.mutable_hello()->set_version(kProtocolVersion);
+  a.transport.send("b", Lane::requests, news);
+  EXPECT_TRUE(run_until(reactor, [&] { return b.connected["a"] > before; }));
+}
+
+TEST_F(TransportTest, NothingIsSentToASiteThatIsNotConnected) {
+  a.transport.add_site("b", "tcp://127.0.0.1:1", b.keys.public_key);
+  a.transport.send("b", Lane::requests, command(1));
+  a.transport.send("nobody", Lane::requests, command(1));
+  EXPECT_EQ(a.transport.counters().undeliverable, 2u);
+  EXPECT_FALSE(a.transport.connected("b"));
+}
+
+TEST_F(TransportTest, ASiteThatComesBackOnItsPortIsConnectedAgain) {
+  auto c = std::make_unique<TestSite>(reactor, "c");
+  const auto keys = c->keys;
+  const auto endpoint = c->transport.endpoint();
+  introduce(a, *c);
+  ASSERT_TRUE(run_until_connected(reactor, a, *c));
+  c.reset();
+  ASSERT_TRUE(run_until(reactor, [&] { return !a.transport.connected("c"); }));
+  ASSERT_TRUE(run_until(reactor, [&] { return a.lost["c"] == 1; }));
+  const int before = a.connected["c"];
+
+  c = std::make_unique<TestSite>(reactor, "c", keys, endpoint);
+  c->knows(a);
+  ASSERT_TRUE(run_until_connected(reactor, a, *c));
+  EXPECT_GT(a.connected["c"], before);
+  EXPECT_EQ(a.lost["c"], 1);
+}
+
+TEST_F(TransportTest, AStrangersKeyIsRefusedUntilItIsRegistered) {
+  a.knows(b);  // but b does not know a
+  ASSERT_TRUE(run_until(reactor, [&] { return b.transport.counters().refused > 0; }));
+  EXPECT_FALSE(a.transport.connected("b"));
+  b.knows(a);
+  EXPECT_TRUE(run_until_connected(reactor, a, b));
+}
+
+TEST_F(TransportTest, TheSenderIsWhoseKeyItIsWhateverItSays) {
+  // «mallory» is registered at b under her own key and calls herself «a».
+  TestSite mallory(reactor, "a");
+  b.transport.add_site("mallory", mallory.transport.endpoint(), mallory.keys.public_key);
+  mallory.knows(b);
+  ASSERT_TRUE(run_until(reactor, [&] { return mallory.transport.connected("b"); }));
+  collect();
+  mallory.transport.send("b", Lane::requests, command(1));
+  ASSERT_TRUE(run_until(reactor, [&] { return !senders.empty(); }));
+  EXPECT_EQ(senders[0], "mallory");
+}
+
+TEST_F(TransportTest, AnotherMajorVersionIsNotConnected) {
+  a.transport.set_hello([] {
+    pb::Hello hello;
+    hello.set_version(kProtocolVersion + 1000);
+    return hello;
+  });
+  introduce(a, b);
+  run_for(reactor, 500ms);
+  EXPECT_FALSE(b.transport.connected("a"));
+  EXPECT_FALSE(a.transport.connected("b"));
+  EXPECT_EQ(b.connected["a"], 0);
+}
+
+TEST_F(TransportTest, AnotherDataSetIsNotConnected) {
+  const auto hello_of = [](std::uint64_t data_set) {
+    return [data_set] {
+      pb::Hello hello;
+      hello.set_data_set(data_set);
+      return hello;
+    };
+  };
+  a.transport.set_hello(hello_of(1));
+  b.transport.set_hello(hello_of(2));
+  introduce(a, b);
+  run_for(reactor, 500ms);
+  EXPECT_FALSE(a.transport.connected("b"));
+  EXPECT_FALSE(b.transport.connected("a"));
+}
+
+TEST_F(TransportTest, WhatAHandlerThrowsCostsOnlyThatMessage) {
+  connect_two();
+  int handled = 0;
+  b.transport.subscribe(pb::Envelope::kCommand, [&](const SiteName&, const Message&) {
+    if (++handled == 1) throw std::runtime_error("of no use");
+  });
+  a.transport.send("b", Lane::requests, command(1));
+  a.transport.send("b", Lane::requests, command(2));
+  EXPECT_TRUE(run_until(reactor, [&] { return handled == 2; }));
+  EXPECT_EQ(b.transport.counters().malformed, 1u);
+}
+
+TEST_F(TransportTest, BadNamesEndpointsAndKeysAreRefused) {
+  const auto& key = b.keys.public_key;
+  EXPECT_THROW(a.transport.add_site("", "tcp://127.0.0.1:1", key), std::runtime_error);
+  EXPECT_THROW(a.transport.add_site("invite:x", "tcp://127.0.0.1:1", key), std::runtime_error);
+  EXPECT_THROW(a.transport.add_site("b", "ipc:///tmp/x", key), std::runtime_error);
+  EXPECT_THROW(a.transport.add_site("b", "tcp://", key), std::runtime_error);
+  EXPECT_THROW(a.transport.add_site("b", "tcp://127.0.0.1:1", "short"), std::runtime_error);
+  EXPECT_THROW(a.transport.add_site("b", "tcp://127.0.0.1:1", a.keys.public_key), std::runtime_error);
+  a.transport.add_site("b", "tcp://127.0.0.1:1", key);
+  EXPECT_THROW(a.transport.add_site("c", "tcp://127.0.0.1:1", key), std::runtime_error);
+  a.transport.add_site("a", "tcp://127.0.0.1:1", key);  // itself: ignored
+  EXPECT_THROW(a.transport.admit_invitation("short"), std::runtime_error);
+}
+
+TEST_F(TransportTest, AnAddressInUseIsReported) {
+  EXPECT_THROW(TestSite(reactor, "c", make_curve_keys(), a.transport.endpoint()), std::runtime_error);
+}
+
+TEST_F(TransportTest, ASiteMovesToAnotherEndpoint) {
+  connect_two();
+  TestSite moved(reactor, "b", b.keys);
+  moved.knows(a);
+  a.transport.add_site("b", moved.transport.endpoint(), moved.keys.public_key);
+  EXPECT_FALSE(a.transport.connected("b"));
+  EXPECT_TRUE(run_until(reactor, [&] { return a.transport.connected("b"); }));
+}
+
+TEST_F(TransportTest, ANetworkThatSwallowsEverythingIsNoticedAndGottenOver) {
+  Relay to_b(b.transport.endpoint()), to_a(a.transport.endpoint());
+  a.transport.add_site("b", to_b.endpoint(), b.keys.public_key);
+  b.transport.add_site("a", to_a.endpoint(), a.keys.public_key);
+  ASSERT_TRUE(run_until_connected(reactor, a, b));
+  const auto cut = Reactor::Clock::now();
+  to_a.hold(true);
+  to_b.hold(true);
+  ASSERT_TRUE(run_until(reactor, [&] { return a.lost["b"] == 1 && b.lost["a"] == 1; }));
+  EXPECT_GT(Reactor::Clock::now() - cut, kLiveness - kPingInterval);
+  EXPECT_LT(Reactor::Clock::now() - cut, kLiveness + 4 * kPingInterval);
+  EXPECT_FALSE(a.transport.connected("b"));
+  to_a.hold(false);
+  to_b.hold(false);
+  EXPECT_TRUE(run_until_connected(reactor, a, b));
+  EXPECT_EQ(a.lost["b"], 1);
+}
+
+TEST_F(TransportTest, AConnectionThatStaysDeadIsReplaced) {
+  Relay to_b(b.transport.endpoint()), to_a(a.transport.endpoint());
+  a.transport.add_site("b", to_b.endpoint(), b.keys.public_key);
+  b.transport.add_site("a", to_a.endpoint(), a.keys.public_key);
+  ASSERT_TRUE(run_until_connected(reactor, a, b));
+  to_a.swallow_existing();
+  to_b.swallow_existing();
+  ASSERT_TRUE(run_until(reactor, [&] { return a.lost["b"] == 1 && b.lost["a"] == 1; }));
+  EXPECT_TRUE(run_until_connected(reactor, a, b));
+}
+
+// ---- invitations
+
+class InvitationTest : public TransportTest {
+ protected:
+  InvitationTest() {
+    a.transport.admit_invitation(invitation.public_key);
+    a.transport.on_join([this](const std::string& route, const std::string& key, const pb::Join& join) {
+      EXPECT_EQ(key, invitation.public_key);
+      joined.push_back(join);
+      pb::Envelope envelope;
+      if (refusal.empty()) {
+        a.transport.remove_invitation(key);
+        envelope.mutable_join_reply()->set_owner("a");
+        envelope.mutable_join_reply()->set_epoch(7);
+      } else {
+        envelope.mutable_join_reply()->set_error(refusal);
+      }
+      a.transport.reply_to_join(route, envelope);
+    });
+  }
+
+  // Joins on a thread of its own; the reply, or what was thrown.
+  std::pair<pb::JoinReply, std::string> join(std::chrono::milliseconds timeout = 5s,
+                                             std::uint32_t version = 0, const std::string& server_key = "") {
+    pb::JoinReply reply;
+    std::string error;
+    std::atomic<bool> done = false;
+    std::thread thread([&] {
+      pb::Join ask;
+      ask.mutable_site()->set_name("new");
+      ask.set_version(version);
+      try {
+        reply =
+            join_by_invitation(a.transport.endpoint(), server_key.empty() ? a.keys.public_key : server_key,
+                               invitation, ask, timeout);
+      } catch (const std::runtime_error& failure) {
+        error = failure.what();
+      }
+      done = true;
+    });
+    EXPECT_TRUE(run_until(reactor, [&] { return done.load(); }));
+    thread.join();
+    return {reply, error};
+  }
+
+  CurveKeys invitation = make_curve_keys();
+  std::string refusal;
+  std::vector<pb::Join> joined;
+};
+
+TEST_F(InvitationTest, AnInvitationAdmitsOnce) {
+  const auto [reply, error] = join();
+  EXPECT_EQ(error, "");
+  EXPECT_EQ(reply.owner(), "a");
+  EXPECT_EQ(reply.epoch(), 7u);
+  ASSERT_EQ(joined.size(), 1u);
+  EXPECT_EQ(joined[0].site().name(), "new");
+
+  const auto [again, refused] = join();
+  EXPECT_NE(refused.find("has been used"), std::string::npos) << refused;
+  EXPECT_EQ(joined.size(), 1u);
+}
+
+TEST_F(InvitationTest, ARefusalIsHandedOn) {
+  refusal = "the name is taken";
+  EXPECT_EQ(join().second, "the name is taken");
+}
+
+TEST_F(InvitationTest, AnotherMajorVersionMayNotJoin) {
+  const auto [reply, error] = join(5s, kProtocolVersion + 1000);
+  EXPECT_NE(error.find("version"), std::string::npos) << error;
+  EXPECT_TRUE(joined.empty());
+}
+
+TEST_F(InvitationTest, AnotherServersKeyIsNoticed) {
+  const auto [reply, error] = join(1s, 0, make_curve_keys().public_key);
+  EXPECT_NE(error.find("is not the site"), std::string::npos) << error;
+}
+
+TEST_F(InvitationTest, AnUnreachableSiteIsReported) {
+  EXPECT_THROW(
+      {
+        try {
+          join_by_invitation("tcp://127.0.0.1:1", a.keys.public_key, invitation, {}, 200ms);
+        } catch (const std::runtime_error& error) {
+          EXPECT_NE(std::string(error.what()).find("cannot be reached"), std::string::npos) << error.what();
+          throw;
+        }
+      },
+      std::runtime_error);
+}
+
+TEST_F(InvitationTest, AnInvitedKeyMayOnlyJoin) {
+  zmq::context_t context(1);
+  zmq::socket_t socket(context, zmq::socket_type::dealer);
+  socket.set(zmq::sockopt::linger, 0);
+  socket.set(zmq::sockopt::curve_serverkey, a.keys.public_key);
+  socket.set(zmq::sockopt::curve_publickey, invitation.public_key);
+  socket.set(zmq::sockopt::curve_secretkey, invitation.secret_key);
+  socket.connect(a.transport.endpoint());
+  bool handled = false;
+  a.transport.subscribe(pb::Envelope::kCommand, [&](const SiteName&, const Message&) { handled = true; });
+  socket.send(serialize(command(1)), zmq::send_flags::none);
+  EXPECT_TRUE(run_until(reactor, [&] { return a.transport.counters().malformed == 1; }));
+  EXPECT_FALSE(handled);
+}
+
+}  // namespace
+}  // namespace sharefs::testing

@@ -1,0 +1,55 @@
+"""The fault points of the handoff, and what section «the handoff» of the design promises for a crash or cut there.
+
+`side`: the process that passes the point. `committed`: the commit point lies before it, so that the target owns in the
+end; otherwise the source goes on as owner.
+"""
+
+import collections
+import pathlib
+import re
+
+Point = collections.namedtuple('Point', 'name side committed')
+
+SOURCE = 'source'
+TARGET = 'target'
+HANDOFF = [
+    Point('source.prepare', SOURCE, False),
+    Point('source.t0', SOURCE, False),
+    Point('image.source.batch', SOURCE, False),
+    Point('source.image_complete', SOURCE, False),
+    Point('source.round', SOURCE, False),
+    Point('source.t1', SOURCE, False),
+    Point('source.final_sent', SOURCE, False),
+    Point('source.log_applied', SOURCE, False),
+    Point('gate.records-durable', SOURCE, False),
+    Point('source.before_commit', SOURCE, False),
+    Point('source.after_commit', SOURCE, True),
+    Point('source.records_sent', SOURCE, True),
+    Point('target.final_end', TARGET, False),
+    Point('target.before_prepared', TARGET, False),
+    Point('target.prepared', TARGET, False),
+    Point('target.commit', TARGET, True),
+    Point('target.owner', TARGET, True),
+    Point('target.record', TARGET, True),
+    Point('target.record.stored', TARGET, True),
+    Point('target.record.performed', TARGET, True),
+    Point('target.performed', TARGET, True),
+    Point('target.taken_over', TARGET, True),
+]
+# Passed only when requests were held, so a load must write fast while the gate is closed.
+NEED_RECORDS = {'gate.records-durable', 'target.record', 'target.record.stored', 'target.record.performed'}
+# Not part of a handoff: the owner performing a request.
+REQUEST = ['once.intent', 'once.effect', 'once.outcome']
+# Passed after a roll-back.
+ROLL_BACK = ['gate.reopened']
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
+
+
+def in_the_source():
+    """The names that production code passes."""
+    names = set()
+    for folder in ('meta', 'fs', 'replication', 'cli'):
+        for file in (REPOSITORY / folder).glob('*.cc'):
+            names |= set(re.findall(r'fault_point\("([^"]+)"\)', file.read_text()))
+    return names

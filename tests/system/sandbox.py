@@ -1,0 +1,232 @@
+"""A private world for one system test, and the runner.
+
+A test runs as process 1 of its own process, mount and network namespaces. Whatever it starts, mounts or configures
+is in there, so it is gone when the test ends, also when it is killed. Inside, a test still has to leave nothing
+behind: processes and mounts that outlive the test's own clean-up are a failure.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+
+WORK = '/mnt'
+SKIP = 77
+BUILD = os.environ.get('SHAREFS_BUILD') or os.path.abspath(
+    os.path.join(os.path.dirname(__file__), '..', '..', 'build', 'release'))
+
+
+class Skip(Exception):
+    """The machine lacks what the test needs; the text says what."""
+
+
+def run(*command, check=True, timeout=60, **options):
+    """Runs a command, with its output captured as text."""
+    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=timeout, **options)
+    if check and result.returncode != 0:
+        raise AssertionError(f'{" ".join(map(str, command))}: exit {result.returncode}: '
+                             f'{result.stderr.strip()} {result.stdout.strip()}')
+    return result
+
+
+def enter():
+    """Starts the script again inside the namespaces; returns only there."""
+    if os.environ.get('SHAREFS_SANDBOX') == '1':
+        return
+    if os.geteuid() != 0:
+        print('SKIP: needs root (namespaces, loop devices)')
+        sys.exit(SKIP)
+    os.environ['SHAREFS_SANDBOX'] = '1'
+    os.execvp('unshare', ['unshare', '--mount', '--pid', '--net', '--fork', '--kill-child', '--mount-proc',
+                          sys.executable, *sys.argv])
+
+
+def prepare():
+    """Own /mnt (a tmpfs) with an ext4 image in it, own /run."""
+    run('mount', '--make-rprivate', '/')
+    run('mount', '-t', 'tmpfs', 'tmpfs', '/run')
+    run('mount', '-t', 'tmpfs', '-o', 'size=90%', 'tmpfs', WORK)
+    os.makedirs('/run/netns')
+    run('ip', 'link', 'set', 'lo', 'up')
+
+
+_ext4_count = 0
+
+
+def ext4(size='6G', inodes=None):
+    """A new ext4 file system in memory; returns its mount point."""
+    global _ext4_count
+    _ext4_count += 1
+    image = f'{WORK}/image{_ext4_count}'
+    where = f'{WORK}/disk{_ext4_count}'
+    with open(image, 'wb') as f:
+        f.truncate(int(size[:-1]) << {'M': 20, 'G': 30}[size[-1]])
+    run('mkfs.ext4', '-q', '-F', '-E', 'lazy_itable_init=1,lazy_journal_init=1', *(['-N', inodes] if inodes else []),
+        image)
+    os.mkdir(where)
+    run('mount', '-o', 'loop,noatime', image, where)
+    os.chmod(where, 0o755)
+    return where
+
+
+def tmpfs(options):
+    """A new tmpfs, for stores that fill up."""
+    global _ext4_count
+    _ext4_count += 1
+    where = f'{WORK}/tmpfs{_ext4_count}'
+    os.mkdir(where)
+    run('mount', '-t', 'tmpfs', '-o', options, 'tmpfs', where)
+    return where
+
+
+def mounts():
+    """The mount points of this namespace."""
+    with open('/proc/self/mountinfo', 'rb') as f:
+        return [line.split()[4].decode('unicode_escape') for line in f]
+
+
+def fuse_mounts():
+    with open('/proc/self/mountinfo') as f:
+        return [line.split()[4].encode().decode('unicode_escape') for line in f if ' fuse' in line.split(' - ')[1][:6]
+                or line.split(' - ')[1].startswith('fuse')]
+
+
+def processes():
+    """Processes of this namespace other than this one: {pid: command line}."""
+    found = {}
+    for name in os.listdir('/proc'):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            with open(f'/proc/{name}/cmdline', 'rb') as f:
+                command = f.read().replace(b'\0', b' ').decode(errors='replace').strip()
+            with open(f'/proc/{name}/stat') as f:
+                state = f.read().rsplit(')', 1)[1].split()[0]
+            with open(f'/proc/{name}/status') as f:
+                kernel_thread = 'VmSize' not in f.read() and state != 'Z'
+        except OSError:
+            continue
+        if not kernel_thread and state != 'Z':
+            found[int(name)] = f'{command} [{state}]'
+    return found
+
+
+def reap():
+    """Collects orphans that ended: this is process 1 here."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def eventually(condition, what, timeout=20, every=0.05):
+    """Waits until condition() is true; its last value is returned."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f'not within {timeout} s: {what}')
+        time.sleep(every)
+
+
+def leaks(before):
+    """What a test left behind: processes and mounts."""
+    deadline = time.monotonic() + 5
+    while True:
+        left = [f'process {pid}: {command}' for pid, command in processes().items()]
+        left += [f'mount {where}' for where in fuse_mounts() if where not in before]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.05)
+
+
+class _Watchdog:
+    """Ends a test that hangs, with what can be said about it."""
+
+    def __init__(self, seconds, on_expiry):
+        self._ended = threading.Event()
+        self._seconds = seconds
+        self._on_expiry = on_expiry
+        threading.Thread(target=self._wait, daemon=True).start()
+
+    def _wait(self):
+        if self._ended.wait(self._seconds):
+            return
+        print(f'FAIL: still running after {self._seconds} s', flush=True)
+        for frame in sys._current_frames().values():
+            traceback.print_stack(frame, file=sys.stdout)
+        self._on_expiry()
+        sys.stdout.flush()
+        os._exit(1)
+
+    def end(self):
+        self._ended.set()
+
+
+# Objects with close() and describe(): what main() cleans up after each test, newest first.
+to_close = []
+
+
+def _describe():
+    for thing in reversed(to_close):
+        try:
+            thing.describe()
+        except Exception:  # what is broken must not hide the rest
+            traceback.print_exc(file=sys.stdout)
+
+
+def _run_one(name, test, seconds):
+    before = mounts()
+    watchdog = _Watchdog(seconds, _describe)
+    start = time.monotonic()
+    verdict = 'ok'
+    try:
+        test()
+    except Skip as reason:
+        verdict = f'SKIP: {reason}'
+    except BaseException:
+        traceback.print_exc(file=sys.stdout)
+        _describe()
+        verdict = 'FAIL'
+    while to_close:
+        try:
+            to_close.pop().close()
+        except Exception:
+            traceback.print_exc(file=sys.stdout)
+            verdict = 'FAIL'
+    reap()
+    left = leaks(before)
+    if left:
+        print('left behind:', *left, sep='\n  ')
+        for pid in processes():
+            os.kill(pid, signal.SIGKILL)
+        for where in fuse_mounts():
+            subprocess.run(['umount', '-l', where], check=False)
+        verdict = 'FAIL'
+    watchdog.end()
+    print(f'{name}: {verdict} ({time.monotonic() - start:.1f} s)', flush=True)
+    return verdict
+
+
+def main(tests):
+    """Runs the tests named on the command line (all by default); `--list` prints their names.
+
+    `tests` maps names to (function, seconds that it may take).
+    """
+    if '--list' in sys.argv:
+        print(*(f'{name} {seconds}' for name, (_, seconds) in tests.items()), sep='\n')
+        return 0
+    enter()
+    prepare()
+    wanted = sys.argv[1:] or list(tests)
+    verdicts = [_run_one(name, *tests[name]) for name in wanted]
+    sys.stdout.flush()
+    if 'FAIL' in verdicts:
+        return 1
+    return SKIP if verdicts and all(v.startswith('SKIP') for v in verdicts) else 0

@@ -1,0 +1,277 @@
+#!/usr/bin/env python3
+"""Crashes, cuts and aborts at every fault point of a handoff: each ends as the design's table says, and no application
+on a site that lives sees an error."""
+
+import functools
+import os
+import sys
+import time
+
+import content
+import sandbox
+from actor import Actor
+from cluster import Cluster, DATA_SET
+from fault_points import HANDOFF, NEED_RECORDS, REPOSITORY, REQUEST, ROLL_BACK, SOURCE, in_the_source
+from loads import Load, once
+from tree import SAME_FILE_SYSTEM_SEEN, assert_equal
+
+# Long enough for a busy test machine; a stall far beyond it means that the gate did not open again by itself.
+MAX_PAUSE = ('--max-pause', '1s')
+LONGEST_STALL_MS = 4000
+
+
+class Scene:
+    """Three sites; alpha owns and shall hand over to beta; gamma's applications must not notice anything."""
+
+    def __init__(self):
+        self.cluster = Cluster(3, content=functools.partial(content.small, files=120))
+        self.alpha, self.beta, self.gamma = self.cluster
+        self.scratch = f'{sandbox.WORK}/scratch'
+        os.makedirs(self.scratch)
+        self.actors = {site.name: Actor(site.mountpoint) for site in [self.gamma]}
+
+    def arm(self, point, action):
+        """Restarts the process that passes the point, with the fault; alpha is the owner again afterwards."""
+        site = self.alpha if point.side == SOURCE else self.beta
+        site.stop()
+        site.start(faults=f'{point.name}={action}')
+        self.cluster.wait_connected()
+        return site
+
+    def start_loads(self):
+        """Writers on gamma, which lives; on the two others writers that may lose their mount."""
+        g = self.gamma.mountpoint
+        self.living = [Load('writer', dir=g, id='g', expect=f'{self.scratch}/g', rate=300, sync_every=20),
+                       Load('appender', file=f'{g}/appended', id='ga', block=128, rate=300),
+                       Load('creator', dir=g, id='gc', rate=300)]
+        self.mortal = []
+        for site in (self.alpha, self.beta):
+            n, m = site.name, site.mountpoint
+            self.mortal += [Load('writer', dir=m, id=n, expect=f'{self.scratch}/{n}', rate=200, until_gone=True),
+                            Load('fsync-writer', dir=m, id=n, board=f'{self.scratch}/b{n}', rate=100, until_gone=True)]
+        time.sleep(0.5)
+
+    def goes_on(self, what, timeout=10):
+        """A request of gamma is performed: the data set is being served."""
+        name = f'probe-{time.monotonic_ns()}'
+        result = self.actors['gamma'].do('put', name, b'x', timeout=timeout)
+        assert result[0] == 'ok', f'{what}: {result}'
+
+    def stop_loads(self, max_stall_ms=None):
+        results = [load.stop(check=False) for load in self.living + self.mortal]
+        wrong = [f'{r["mode"]} {r.get("id")}: {r["first_error"]}' for r in results if r['errors']]
+        assert not wrong, '\n  '.join(['applications saw errors:', *wrong])
+        g = self.gamma.mountpoint
+        once('verify-appender', file=f'{g}/appended', block=128, count=f'ga={results[1]["records"]}')
+        once('verify-writer', dir=g, id='g', expect=f'{self.scratch}/g')
+        for site in (self.alpha, self.beta):
+            once('verify-writer', dir=g, id=site.name, expect=f'{self.scratch}/{site.name}')
+            once('verify-fsync-writer', dir=g, id=site.name, board=f'{self.scratch}/b{site.name}')
+        if max_stall_ms:
+            stall = max(r['longest_stall_ms'] for r in results[:3])
+            assert stall < max_stall_ms, f'an application stalled for {stall:.0f} ms'
+
+    def hand_over_and_compare(self):
+        """After all this a handoff still works, and every site shows the same."""
+        owner = self.cluster.owner()
+        other = self.beta if owner is self.alpha else self.alpha
+        owner.migrate(other, *MAX_PAUSE)
+        self.cluster.wait_agreed(other)
+        self.cluster.verify(other, owner)
+        for site in (self.beta, self.gamma):
+            assert_equal(self.alpha.mountpoint, site.mountpoint, SAME_FILE_SYSTEM_SEEN)
+
+    def expected_owner(self, point):
+        return self.beta if point.committed else self.alpha
+
+
+def wait_stopped(site, timeout=40):
+    """Waits until a fault point stopped the daemon."""
+    def stopped():
+        with open(f'/proc/{site.process.pid}/stat') as f:
+            return f.read().rsplit(')', 1)[1].split()[0] == 'T'
+    sandbox.eventually(stopped, f'{site.name} stops at its fault point', timeout)
+
+
+def killed_at(point):
+    scene = Scene()
+    victim = scene.arm(point, 'kill')
+    scene.start_loads()
+    migration = scene.gamma.migrate_in_background(scene.beta, *MAX_PAUSE)
+    victim.wait_killed()
+    survivor = scene.beta if victim is scene.alpha else scene.alpha
+    if not point.committed and victim is scene.beta:
+        scene.goes_on('the source opens its gate when the target is gone')
+        assert survivor.status()['owner'] == 'alpha'
+    time.sleep(0.5)
+    victim.start()
+    scene.cluster.wait_agreed(scene.expected_owner(point))
+    scene.goes_on('it is served again')
+    migration.kill()
+    _wait_idle(scene)
+    assert scene.cluster.owner() is scene.expected_owner(point)
+    scene.stop_loads()
+    scene.hand_over_and_compare()
+
+
+def _wait_idle(scene):
+    """No handoff runs any more (the source may have begun another attempt by itself)."""
+    def idle():
+        handoff = scene.cluster.owner().status().get('handoff') or {}
+        return handoff.get('result', 'none') != ''
+    sandbox.eventually(idle, 'the handoff has a result', 30)
+
+
+def cut_at(point, one_way=False):
+    scene = Scene()
+    stopped = scene.arm(point, 'stop')
+    scene.start_loads()
+    migration = scene.alpha.migrate_in_background(scene.beta, *MAX_PAUSE)
+    wait_stopped(stopped)
+    scene.cluster.network.cut('beta' if one_way else 'alpha', 'alpha' if one_way else 'beta', one_way)
+    stopped.signal(sandbox.signal.SIGCONT)
+    if not point.committed:
+        scene.goes_on('the source opens its gate when the target is cut off')
+    time.sleep(3)
+    if not point.committed:
+        assert scene.alpha.status()['owner'] == 'alpha'
+        scene.goes_on('the source is still the owner')
+    scene.cluster.network.heal('beta' if one_way else 'alpha')
+    summary = migration.finish(check=False, timeout=60)
+    if point.committed:
+        assert summary['result'] == 'done', summary
+    elif summary['result'] != 'done':
+        assert summary['error'] and '\n' not in summary['error'], summary
+    scene.cluster.wait_agreed(scene.beta if summary['result'] == 'done' else scene.alpha)
+    scene.goes_on('it is served again')
+    scene.stop_loads()
+    scene.hand_over_and_compare()
+
+
+def aborted_at(point):
+    scene = Scene()
+    stopped = scene.arm(point, 'stop')
+    scene.start_loads()
+    migration = scene.alpha.migrate_in_background(scene.beta, '--max-pause', '3s')
+    wait_stopped(stopped)
+    asked = sandbox.subprocess.Popen(scene.alpha.command('abort', DATA_SET), env=scene.alpha.environment(),
+                                     stdout=sandbox.subprocess.PIPE, stderr=sandbox.subprocess.STDOUT, text=True)
+    time.sleep(0.2)
+    stopped.signal(sandbox.signal.SIGCONT)
+    said = asked.communicate(timeout=30)[0]
+    summary = migration.finish(check=False)
+    if summary['result'] == 'done':
+        # The stop lasted a moment longer than the abort: only just before the commit point can it come too late.
+        assert point.name in ('source.before_commit', 'source.log_applied', 'gate.records-durable'), said
+    else:
+        assert summary['result'] == 'aborted' and summary['exit'] != 0 and asked.returncode == 0, (summary, said)
+        assert scene.cluster.owner() is scene.alpha
+    scene.goes_on('it is served on')
+    scene.stop_loads(LONGEST_STALL_MS)
+    scene.hand_over_and_compare()
+
+
+def too_late_to_abort():
+    scene = Scene()
+    point = next(p for p in HANDOFF if p.name == 'source.after_commit')
+    scene.arm(point, 'sleep:500')
+    migration = scene.alpha.migrate_in_background(scene.beta, *MAX_PAUSE)
+    summary = migration.finish()
+    assert summary['result'] == 'done'
+    refused = scene.alpha.abort(check=False)
+    assert refused.returncode != 0 and refused.stderr.strip(), 'nothing is left to abort'
+
+
+def owner_killed_in_a_request(point):
+    """A request of another site whose owner dies before, within or after its effect is performed exactly once."""
+    scene = Scene()
+    scene.alpha.stop()
+    scene.alpha.start(faults=f'{point}=kill@400')
+    load = Load('creator', dir=scene.gamma.mountpoint, id='once')
+    scene.alpha.wait_killed()
+    time.sleep(0.5)
+    scene.alpha.start()
+    scene.goes_on('it is served again', timeout=20)
+    time.sleep(0.5)
+    load.stop()
+    scene.hand_over_and_compare()
+
+
+def killed_after_a_roll_back():
+    scene = Scene()
+    scene.alpha.stop()
+    scene.alpha.start(faults='gate.reopened=kill,source.log_applied=sleep:1500')
+    scene.cluster.wait_connected()
+    scene.start_loads()
+    migration = scene.gamma.migrate_in_background(scene.beta, '--max-pause', '200ms')
+    scene.alpha.wait_killed()
+    migration.kill()
+    scene.alpha.start()
+    scene.cluster.wait_agreed(scene.alpha)
+    scene.stop_loads()
+    scene.hand_over_and_compare()
+
+
+def both_killed_at(point):
+    scene = Scene()
+    scene.arm(point, 'stop')
+    scene.start_loads()
+    migration = scene.gamma.migrate_in_background(scene.beta, *MAX_PAUSE)
+    wait_stopped(scene.alpha)
+    scene.alpha.kill()
+    scene.beta.kill()
+    migration.kill()
+    scene.beta.start()
+    scene.alpha.start()
+    scene.cluster.wait_agreed(scene.expected_owner(point))
+    scene.goes_on('it is served again')
+    _wait_idle(scene)
+    scene.stop_loads()
+    scene.hand_over_and_compare()
+
+
+def target_frozen_during_the_image():
+    scene = Scene()
+    scene.start_loads()
+    migration = scene.alpha.migrate_in_background(scene.beta, '--rate', '2MiB/s', *MAX_PAUSE)
+    time.sleep(0.7)
+    scene.beta.signal(sandbox.signal.SIGSTOP)
+    time.sleep(4)
+    scene.goes_on('a frozen target holds nobody up')
+    scene.beta.signal(sandbox.signal.SIGCONT)
+    migration.finish(check=False)
+    scene.stop_loads()
+    scene.hand_over_and_compare()
+
+
+def every_fault_point_is_tested_and_listed():
+    tested = {p.name for p in HANDOFF} | set(REQUEST) | set(ROLL_BACK)
+    in_source = in_the_source()
+    readme = (REPOSITORY / 'tests' / 'README.md').read_text()
+    assert tested == in_source, f'only tested: {tested - in_source}; only in the source: {in_source - tested}'
+    assert not [name for name in tested if f'`{name}`' not in readme], 'not in tests/README.md'
+
+
+def tests():
+    found = {'every_fault_point_is_tested_and_listed': (every_fault_point_is_tested_and_listed, 10)}
+    for point in HANDOFF:
+        name = point.name.replace('.', '_').replace('-', '_')
+        found[f'killed_at_{name}'] = functools.partial(killed_at, point), 120
+        if point.name not in NEED_RECORDS:
+            found[f'cut_at_{name}'] = functools.partial(cut_at, point), 120
+        if not point.committed and point.name not in NEED_RECORDS:
+            found[f'aborted_at_{name}'] = functools.partial(aborted_at, point), 90
+        if point.name in ('source.t1', 'source.after_commit'):
+            found[f'cut_one_way_at_{name}'] = functools.partial(cut_at, point, True), 120
+        if point.name in ('source.log_applied', 'source.after_commit'):
+            found[f'both_killed_at_{name}'] = functools.partial(both_killed_at, point), 120
+    for point in REQUEST:
+        found[f'owner_killed_at_{point.replace(".", "_")}'] = functools.partial(owner_killed_in_a_request, point), 90
+    for test, seconds in ((too_late_to_abort, 60), (killed_after_a_roll_back, 90),
+                          (target_frozen_during_the_image, 90)):
+        found[test.__name__] = test, seconds
+    return found
+
+
+if __name__ == '__main__':
+    sys.exit(sandbox.main(tests()))

@@ -1,0 +1,203 @@
+#!/usr/bin/env python3
+"""Handoffs between living sites: nothing that an application can see changes, what is reported is true."""
+
+import functools
+import os
+import sys
+import time
+
+import content
+import sandbox
+from actor import Actor
+from cluster import Cluster
+from loads import Everything, Load
+from model import random_test
+from ops_compare import compare
+from tree import SAME_CONTENT, SAME_FILE_SYSTEM_SEEN, assert_equal, differences, digest
+
+PAUSE = ('--max-pause', '500ms')
+
+
+def twenty_handoffs_with_every_kind_of_application():
+    cluster = Cluster(3, content=content.small)
+    everything = Everything([site.mountpoint for site in cluster])
+    time.sleep(1)
+    pauses = []
+    for number in range(20):
+        target = cluster[(number + 1) % 3]
+        asked = cluster[number % 2]  # from any site
+        summary = asked.migrate(target, *PAUSE)
+        pauses.append(summary['pause_ms'])
+        cluster.wait_agreed(target)
+        everything.check_running()
+        assert cluster.owner() is target
+    stall = everything.stop()
+    print(f'pauses {min(pauses):.0f} to {max(pauses):.0f} ms, longest stall of an application {stall:.0f} ms')
+    assert stall < 2000, f'an application stalled for {stall:.0f} ms'
+    owner, other = cluster.owner(), cluster[0]
+    owner.migrate(other, *PAUSE)
+    cluster.verify(other, owner)
+    for site in cluster.sites[1:]:
+        assert_equal(cluster[0].mountpoint, site.mountpoint, SAME_FILE_SYSTEM_SEEN)
+
+
+def what_stat_says_stays_the_same():
+    cluster = Cluster(3, content=content.small)
+    before = digest(cluster[0].mountpoint, SAME_FILE_SYSTEM_SEEN + ('holes',))
+    for site in cluster.sites[1:]:
+        assert not differences(before, digest(site.mountpoint, SAME_FILE_SYSTEM_SEEN))
+    for target in (cluster[1], cluster[2], cluster[0]):
+        cluster.owner().migrate(target, *PAUSE)
+        for site in cluster:
+            found = differences(before, digest(site.mountpoint, SAME_FILE_SYSTEM_SEEN + ('holes',)))
+            assert not found, f'after the handoff to {target.name}, on {site.name}:\n  ' + '\n  '.join(found)
+
+
+def operations_compare_equal_after_a_handoff():
+    disk = sandbox.ext4()
+    cluster = Cluster(2, disk=disk)
+    cluster[0].migrate(cluster[1], *PAUSE)
+    compare(cluster[1].mountpoint + '/new-owner', f'{disk}/plain1')
+    compare(cluster[0].mountpoint + '/old-owner', f'{disk}/plain2')
+
+
+def random_operations_through_handoffs(seed):
+    cluster = Cluster(3)
+
+    def between(step):
+        if step % 400 == 399:
+            cluster[step % 3].migrate(cluster[(step // 400 + 1) % 3], *PAUSE)
+    random_test([site.mountpoint for site in cluster], seed, steps=2400, between=between)
+
+
+def the_store_is_a_plain_copy_of_the_tree():
+    cluster = Cluster(2, content=content.small)
+    alpha, beta = cluster
+    alpha.migrate(beta, *PAUSE)
+    before = digest(beta.mountpoint, SAME_CONTENT)
+    sandbox.eventually(lambda: not os.path.exists(f'{beta.store}/.sharefs/tree')
+                       or not os.listdir(f'{beta.store}/.sharefs/tree'), 'the tree moves up into the store')
+    assert [n for n in os.listdir(alpha.store) if n not in ('.sharefs', 'lost+found')] == [], 'an old image is in sight'
+    assert os.stat(f'{alpha.store}/.sharefs').st_mode & 0o77 == 0, 'the private area is open to others'
+    for site in cluster:
+        site.stop()
+    found = differences(before, digest(beta.store, SAME_CONTENT))
+    assert not found, 'the store differs from what the mount showed:\n  ' + '\n  '.join(found)
+    found = differences(before, digest(f'{alpha.store}/.sharefs/tree', SAME_CONTENT))
+    assert not found, 'the old image differs:\n  ' + '\n  '.join(found)
+
+
+def moving_back_sends_what_changed():
+    cluster = Cluster(2, content=functools.partial(content.bulk, megabytes=48))
+    alpha, beta = cluster
+    first = alpha.migrate(beta, *PAUSE)
+    assert first['image_bytes_sent'] >= 48 << 20, first
+    Actor(alpha.mountpoint).do('put', 'bulk0', b'changed' * 1000)
+    Actor(alpha.mountpoint).do('put', 'new', b'n' * 10_000)
+    back = beta.migrate(alpha, *PAUSE)
+    assert back['image_bytes_sent'] < 1 << 20, back
+    assert Actor(beta.mountpoint).do('content', 'bulk0') == ('ok', b'changed' * 1000)
+    cluster.verify(alpha, beta)
+    # A file of the old image that somebody changed behind the back of sharefs is not taken for current.
+    tree = f'{beta.store}/.sharefs/tree'
+    with open(f'{tree}/bulk8', 'r+b') as f:
+        f.seek(12345)
+        f.write(b'tampered')
+    alpha.migrate(beta, *PAUSE)
+    cluster.verify(beta, alpha)
+
+
+def a_broken_connection_resumes():
+    cluster = Cluster(2, content=functools.partial(content.bulk, megabytes=64))
+    alpha, beta = cluster
+    migration = alpha.migrate_in_background(beta, '--rate', '20MiB/s', *PAUSE)
+    time.sleep(1.8)
+    cluster.network.cut('alpha')
+    time.sleep(3)
+    cluster.network.heal('alpha')
+    summary = migration.finish(check=False)
+    if summary['result'] != 'done':
+        cluster.wait_connected()
+        alpha.migrate(beta, *PAUSE)
+    with open('/sys/class/net/port1/statistics/rx_bytes') as f:
+        sent = int(f.read()) / 2**20
+    assert sent < 64 * 1.35, f'{sent:.0f} MiB crossed the network for 64 MiB'
+    cluster.verify(beta, alpha)
+
+
+def the_rate_is_kept():
+    cluster = Cluster(2, content=functools.partial(content.bulk, megabytes=24))
+    summary = cluster[0].migrate(cluster[1], '--rate', '8MiB/s', *PAUSE)
+    assert 2200 < summary['total_ms'] < 6000, summary['total_ms']
+
+
+def what_is_reported_is_true():
+    cluster = Cluster(2, content=functools.partial(content.small, files=300))
+    alpha, beta = cluster
+    inodes = {(e['ino']) for e in digest(alpha.mountpoint, ('ino', 'mode')).values()}
+    plan = alpha.cli('migrate', 'd', '--to', 'beta', '--dry-run')
+    assert alpha.status()['role'] == 'owner' and plan.stdout.strip(), 'a dry run only reports'
+    load = Load('paced', dir=alpha.mountpoint, rate=500)
+    time.sleep(0.3)
+    summary = alpha.migrate(beta, *PAUSE)
+    stall = load.stop()['longest_stall_ms']
+    for key, kind in (('from', str), ('to', str), ('epoch', int), ('image_files', int), ('image_bytes', int),
+                      ('image_bytes_sent', int), ('log_entries', int), ('log_bytes', int), ('rounds', int),
+                      ('records', int), ('pause_ms', (int, float)), ('total_ms', (int, float)), ('error', str)):
+        assert isinstance(summary[key], kind), (key, summary)
+    assert (summary['from'], summary['to'], summary['error']) == ('alpha', 'beta', '')
+    assert abs(summary['image_files'] - len(inodes)) <= 10, (summary['image_files'], len(inodes))
+    assert summary['pause_ms'] <= stall + 30 or summary['records'] == 0, (summary['pause_ms'], stall)
+    for site, role in ((alpha, 'remote'), (beta, 'owner')):
+        status = site.status()
+        handoff = status['handoff']
+        assert (status['role'], status['owner'], status['epoch']) == (role, 'beta', summary['epoch']), status
+        assert 0 < handoff['t0'] <= handoff['t1'] <= handoff['t2'] <= handoff['t3'], handoff
+        assert (status['name'], status['site'], status['mountpoint'], status['store']) == (
+            'd', site.name, site.mountpoint, site.store), status
+        assert {'site', 'endpoint', 'connected'} <= status['sites'][0].keys(), status
+    refused = alpha.migrate(beta, check=False)
+    assert refused['exit'] != 0 or refused['result'] == 'done', refused
+    nowhere = alpha.cli('migrate', 'd', '--to', 'nobody', check=False)
+    assert nowhere.returncode != 0 and len(nowhere.stderr.strip().splitlines()) == 1, nowhere.stderr
+
+
+def an_unreachable_pause_is_refused():
+    cluster = Cluster(2, content=functools.partial(content.small, files=20))
+    summary = cluster[0].migrate(cluster[1], '--max-pause', '1ms', check=False)
+    assert summary['result'] != 'done' and '--max-pause' in summary['error'], summary
+    assert cluster.owner() is cluster[0]
+    cluster[0].migrate(cluster[1], *PAUSE)
+
+
+def an_interrupted_caller_is_not_performed():
+    """A process killed while its request is held before the commit has no effect afterwards, and hangs nobody."""
+    cluster = Cluster(2, content=functools.partial(content.small, files=20))
+    alpha, beta = cluster
+    alpha.stop()
+    alpha.start(faults='source.before_commit=sleep:1000')
+    cluster.wait_connected()
+    migration = alpha.migrate_in_background(beta, '--max-pause', '3s')
+    caller = Actor(beta.mountpoint)
+    deadline = time.monotonic() + 20
+    while migration.process.poll() is None and time.monotonic() < deadline:
+        caller.do('mkdir', f'made-{time.monotonic_ns()}', timeout=30)
+    migration.finish()
+    cluster.verify(beta, alpha)
+
+
+if __name__ == '__main__':
+    sys.exit(sandbox.main({
+        'twenty_handoffs_with_every_kind_of_application': (twenty_handoffs_with_every_kind_of_application, 240),
+        'what_stat_says_stays_the_same': (what_stat_says_stays_the_same, 90),
+        'operations_compare_equal_after_a_handoff': (operations_compare_equal_after_a_handoff, 90),
+        'random_operations_through_handoffs_1': (functools.partial(random_operations_through_handoffs, 1), 120),
+        'random_operations_through_handoffs_2': (functools.partial(random_operations_through_handoffs, 2), 120),
+        'the_store_is_a_plain_copy_of_the_tree': (the_store_is_a_plain_copy_of_the_tree, 60),
+        'moving_back_sends_what_changed': (moving_back_sends_what_changed, 60),
+        'a_broken_connection_resumes': (a_broken_connection_resumes, 90),
+        'the_rate_is_kept': (the_rate_is_kept, 60),
+        'what_is_reported_is_true': (what_is_reported_is_true, 60),
+        'an_unreachable_pause_is_refused': (an_unreachable_pause_is_refused, 60),
+        'an_interrupted_caller_is_not_performed': (an_interrupted_caller_is_not_performed, 60),
+    }))

@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""Limits: full disks, many files under `ulimit -n 1024`, memory."""
+
+import os
+import sys
+import time
+
+import content
+import sandbox
+from actor import Actor
+from cluster import Cluster
+from loads import Load, once
+
+FILES = int(os.environ.get('SHAREFS_TEST_FILES', '100000'))
+MEGABYTES = int(os.environ.get('SHAREFS_TEST_MEGABYTES', '512'))
+MEMORY_MIB = 256
+
+
+def a_target_without_space_is_refused():
+    stores = [sandbox.ext4() + '/alpha', sandbox.tmpfs('size=16m') + '/beta']
+    os.mkdir(stores[0])
+    content.bulk(stores[0], 40)
+    cluster = Cluster(2, stores=stores)
+    alpha, beta = cluster
+    summary = alpha.migrate(beta, check=False)
+    assert summary['result'] == 'failed' and summary['exit'] != 0, summary
+    assert 'space' in summary['error'] and '\n' not in summary['error'], summary
+    assert summary['image_bytes_sent'] == 0, summary
+    assert cluster.owner() is alpha
+
+
+def a_target_that_fills_up_ends_the_attempt():
+    disk = sandbox.tmpfs('size=24m')
+    stores = [sandbox.ext4() + '/alpha', disk + '/beta']
+    os.mkdir(stores[0])
+    content.bulk(stores[0], 14)
+    cluster = Cluster(2, stores=stores)
+    alpha, beta = cluster
+    load = Load('writer', dir=beta.mountpoint, id='w', expect=f'{sandbox.WORK}/w', rate=200, files=2)
+    migration = alpha.migrate_in_background(beta, '--rate', '5MiB/s')
+    time.sleep(0.8)
+    with open(f'{disk}/ballast', 'wb') as f:  # somebody else uses the disk too
+        f.write(bytes(17 << 20))
+    summary = migration.finish(check=False)
+    assert summary['result'] == 'failed' and summary['error'] and '\n' not in summary['error'], summary
+    assert cluster.owner() is alpha
+    os.remove(f'{disk}/ballast')
+    alpha.migrate(beta, '--max-pause', '500ms')
+    load.stop()
+    once('verify-writer', dir=alpha.mountpoint, id='w', expect=f'{sandbox.WORK}/w')
+    cluster.verify(beta, alpha)
+
+
+def a_full_disk_of_the_owner_is_told_to_everybody():
+    stores = [sandbox.tmpfs('size=8m') + '/alpha', sandbox.ext4() + '/beta']
+    cluster = Cluster(2, stores=stores)
+    for site in cluster:
+        actor = Actor(site.mountpoint)
+        results = [actor.do('put', f'{site.name}{i}', bytes(1 << 20)) for i in range(12)]
+        assert ('errno', 'ENOSPC') in results, results
+        for i in range(12):
+            actor.do('unlink', f'{site.name}{i}')
+        assert actor.do('put', 'again', bytes(1 << 20)) == ('ok', 1 << 20)
+        assert actor.do('content', 'again') == ('ok', bytes(1 << 20))
+
+
+def many_files_under_a_small_ulimit():
+    """`find` over the whole tree on an owner and on another site, a handoff, memory below the bound."""
+    stores = [sandbox.ext4('12G', inodes=FILES * 2 + 10000) + '/alpha', sandbox.ext4('12G', inodes=FILES * 2 + 10000) + '/beta']
+    os.mkdir(stores[0])
+    content.many(stores[0], FILES)
+    content.bulk(stores[0], MEGABYTES)
+    cluster = Cluster(2, stores=stores, mount=False)
+    alpha, beta = cluster
+    alpha.start(limit_files=1024)
+    cluster.join(beta)
+    beta.start(limit_files=1024)
+    wanted = FILES + -(-MEGABYTES // 8)
+    for site in cluster:
+        found = sandbox.run('find', site.mountpoint, '-type', 'f', '-size', '+0', '-printf', 'x', timeout=500).stdout
+        assert len(found) == wanted, f'{site.name} shows {len(found)} files of {wanted}'
+    holder = Actor(beta.mountpoint)
+    for i in range(900):
+        assert holder.do('open', i, f'm0/n{i // 200}/f{i}', os.O_RDWR)[0] == 'ok', i
+    load = Load('paced', dir=alpha.mountpoint, rate=500)
+    summary = alpha.migrate(beta, '--max-pause', '1s', timeout=400)
+    stall = load.stop()['longest_stall_ms']
+    for i in range(0, 900, 7):
+        assert holder.do('pread', i, 3, 0)[1] == (b'%d ' % i * 3)[:3], i
+    peaks = {site.name: site.memory_peak() for site in cluster}
+    print(f'{FILES} files, {MEGABYTES} MiB: {summary["total_ms"]:.0f} ms, pause {summary["pause_ms"]:.0f} ms, '
+          f'stall {stall:.0f} ms, memory {peaks}')
+    assert all(peak < MEMORY_MIB for peak in peaks.values()), peaks
+    cluster.verify(beta, alpha)
+
+
+def a_long_file_needs_no_memory():
+    """2 GiB, mostly holes, with data all over it."""
+    cluster = Cluster(2)
+    alpha, beta = cluster
+    path = f'{alpha.mountpoint}/long'
+    with open(path, 'wb') as f:
+        f.truncate(2 << 30)
+        for at in range(0, 2 << 30, 8 << 20):
+            f.seek(at)
+            f.write(b'%d' % at * 20000)
+    alpha.migrate(beta, '--max-pause', '1s')
+    cluster.verify(beta, alpha)
+    assert os.stat(f'{beta.mountpoint}/long').st_blocks * 512 < 200 << 20, 'the holes were filled'
+    peaks = {site.name: site.memory_peak() for site in cluster}
+    assert all(peak < MEMORY_MIB for peak in peaks.values()), peaks
+
+
+if __name__ == '__main__':
+    sys.exit(sandbox.main({
+        'a_target_without_space_is_refused': (a_target_without_space_is_refused, 60),
+        'a_target_that_fills_up_ends_the_attempt': (a_target_that_fills_up_ends_the_attempt, 60),
+        'a_full_disk_of_the_owner_is_told_to_everybody': (a_full_disk_of_the_owner_is_told_to_everybody, 60),
+        'many_files_under_a_small_ulimit': (many_files_under_a_small_ulimit, 300 + FILES // 500),
+        'a_long_file_needs_no_memory': (a_long_file_needs_no_memory, 90),
+    }))

@@ -1,0 +1,233 @@
+#!/usr/bin/env python3
+"""Mounts: every operation against plain ext4, random operations against the model, adopting and leaving, users."""
+
+import functools
+import os
+import subprocess
+import sys
+import time
+
+import content
+import sandbox
+from actor import Actor
+from cluster import Cluster, DATA_SET
+from loads import Everything, Load, once
+from model import random_test
+from ops_compare import compare
+from tree import SAME_CONTENT, SAME_FILE_SYSTEM_SEEN, assert_equal, differences, digest
+
+
+def operations_on_the_owner_compare_equal():
+    disk = sandbox.ext4()
+    cluster = Cluster(1, disk=disk)
+    compare(cluster[0].mountpoint, f'{disk}/plain')
+
+
+def operations_on_the_owner_with_a_second_site_compare_equal():
+    disk = sandbox.ext4()
+    cluster = Cluster(2, disk=disk)
+    compare(cluster[0].mountpoint, f'{disk}/plain')
+
+
+def operations_on_another_site_compare_equal():
+    disk = sandbox.ext4()
+    cluster = Cluster(2, disk=disk)
+    compare(cluster[1].mountpoint, f'{disk}/plain')
+
+
+def random_operations_on_the_owner():
+    cluster = Cluster(1)
+    random_test([cluster[0].mountpoint], seed=11, steps=8000)
+
+
+def random_operations_on_three_sites(seed):
+    cluster = Cluster(3)
+    random_test([site.mountpoint for site in cluster], seed, steps=4000)
+
+
+def every_kind_of_application_on_three_sites():
+    cluster = Cluster(3)
+    everything = Everything([site.mountpoint for site in cluster])
+    time.sleep(6)
+    everything.stop()
+    for site in cluster.sites[1:]:
+        assert_equal(cluster[0].mountpoint, site.mountpoint, SAME_FILE_SYSTEM_SEEN)
+
+
+def adopting_leaves_the_files_where_they_are():
+    disk = sandbox.ext4()
+    os.mkdir(f'{disk}/alpha')
+    content.small(f'{disk}/alpha')
+    before = digest(f'{disk}/alpha', SAME_FILE_SYSTEM_SEEN)
+    cluster = Cluster(1, disk=disk)
+    alpha = cluster[0]
+    root = b''
+    seen = digest(alpha.mountpoint, SAME_CONTENT)
+    adopted = digest(alpha.store, SAME_FILE_SYSTEM_SEEN)
+    for tree in (before, adopted, seen):
+        tree.pop(root)  # the private area appears in the root directory, so its times move
+    assert not differences({p: {k: e[k] for k in e if k in SAME_CONTENT} for p, e in before.items()}, seen)
+    assert not differences(before, adopted), 'adopting changed the files themselves'
+    assert '.sharefs' not in os.listdir(alpha.mountpoint)
+    actor = Actor(alpha.mountpoint)
+    for operation in (('lstat', '.sharefs'), ('mkdir', '.sharefs'), ('list', '.sharefs'), ('unlink', '.sharefs'),
+                      ('rename', 'special', '.sharefs'), ('put', '.sharefs/x', b'')):
+        assert actor.do(*operation)[0] == 'errno', f'{operation} reaches the private area'
+    Actor(alpha.mountpoint).do('put', 'written', b'through the mount')
+    actor.close()
+    alpha.stop()
+    with open(f'{alpha.store}/written') as f:
+        assert f.read() == 'through the mount', 'the store is not a plain directory'
+
+
+def mounted_over_the_store_itself():
+    disk = sandbox.ext4()
+    os.mkdir(f'{disk}/alpha')
+    content.small(f'{disk}/alpha')
+    before = digest(f'{disk}/alpha', SAME_CONTENT)
+    before.pop(b'')
+    holder = subprocess.Popen(['sleep', '100'], stdin=open(f'{disk}/alpha/dir0/sub0/file0'))
+    cluster = Cluster(2, disk=disk, mount=False)
+    alpha, beta = cluster
+    try:
+        alpha.start(at=alpha.store)
+        assert str(holder.pid) in alpha.tail(), 'the process that bypasses the mount is not named'
+    finally:
+        holder.kill()
+        holder.wait()
+    cluster.join(beta)
+    beta.start(at=beta.store)
+    for site in cluster:
+        seen = digest(site.store, SAME_CONTENT)
+        seen.pop(b'')
+        assert not differences(before, seen), f'{site.name} shows another tree'
+    load = Load('writer', dir=alpha.store, id='w', expect=f'{sandbox.WORK}/w', rate=300)
+    alpha.migrate(beta, '--max-pause', '500ms')
+    beta.migrate(alpha, '--max-pause', '500ms')
+    load.stop()
+    once('verify-writer', dir=beta.store, id='w', expect=f'{sandbox.WORK}/w')
+    cluster.verify(alpha, beta)
+    alpha.stop()
+    assert os.path.exists(f'{alpha.store}/dir0'), 'the files are not in the store after unmounting'
+
+
+def a_restart_keeps_inode_numbers():
+    cluster = Cluster(2, content=content.small)
+    alpha, beta = cluster
+    before = digest(alpha.mountpoint, SAME_FILE_SYSTEM_SEEN)
+    actor = Actor(alpha.mountpoint)
+    for i in range(200):
+        actor.do('put', f'late{i}', b'x')
+        actor.do('rename', f'late{i}', f'later{i}')
+    actor.close()
+    late = digest(alpha.mountpoint, SAME_FILE_SYSTEM_SEEN)
+    alpha.kill()
+    alpha.start()
+    assert not differences(late, digest(alpha.mountpoint, SAME_FILE_SYSTEM_SEEN)), 'after a kill'
+    assert not differences(late, digest(beta.mountpoint, SAME_FILE_SYSTEM_SEEN)), 'after a kill, on the other site'
+    alpha.stop()
+    alpha.start()
+    assert not differences(late, digest(alpha.mountpoint, SAME_FILE_SYSTEM_SEEN)), 'after a restart'
+    assert all(late[path] == entry for path, entry in before.items() if path)
+
+
+def another_site_waits_for_the_owner():
+    cluster = Cluster(2)
+    alpha, beta = cluster
+    loads = [Load('writer', dir=beta.mountpoint, id='w', expect=f'{sandbox.WORK}/w', rate=200, sync_every=10),
+             Load('appender', file=f'{beta.mountpoint}/f', id='a', rate=200),
+             Load('creator', dir=beta.mountpoint, id='c', rate=200),
+             Load('stat-holder', dir=beta.mountpoint, id='h'),
+             Load('open-unlinked', dir=beta.mountpoint, id='u', rate=100),
+             Load('lock-counter', file=f'{beta.mountpoint}/l', id='l', rate=50)]
+    for event in ('cut', 'kill', 'stop', 'cut'):
+        time.sleep(1)
+        if event == 'cut':
+            cluster.network.cut('alpha')
+            time.sleep(2.5)
+            cluster.network.heal('alpha')
+        else:
+            getattr(alpha, event)()
+            time.sleep(1)
+            alpha.start()
+    time.sleep(1)
+    results = [load.stop() for load in loads]
+    once('verify-writer', dir=alpha.mountpoint, id='w', expect=f'{sandbox.WORK}/w')
+    once('verify-appender', file=f'{alpha.mountpoint}/f', count=f'a={results[1]["records"]}')
+
+
+def an_ordinary_user_has_it_all(user=4242):
+    disk = sandbox.ext4()
+    cluster = Cluster(2, disk=disk, user=user)
+    alpha, beta = cluster
+    actors = [Actor(site.mountpoint, user) for site in cluster]
+    for i, actor in enumerate(actors):
+        assert actor.do('mkdir', f'd{i}') == ('ok', None)
+        assert actor.do('put', f'd{i}/f', b'mine', 0o640)[0] == 'ok'
+        assert actor.do('setxattr', f'd{i}/f', 'user.x', b'1')[0] == 'ok'
+        assert actor.do('link', f'd{i}/f', f'd{i}/g')[0] == 'ok'
+        assert actor.do('rename', f'd{i}/g', f'd{i}/h')[0] == 'ok'
+        assert actor.do('symlink', 'x', f'd{i}/s')[0] == 'ok'
+    before = [actor.do('lstat', 'd0/f') for actor in actors]
+    assert before[0] == before[1] and before[0][1]['uid'] == user, before
+    alpha.migrate(beta, '--max-pause', '500ms')
+    for actor in actors:
+        assert actor.do('content', 'd1/h') == ('ok', b'mine')
+        assert actor.do('list', 'd0') == ('ok', [b'f', b'h', b's'])
+    assert actors[0].do('put', 'd1/f', b'after')[0] == 'ok'
+    assert actors[1].do('content', 'd1/f') == ('ok', b'after')
+    cluster.verify(beta, alpha)
+    # The same tree after a restart without file handles: inodes are found by their names.
+    seen = actors[0].do('list_types', 'd0')
+    for actor in actors:
+        actor.close()
+    beta.restart()
+    sandbox.eventually(lambda: alpha.status()['sites'][0]['connected'], 'alpha is connected again')
+    assert Actor(alpha.mountpoint, user).do('list_types', 'd0') == seen
+    assert alpha.tail(200).count('privilege') <= 2, 'what privileges would add is said more than once'
+
+
+def state_of_a_user_is_where_xdg_says():
+    user = 4242
+    disk = sandbox.ext4()
+    store, state = f'{disk}/store', f'{disk}/state'
+    for directory in (store, state):
+        os.mkdir(directory)
+        os.chown(directory, user, user)
+    environment = {'XDG_STATE_HOME': state, 'PATH': os.environ['PATH'], 'HOME': '/nonexistent'}
+    sandbox.run('setpriv', '--reuid', user, '--regid', user, '--clear-groups', os.path.abspath(
+        sandbox.os.environ.get('SHAREFS') or f'{sandbox.BUILD}/sharefs'), 'init', DATA_SET, '--store', store,
+        env=environment)
+    assert os.listdir(f'{state}/sharefs/{DATA_SET}'), 'no state below XDG_STATE_HOME'
+
+
+def commands_say_what_is_wrong():
+    cluster = Cluster(1)
+    alpha = cluster[0]
+    for words in (('status', 'none'), ('init', DATA_SET, '--store', alpha.store), ('mount', 'none', alpha.mountpoint),
+                  ('join', 'nonsense', '--store', f'{sandbox.WORK}/x'), ('abort', DATA_SET),
+                  ('migrate', DATA_SET, '--to', 'nobody'), ('init', 'x', '--store', f'{sandbox.WORK}/missing/dir'),
+                  ('migrate', DATA_SET, '--to', 'alpha', '--max-pause', 'soon'), ('umount', f'{sandbox.WORK}/nothing')):
+        result = alpha.cli(*words, check=False)
+        assert result.returncode != 0, f'{words} succeeded: {result.stdout}'
+        assert 1 <= len(result.stderr.strip().splitlines()) <= 3, f'{words}: {result.stderr}'
+
+
+if __name__ == '__main__':
+    sys.exit(sandbox.main({
+        'operations_on_the_owner_compare_equal': (operations_on_the_owner_compare_equal, 60),
+        'operations_on_the_owner_with_a_second_site_compare_equal':
+            (operations_on_the_owner_with_a_second_site_compare_equal, 60),
+        'operations_on_another_site_compare_equal': (operations_on_another_site_compare_equal, 60),
+        'random_operations_on_the_owner': (random_operations_on_the_owner, 60),
+        'random_operations_on_three_sites_1': (functools.partial(random_operations_on_three_sites, 21), 60),
+        'random_operations_on_three_sites_2': (functools.partial(random_operations_on_three_sites, 22), 60),
+        'every_kind_of_application_on_three_sites': (every_kind_of_application_on_three_sites, 60),
+        'adopting_leaves_the_files_where_they_are': (adopting_leaves_the_files_where_they_are, 30),
+        'mounted_over_the_store_itself': (mounted_over_the_store_itself, 60),
+        'a_restart_keeps_inode_numbers': (a_restart_keeps_inode_numbers, 60),
+        'another_site_waits_for_the_owner': (another_site_waits_for_the_owner, 90),
+        'an_ordinary_user_has_it_all': (an_ordinary_user_has_it_all, 60),
+        'state_of_a_user_is_where_xdg_says': (state_of_a_user_is_where_xdg_says, 30),
+        'commands_say_what_is_wrong': (commands_say_what_is_wrong, 30),
+    }))

@@ -1,0 +1,214 @@
+#!/usr/bin/env python3
+"""Strangers and hostile peers: wrong keys, replayed tokens, malformed frames. They get nothing and break nothing."""
+
+import os
+import random
+import socket
+import sqlite3
+import sys
+import time
+
+import content
+import hostile
+import sandbox
+from actor import Actor
+from cluster import DATA_SET, PORT, Cluster
+from loads import Load
+from tree import SAME_CONTENT, differences, digest
+
+
+def a_token_is_valid_once():
+    cluster = Cluster(3, mount=False)
+    alpha, beta, gamma = cluster
+    alpha.start()
+    token = cluster.invite()
+    cluster.join(beta, token)
+    refused = cluster.join(gamma, token, check=False)
+    assert refused.returncode != 0 and len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+    assert all(site['site'] != 'gamma' for site in alpha.status()['sites']), 'gamma got in'
+    beta.start()
+    cluster.wait_connected()
+    alpha.restart()  # used tokens are remembered
+    assert cluster.join(gamma, token, check=False).returncode != 0
+    cluster.join(gamma)
+    gamma.start()
+    cluster.wait_connected()
+
+
+def a_changed_token_is_refused():
+    cluster = Cluster(2, mount=False)
+    alpha, beta = cluster
+    alpha.start()
+    token = cluster.invite()
+    r = random.Random(5)
+    for _ in range(6):
+        at = r.randrange(len(token) // 2, len(token))
+        other = r.choice([c for c in 'abcdefgh0123' if c != token[at]])
+        refused = cluster.join(beta, token[:at] + other + token[at + 1:], check=False)
+        assert refused.returncode != 0 and refused.stderr.strip(), 'a changed token was accepted'
+    assert not alpha.status()['sites']
+    cluster.join(beta, token)
+
+
+def _change_settings(site, **values):
+    database = sqlite3.connect(f'{site.home}/{DATA_SET}/state.db')
+    for key, value in values.items():
+        database.execute('UPDATE setting SET value = ? WHERE key = ?', (value, key))
+    database.commit()
+    database.close()
+
+
+def a_wrong_key_is_not_let_in():
+    cluster = Cluster(3)
+    alpha, beta, gamma = cluster
+    cluster.wait_connected()
+    gamma.stop()
+    home = gamma.home
+    gamma.home = f'{sandbox.WORK}/stranger-home'
+    os.mkdir(f'{sandbox.WORK}/stranger-store')
+    gamma.cli('init', DATA_SET, '--store', f'{sandbox.WORK}/stranger-store', '--listen', 'tcp://127.0.0.1:9999')
+    stranger = hostile.settings(gamma.home, DATA_SET)
+    gamma.home = home
+    own = hostile.settings(gamma.home, DATA_SET)
+    _change_settings(gamma, public_key=stranger['public_key'], secret_key=stranger['secret_key'])
+    gamma.process = None
+    try:
+        gamma.start(serve=True)
+    except AssertionError:
+        pass  # it may as well refuse to start
+    time.sleep(3)
+    for site in (alpha, beta):
+        known = {s['site']: s['connected'] for s in site.status()['sites']}
+        assert not known['gamma'], f'{site.name} is connected to a stranger'
+    if gamma.running():
+        assert not any(s['connected'] for s in gamma.status()['sites'])
+    gamma.kill()
+    _change_settings(gamma, public_key=own['public_key'], secret_key=own['secret_key'])
+    gamma.start()
+    cluster.wait_connected()
+    assert Actor(gamma.mountpoint).do('list')[0] == 'ok'
+
+
+def garbage_on_the_port_breaks_nothing():
+    cluster = Cluster(2, content=content.small)
+    alpha = cluster[0]
+    before = digest(alpha.mountpoint, SAME_CONTENT)
+    load = Load('writer', dir=cluster[1].mountpoint, id='w', rate=200)
+    time.sleep(0.2)
+    r = random.Random(1)
+    greeting = b'\xff' + bytes(8) + b'\x7f' + b'\x03\x01' + b'NULL'.ljust(20, b'\0') + b'\0' + bytes(31)
+    curve = greeting.replace(b'NULL' + bytes(16), b'CURVE' + bytes(15))
+    openings = [b'', b'GET / HTTP/1.1\r\n\r\n', greeting, curve, curve + b'\x06' + b'\xff' * 8,
+                greeting + b'\x04\x29\x05READY' + bytes(40), curve + b'\x04\xc8\x05HELLO' + bytes(194)]
+    kept = []
+    for i in range(300):
+        s = socket.create_connection((alpha.address, PORT), timeout=5)
+        s.settimeout(1)
+        try:
+            s.sendall(openings[i % len(openings)] + r.randbytes(r.choice((0, 10, 1000, 100_000))))
+        except OSError:
+            pass  # thrown out already
+        kept.append(s)
+    for s in kept:
+        s.close()
+    load.stop()
+    for name in ('w-w-%d' % i for i in range(8)):
+        Actor(alpha.mountpoint).do('unlink', name)
+    before.pop(b''), (after := digest(alpha.mountpoint, SAME_CONTENT)).pop(b'')
+    assert not differences(before, after)
+    assert alpha.memory_peak() < 256
+    cluster.wait_connected()
+    alpha.migrate(cluster[1], '--max-pause', '500ms')
+
+
+EVIL_NAMES = (r'../../evil', r'/mnt/evil', r'..', r'.', r'', r'a/b', r'x\000y', r'.sharefs')
+
+
+def _evil_requests():
+    """Envelopes that a broken or hostile site could send: names that leave the tree, ids and sizes without sense."""
+    client = 'client: 77 seq: {seq} uid: 0 gid: 0'
+    texts = [f'ask {{ request {{ {client} attach {{ site: "beta" }} }} }}']
+    for name in EVIL_NAMES:
+        for root in (1, 0, 12345678901234):
+            texts += [f'ask {{ request {{ {client} create {{ parent: {root} name: "{name}" mode: 33188 }} }} }}',
+                      f'ask {{ request {{ {client} mkdir {{ parent: {root} name: "{name}" mode: 493 }} }} }}',
+                      f'ask {{ request {{ {client} symlink {{ parent: {root} name: "{name}" target: "/etc" }} }} }}',
+                      f'ask {{ request {{ {client} lookup {{ parent: {root} name: "{name}" }} }} }}',
+                      f'ask {{ request {{ {client} unlink {{ parent: {root} name: "{name}" }} }} }}',
+                      f'ask {{ request {{ {client} rmdir {{ parent: {root} name: "{name}" }} }} }}',
+                      f'ask {{ request {{ {client} link {{ id: 2 parent: {root} name: "{name}" }} }} }}',
+                      f'ask {{ request {{ {client} rename {{ parent: {root} name: "{name}" new_parent: {root} '
+                      f'new_name: "{name}x" }} }} }}']
+    huge = 2**64 - 1
+    texts += [f'ask {{ request {{ {client} read {{ id: 1 handle: 5 offset: {huge} size: 4294967295 }} }} }}',
+              f'ask {{ request {{ {client} write {{ id: 1 handle: 5 offset: {huge} size: 4294967295 }} }} }}',
+              f'ask {{ request {{ {client} readdir {{ id: 1 max_bytes: 4294967295 offset: {huge} plus: true }} }} }}',
+              f'ask {{ request {{ {client} setattr {{ id: 0 size: {huge} }} }} }}',
+              f'ask {{ request {{ {client} open {{ id: {huge} handle: {huge} flags: {2**32 - 1} }} }} }}',
+              f'ask {{ request {{ {client} forget {{ ids: 1 ids: 2 ids: 3 }} }} }}',
+              f'ask {{ request {{ {client} }} }}', 'ask { }']
+    texts = [text.replace('{seq}', str(1000 + i)) for i, text in enumerate(texts)]
+    attempt = 'attempt: 99'
+    texts += [f'commit {{ {attempt} epoch: 1000000 records: 0 }}', f'log_applied {{ {attempt} }}',
+              f'taken_over {{ {attempt} epoch: 1000000 }}', f'final_end {{ {attempt} batches: {huge} }}',
+              f'image_end {{ {attempt} }}', f'batch {{ {attempt} number: 1 checksum: 5 compressed: true }}',
+              f'manifest {{ {attempt} number: 1 inodes {{ id: 1 }} }}', f'need {{ {attempt} number: 1 }}',
+              f'credit {{ {attempt} bytes: {huge} }}', f'record {{ {attempt} number: 1 }}',
+              f'verdict {{ {attempt} committed: true epoch: 1000000 owner: "beta" }}',
+              f'inquire {{ {attempt} epoch: 1000000 }}', f'abandon {{ {attempt} }}',
+              'moved { client: 77 seq: 1 epoch: 1000000 owner: "beta" }', 'recall { number: 1 client: 77 id: 1 }',
+              'recall_done { number: 1 referenced: true }', 'verify_ask { number: 1 count: 4294967295 }',
+              'command { number: 1 text: "not json" }', 'command { number: 1 text: "{\\"command\\": 5}" }',
+              'command_reply { number: 1 text: "[" }', 'join { version: 9 }', 'answer { client: 77 seq: 1 }',
+              'hello { version: 999999 epoch: 5 owner: "beta" }']
+    return [hostile.envelope(text) for text in texts]
+
+
+def malformed_messages_of_a_known_site_break_nothing():
+    cluster = Cluster(2, content=content.small)
+    alpha, beta = cluster
+    keys = hostile.settings(beta.home, DATA_SET)
+    server = hostile.settings(alpha.home, DATA_SET)['public_key']
+    hello = hostile.envelope(f'hello {{ data_set: {keys["data_set_id"]} version: 1 incarnation: 5 epoch: 1 '
+                             'owner: "alpha" }')
+    beta.stop()
+    before = digest(alpha.mountpoint, SAME_CONTENT)
+    outside = digest(f'{sandbox.WORK}/alpha', ('mode',)).keys()
+    valid = _evil_requests()
+    r = random.Random(3)
+    hostile.send(beta, alpha.listen, keys, server, [[hello], *([m] for m in valid)])
+    hostile.send(beta, alpha.listen, keys, server, [[hello], *([m, r.randbytes(50)] for m in valid)])
+    flipped = []
+    for _ in range(1500):
+        message = bytearray(r.choice(valid)) or bytearray(1)
+        for _ in range(r.choice((1, 1, 2, 5))):
+            message[r.randrange(len(message))] = r.randrange(256)
+        frames = [bytes(message[:r.randrange(len(message) + 1)] if r.random() < 0.3 else message)]
+        frames += [r.randbytes(r.choice((0, 1, 100, 5000))) for _ in range(r.choice((0, 0, 1, 2, 20)))]
+        flipped.append(frames)
+    hostile.send(beta, alpha.listen, keys, server, [[hello], *flipped])
+    hostile.send(beta, alpha.listen, keys, server, [[r.randbytes(r.randrange(200)) for _ in range(r.randrange(1, 4))]
+                                                    for _ in range(500)])
+    assert alpha.running(), f'the owner ended with {alpha.process.returncode}: {alpha.tail(5)}'
+    assert alpha.status()['role'] == 'owner', 'a message took ownership away'
+    assert digest(f'{sandbox.WORK}/alpha', ('mode',)).keys() == outside, 'something was made outside of the store'
+    assert not os.path.exists(f'{sandbox.WORK}/evil') and not os.path.exists('/mnt/evil')
+    after = digest(alpha.mountpoint, SAME_CONTENT)
+    for tree in (before, after):  # beta may change what it likes inside the tree, but not by names that leave it
+        tree.pop(b'')
+    assert before.keys() == {p for p in after if not p.startswith((b'evil', b'x'))}, 'names came or went'
+    assert alpha.memory_peak() < 256, f'{alpha.memory_peak():.0f} MiB resident'
+    beta.start()
+    cluster.wait_connected()
+    assert Actor(beta.mountpoint).do('put', 'after', b'all is well')[0] == 'ok'
+    alpha.migrate(beta, '--max-pause', '500ms')
+
+
+if __name__ == '__main__':
+    sys.exit(sandbox.main({
+        'a_token_is_valid_once': (a_token_is_valid_once, 60),
+        'a_changed_token_is_refused': (a_changed_token_is_refused, 60),
+        'a_wrong_key_is_not_let_in': (a_wrong_key_is_not_let_in, 60),
+        'garbage_on_the_port_breaks_nothing': (garbage_on_the_port_breaks_nothing, 60),
+        'malformed_messages_of_a_known_site_break_nothing': (malformed_messages_of_a_known_site_break_nothing, 90),
+    }))
