@@ -5,9 +5,8 @@
 // one flag.
 //
 // Invariants
-//  - An entry wins over the SQLite row of the same id. An entry whose newest state is not in SQLite yet (its
-//  journal
-//    position is above what was flushed) is never evicted, and neither is the root.
+//  - An entry wins over the SQLite row of the same id. An entry whose newest state is not in SQLite yet
+//    (its journal position is above what was flushed) is never evicted, and neither is the root.
 //  - An erased id stays as a tombstone until SQLite has forgotten it.
 //
 // Threads: none of its own; under the InodeTable's mutex.

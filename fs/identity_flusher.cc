@@ -96,12 +96,15 @@ void IdentityFlusher::set_epoch(const Lock&, Epoch epoch, std::uint64_t first) {
 
 void IdentityFlusher::wait_for_id(Lock& lock) {
   if (epoch_ == 0) throw std::logic_error("an inode id was asked for before the epoch is known");
-  if (!current_.empty()) return;
-  if (spare_.empty()) {
-    ids_wanted_ = true;
-    wait_until(lock, [&] { return !spare_.empty(); });
+  wait_for_space(lock);
+  while (current_.empty()) {
+    if (spare_.empty()) {
+      ids_wanted_ = true;
+      wait_until(lock, [&] { return !spare_.empty() || !current_.empty(); });
+    }
+    if (current_.empty()) current_ = std::exchange(spare_, {});
+    wait_for_space(lock);  // others ran meanwhile, and may do so again
   }
-  current_ = std::exchange(spare_, {});
 }
 
 InodeId IdentityFlusher::take_id(const Lock&) {

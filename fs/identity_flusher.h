@@ -38,7 +38,8 @@ class IdentityFlusher {
   // Ids come from blocks of the epoch that were reserved durably. `first` is the first block.
   static constexpr std::uint64_t kBlock = 1u << 16;
   void set_epoch(const Lock& lock, Epoch epoch, std::uint64_t first);
-  void wait_for_id(Lock& lock);  // afterwards take_id() succeeds once
+  // Waits until there is an id to take and room in the journal for its records.
+  void wait_for_id(Lock& lock);
   InodeId take_id(const Lock& lock);
 
   bool imported_before() const { return imported_before_; }

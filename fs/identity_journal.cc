@@ -100,7 +100,12 @@ IdentityJournal::IdentityJournal(const std::filesystem::path& file, std::uint32_
     header_->slots = slots_;
     header_->magic = kMagic;
   }
-  tail_ = head_ = std::max(header_->tail, tail_in_database);
+  // SQLite knows best: after a power cut it may have lost commits that the header, written later, counts on.
+  // The header only helps where SQLite does not lead to a record.
+  Identity ignored;
+  tail_ = tail_in_database;
+  if (header_->tail > tail_ && parse(tail_, ignored) == 0) tail_ = header_->tail;
+  head_ = tail_;
 }
 
 IdentityJournal::~IdentityJournal() {

@@ -6,9 +6,9 @@
 //
 // Format (host byte order: the file never leaves its machine)
 //   page 0   Header { magic, slots, tail }: the position of the first record not known to be in SQLite
-//   then     `slots` slots of 128 bytes. A record starts with a RecordHeader (72 bytes) in the slot `position
-//   % slots`,
-//            then come the bytes of the handle and of the name, running on into the next slots as needed.
+//   then     `slots` slots of 128 bytes. A record starts with a RecordHeader (72 bytes) in the slot
+//            `position % slots`, then come the bytes of the handle and of the name, running on into the
+//            next slots as needed.
 //   position counts slots from the beginning of time, so it never repeats.
 //
 // Threads: append() under the InodeTable's mutex; read() of records below a head taken under it needs no

@@ -378,7 +378,6 @@ InodeId InodeTable::issue(InodeId parent, std::string_view name, int directory_f
                           const Backing& backing) {
   Lock lock = impl_->ready();
   impl_->flusher.wait_for_id(lock);
-  impl_->flusher.wait_for_space(lock);
   if (const Entry* entry = impl_->cache.by_ino(backing.stx_ino)) {
     // Of an inode that is gone, or another thread came across the new one already.
     if (entry->born != 0 && entry->born == birth(backing)) return entry->id;

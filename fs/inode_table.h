@@ -2,18 +2,16 @@
 //
 // Invariants
 //  - An id names one inode for ever: a file handle carries the generation of its inode, and where there is
-//  none the
-//    backing ino and birth time are compared; so a reused backing inode is never taken for the old one.
+//    none the backing ino and birth time are compared; so a reused backing inode is never taken for the old
+//    one.
 //  - Ids are (epoch - 1) << 40 | counter, the counter reserved durably in blocks: owners of different epochs
-//  never
-//    collide, and one owner never issues an id twice, crash or not.
+//    never collide, and one owner never issues an id twice, crash or not.
 //  - Every identity that was told to a kernel survives kill -9: it is in the mapped journal before identify()
 //    returns, and in SQLite soon after (a flusher thread, in batches). sync() makes it survive a power cut.
 //  - Memory is bounded by the number of cached entries, not by the size of the tree; each costs well under
-//  200 bytes.
-//
+//    200 bytes.
 //  - Devices, FIFOs and sockets of the store are only ever opened with O_PATH: opening one could block or
-//  have effects.
+//    have effects.
 //
 // Threads: thread-safe; one mutex inside, held for hash look-ups and at most one SQLite point query. Lock
 // order: a leaf.

@@ -55,7 +55,10 @@ Store::Impl::Impl(Options given, InodeTable& inode_table, OpenTable& open_table,
   recover_orphans();
 }
 
-Store::Impl::~Impl() { delete_doomed_now(); }
+Store::Impl::~Impl() {
+  while (const unsigned left = *working) working->wait(left);
+  delete_doomed_now();
+}
 
 // The private area is a directory of the root that stat must not count, as long as the tree is the store
 // itself.
@@ -178,13 +181,16 @@ int Store::Impl::later(StoreCall& call, std::vector<DescriptorCache::Ref> pinned
   auto job = std::make_shared<Job>();
   job->reply = std::move(call.reply);
   for (const auto& ref : pinned) descriptors.pin(ref);
-  const auto run = [job, work = std::move(work)] {
+  working->fetch_add(1);
+  const auto run = [job, work = std::move(work), working = working] {
     try {
       job->error = work(*job);
     } catch (const std::exception& error) {
       log::error("a request on a worker failed: {}", error.what());
       job->error = EIO;
     }
+    working->fetch_sub(1);
+    working->notify_all();
   };
   const auto done = [this, job, pinned = std::move(pinned), finish = std::move(finish),
                      still_there = std::weak_ptr<bool>(alive)] {

@@ -7,8 +7,7 @@
 // Invariants
 //  - Before an effect, its cells are reported to the ChangeObserver (see meta/change_log.h).
 //  - The last unlink of an inode moves it to the private area as an orphan while any client may refer to it;
-//  Forget
-//    from every attached client (or its Detach) removes it.
+//    Forget from every attached client (or its Detach) removes it.
 //  - The number of open descriptors is bounded (a cache), whatever the number of inodes and handles.
 //
 // Threads: reactor thread only. What may block (Sync, CopyFileRange, Fallocate, cold READs) runs on Workers.

@@ -123,6 +123,7 @@ int Store::Impl::statfs(StoreCall& call) {
 }
 
 int Store::Impl::getxattr(const pb::GetXattr& op, StoreCall& call) {
+  if (op.name().find('\0') != std::string::npos) return EINVAL;
   const auto ref = descriptors.any(op.id());
   if (!ref) return errno;
   if (call.buffer.size() < kMaxXattr) call.buffer.resize(kMaxXattr);
@@ -148,6 +149,7 @@ int Store::Impl::listxattr(const pb::ListXattr& op, StoreCall& call) {
 }
 
 int Store::Impl::setxattr(const pb::SetXattr& op, StoreCall& call) {
+  if (op.name().find('\0') != std::string::npos) return EINVAL;
   const auto ref = descriptors.any(op.id());
   if (!ref) return errno;
   note_attributes(op.id());
@@ -167,6 +169,7 @@ int Store::Impl::setxattr(const pb::SetXattr& op, StoreCall& call) {
 }
 
 int Store::Impl::removexattr(const pb::RemoveXattr& op) {
+  if (op.name().find('\0') != std::string::npos) return EINVAL;
   const auto ref = descriptors.any(op.id());
   if (!ref) return errno;
   note_attributes(op.id());

@@ -189,6 +189,8 @@ struct Store::Impl {
   std::vector<std::unique_ptr<Scratch>> scratch;  // one for each level of requests within replies
   std::size_t depth = 0;
   std::shared_ptr<bool> alive = std::make_shared<bool>(true);
+  // Work of this store on workers; the destructor waits for it, since descriptors end with the store.
+  std::shared_ptr<std::atomic<unsigned>> working = std::make_shared<std::atomic<unsigned>>(0);
   // atomics: attributes() is called on any thread
   std::atomic<bool> root_has_private_area{false};
   std::uint32_t major_ = 0, minor_ = 0;  // of the device, constant

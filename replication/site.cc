@@ -111,8 +111,11 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
   peer.on_moved([this](const SiteName& owner, Epoch epoch) { learn(owner, epoch); });
   if (is_owner())
     serve_as_owner(false);
-  else
+  else {
+    gate.hold_everything();
+    gate.surrender();
     follow(ownership.owner, ownership.epoch, false);
+  }
   continue_handoff();
 }
 

@@ -143,7 +143,7 @@ void Site::Impl::lost(const SiteName& site) {
 }
 
 void Site::Impl::load_invitations() {
-  for (const auto& key : state.invitations(wall_clock_ns())) transport.admit_invitation(key);
+  for (const auto& key : state.invitations(wall_clock_ns() / 1'000'000'000)) transport.admit_invitation(key);
 }
 
 void Site::Impl::join(const std::string& route, const std::string& public_key, const pb::Join& join) {

@@ -258,6 +258,7 @@ class ConvergenceTest : public ImageTest {
   }
   void populate(unsigned seed, int operations) {
     mutator_ = std::make_unique<Mutator>(*reactor_, *a_->store, seed);
+    mutator_->hard_links = GetParam();
     for (int i = 0; i < operations; ++i) reactor_.run([&] { mutator_->perform(); });
   }
   std::unique_ptr<Mutator> mutator_;

@@ -31,6 +31,9 @@ class Mutator {
   bool idle() const { return in_flight_ == 0 && !scheduled_; }
   void perform() { operation(); }
 
+  // Without file handles an inode is known by one name only, and lost with it.
+  bool hard_links = true;
+
   const std::set<InodeId>& orphans() const { return orphans_; }
   unsigned performed() const { return performed_; }
 
@@ -178,7 +181,7 @@ class Mutator {
         r.mutable_setxattr()->set_name("user.x");
         return ask(r, std::to_string(below(1000)));
       case 3:
-        if (S_ISDIR(found.mode)) return;
+        if (S_ISDIR(found.mode) || !hard_links) return;
         r.mutable_link()->set_id(found.id);
         r.mutable_link()->set_parent(below(2) == 0 ? parent : directory());
         r.mutable_link()->set_name(name());

@@ -239,11 +239,12 @@ class Cluster:
         return owners[0]
 
     def wait_connected(self):
+        """Waits until every running site is connected to all other running ones."""
+        running = {site.name for site in self.sites if site.running()}
         for site in self.sites:
-            eventually(lambda s=site: all(other['connected'] for other in s.status()['sites']
-                                          if other['site'] in [x.name for x in self.sites if x.running()]
-                                          and other['site'] != s.name),
-                       f'{site.name} is connected')
+            if site.running():
+                eventually(lambda s=site: {o['site'] for o in s.status()['sites'] if o['connected']} >= running - {s.name},
+                           f'{site.name} is connected')
 
     def wait_agreed(self, owner, timeout=30):
         """Waits until every running site names `owner`."""

@@ -13,7 +13,7 @@ from cluster import Cluster
 from loads import Everything, Load
 from model import random_test
 from ops_compare import compare
-from tree import SAME_CONTENT, SAME_FILE_SYSTEM_SEEN, assert_equal, differences, digest
+from tree import SAME_CONTENT, SAME_FILE_SYSTEM_SEEN, assert_equal, assert_same, digest
 
 PAUSE = ('--max-pause', '500ms')
 
@@ -43,14 +43,14 @@ def twenty_handoffs_with_every_kind_of_application():
 
 def what_stat_says_stays_the_same():
     cluster = Cluster(3, content=content.small)
-    before = digest(cluster[0].mountpoint, SAME_FILE_SYSTEM_SEEN + ('holes',))
+    fields = SAME_FILE_SYSTEM_SEEN + ('holes',)
+    before = digest(cluster[0].mountpoint, fields)
     for site in cluster.sites[1:]:
-        assert not differences(before, digest(site.mountpoint, SAME_FILE_SYSTEM_SEEN))
+        assert_same(before, digest(site.mountpoint, fields), f'{site.name} shows another tree')
     for target in (cluster[1], cluster[2], cluster[0]):
         cluster.owner().migrate(target, *PAUSE)
         for site in cluster:
-            found = differences(before, digest(site.mountpoint, SAME_FILE_SYSTEM_SEEN + ('holes',)))
-            assert not found, f'after the handoff to {target.name}, on {site.name}:\n  ' + '\n  '.join(found)
+            assert_same(before, digest(site.mountpoint, fields), f'after the handoff to {target.name}, on {site.name}')
 
 
 def operations_compare_equal_after_a_handoff():
@@ -81,10 +81,8 @@ def the_store_is_a_plain_copy_of_the_tree():
     assert os.stat(f'{alpha.store}/.sharefs').st_mode & 0o77 == 0, 'the private area is open to others'
     for site in cluster:
         site.stop()
-    found = differences(before, digest(beta.store, SAME_CONTENT))
-    assert not found, 'the store differs from what the mount showed:\n  ' + '\n  '.join(found)
-    found = differences(before, digest(f'{alpha.store}/.sharefs/tree', SAME_CONTENT))
-    assert not found, 'the old image differs:\n  ' + '\n  '.join(found)
+    assert_same(before, digest(beta.store, SAME_CONTENT), 'the store differs from what the mount showed')
+    assert_same(before, digest(f'{alpha.store}/.sharefs/tree', SAME_CONTENT), 'the old image differs')
 
 
 def moving_back_sends_what_changed():

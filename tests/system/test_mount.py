@@ -14,7 +14,7 @@ from cluster import Cluster, DATA_SET
 from loads import Everything, Load, once
 from model import random_test
 from ops_compare import compare
-from tree import SAME_CONTENT, SAME_FILE_SYSTEM_SEEN, assert_equal, differences, digest
+from tree import SAME_CONTENT, SAME_FILE_SYSTEM_SEEN, assert_equal, assert_same, digest
 
 
 def operations_on_the_owner_compare_equal():
@@ -66,8 +66,8 @@ def adopting_leaves_the_files_where_they_are():
     adopted = digest(alpha.store, SAME_FILE_SYSTEM_SEEN)
     for tree in (before, adopted, seen):
         tree.pop(root)  # the private area appears in the root directory, so its times move
-    assert not differences({p: {k: e[k] for k in e if k in SAME_CONTENT} for p, e in before.items()}, seen)
-    assert not differences(before, adopted), 'adopting changed the files themselves'
+    assert_same({p: {k: e[k] for k in e if k in SAME_CONTENT} for p, e in before.items()}, seen, 'another tree is shown')
+    assert_same(before, adopted, 'adopting changed the files themselves')
     assert '.sharefs' not in os.listdir(alpha.mountpoint)
     actor = Actor(alpha.mountpoint)
     for operation in (('lstat', '.sharefs'), ('mkdir', '.sharefs'), ('list', '.sharefs'), ('unlink', '.sharefs'),
@@ -100,7 +100,7 @@ def mounted_over_the_store_itself():
     for site in cluster:
         seen = digest(site.store, SAME_CONTENT)
         seen.pop(b'')
-        assert not differences(before, seen), f'{site.name} shows another tree'
+        assert_same(before, seen, f'{site.name} shows another tree')
     load = Load('writer', dir=alpha.store, id='w', expect=f'{sandbox.WORK}/w', rate=300)
     alpha.migrate(beta, '--max-pause', '500ms')
     beta.migrate(alpha, '--max-pause', '500ms')
@@ -123,11 +123,11 @@ def a_restart_keeps_inode_numbers():
     late = digest(alpha.mountpoint, SAME_FILE_SYSTEM_SEEN)
     alpha.kill()
     alpha.start()
-    assert not differences(late, digest(alpha.mountpoint, SAME_FILE_SYSTEM_SEEN)), 'after a kill'
-    assert not differences(late, digest(beta.mountpoint, SAME_FILE_SYSTEM_SEEN)), 'after a kill, on the other site'
+    assert_same(late, digest(alpha.mountpoint, SAME_FILE_SYSTEM_SEEN), 'after a kill')
+    assert_same(late, digest(beta.mountpoint, SAME_FILE_SYSTEM_SEEN), 'after a kill, on the other site')
     alpha.stop()
     alpha.start()
-    assert not differences(late, digest(alpha.mountpoint, SAME_FILE_SYSTEM_SEEN)), 'after a restart'
+    assert_same(late, digest(alpha.mountpoint, SAME_FILE_SYSTEM_SEEN), 'after a restart')
     assert all(late[path] == entry for path, entry in before.items() if path)
 
 

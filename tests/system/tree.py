@@ -99,10 +99,16 @@ def differences(a, b, limit=20):
     return out[:limit] + ([f'... {len(out) - limit} more'] if len(out) > limit else [])
 
 
-def assert_equal(first, second, fields=SAME_CONTENT):
-    found = differences(digest(first, fields), digest(second, fields))
+def assert_same(first, second, what):
+    """Of two digests."""
+    found = differences(first, second)
     if found:
-        raise AssertionError(f'{first} and {second} differ:\n  ' + '\n  '.join(found))
+        raise AssertionError(f'{what}:\n  ' + '\n  '.join(found))
+
+
+def assert_equal(first, second, fields=SAME_CONTENT):
+    """Of two directories."""
+    assert_same(digest(first, fields), digest(second, fields), f'{first} and {second} differ')
 
 
 if __name__ == '__main__':
