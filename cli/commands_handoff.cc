@@ -107,7 +107,8 @@ class HandoffWatch {
       if (interrupted) return nlohmann::json::object();
       if (std::chrono::steady_clock::now() > end) {
         fail(
-            "the daemon of this site has ended; the handoff goes on or is undone by the other sites: see "
+            "the daemon of this site has ended or does not answer; the handoff goes on or is undone by the "
+            "other sites: see "
             "\"sharefs "
             "status\" there");
       }

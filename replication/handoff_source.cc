@@ -324,7 +324,11 @@ void HandoffSource::send_records() {
   commit->set_attempt(record_.attempt);
   commit->set_epoch(record_.epoch);
   commit->set_records(records_total_);
-  send(envelope);
+  // The figures so far, for the new owner's history.
+  const std::string figures = to_json(record_).dump();
+  std::vector<zmq::message_t> parts_of_commit;
+  parts_of_commit.emplace_back(figures.data(), figures.size());
+  send(envelope, Lane::requests, std::move(parts_of_commit));
   for (const auto& [number, record] : outstanding_) {
     pb::Envelope one;
     one.mutable_record()->set_attempt(record_.attempt);
@@ -473,6 +477,7 @@ void HandoffSource::lost() {
 nlohmann::json HandoffSource::progress() const {
   auto json = to_json(record_);
   json["phase"] = waiting_ ? "waiting" : name(state_);
+  if (!ended_) json["result"] = "";  // of the whole, not of an attempt that is tried again
   json["attempts"] = attempts_;
   if (image_) {
     const auto& counters = image_->counters();

@@ -135,7 +135,10 @@ void HandoffTarget::message(const SiteName& from, Message message) {
       if (mine(message.head.final_end())) final_end(message.head.final_end());
       break;
     case pb::Envelope::kCommit:
-      if (mine(message.head.commit())) commit(message.head.commit());
+      if (mine(message.head.commit())) {
+        if (!message.parts.empty()) note_figures(message.parts[0].to_string_view());
+        commit(message.head.commit());
+      }
       break;
     case pb::Envelope::kRecord:
       if (mine(message.head.record())) record(std::move(message));
@@ -171,6 +174,20 @@ void HandoffTarget::everything_applied() {
   pb::Envelope envelope;
   envelope.mutable_log_applied()->set_attempt(record_.attempt);
   send(envelope);
+}
+
+// What only the source could measure.
+void HandoffTarget::note_figures(std::string_view json) {
+  const auto figures = nlohmann::json::parse(json, nullptr, false);
+  if (!figures.is_object()) return;
+  record_.t0 = figures.value("t0", record_.t0);
+  record_.t1 = figures.value("t1", record_.t1);
+  record_.image_files = figures.value("image_files", record_.image_files);
+  record_.image_bytes = figures.value("image_bytes", record_.image_bytes);
+  record_.image_bytes_sent = figures.value("image_bytes_sent", record_.image_bytes_sent);
+  record_.log_entries = figures.value("log_entries", record_.log_entries);
+  record_.log_bytes = figures.value("log_bytes", record_.log_bytes);
+  record_.rounds = figures.value("rounds", record_.rounds);
 }
 
 void HandoffTarget::commit(const pb::Commit& message) {
@@ -263,6 +280,7 @@ void HandoffTarget::all_performed() {
     fault_point("target.performed");
     record_.t3 = record_.ended = wall_clock_ns();
     record_.result = "done";
+    record_.pause_ms = static_cast<double>(record_.t3 - record_.t1) / 1e6;
     persist(Durability::normal);
     fault_point("target.taken_over");
     send(envelope);

@@ -50,6 +50,7 @@ class HandoffTarget {
   bool handle(TargetEvent event);
   void final_end(const pb::FinalEnd& message);
   void everything_applied();
+  void note_figures(std::string_view json);
   void commit(const pb::Commit& message);
   void record(Message message);
   void perform();

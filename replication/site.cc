@@ -104,6 +104,13 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
             .router = router} {
   data_set_id = std::stoull(required(state, "data_set_id"));
   store.observe(&log);
+  gate.set_hooks({.held = [this](const pb::Request& request) { coherence.held(request); },
+                  .awaited = [this](const pb::Request& writeback) { return coherence.awaits(writeback); },
+                  // What the windows know never reaches a new owner's gate: RequestServer keeps it back until then.
+                  .answered = {},
+                  .opened = [this] { coherence.none_held(); }});
+  // No automatic checkpoint, with its syncs, on this thread: it could fall into the pause.
+  database.defer_checkpoints();
   ownership = state.ownership();
   subscribe();
   load_invitations();

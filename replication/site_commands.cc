@@ -12,7 +12,9 @@
 namespace sharefs {
 namespace {
 
-constexpr auto kAnswerPatience = std::chrono::seconds(5);
+// Measuring a large tree before a handoff takes its time.
+constexpr auto kAnswerPatience = std::chrono::seconds(60);
+constexpr auto kStatusPatience = std::chrono::seconds(2);
 constexpr std::uint32_t kVerifyPage = 500;
 
 nlohmann::json failure(const std::string& why) { return {{"error", why}}; }
@@ -49,9 +51,13 @@ void Site::Impl::command(const nlohmann::json& request, JsonReply reply) {
   if (name == "status") {
     if (is_owner() || ownership.owner.empty() || !transport.connected(ownership.owner)) return reply(status_json());
     // The handoff's progress is known to the owner.
-    return ask_owner({{"command", "handoff"}}, [this, reply = std::move(reply)](const nlohmann::json& answer) {
+    return ask_owner({{"command", "handoff"}}, [this, reply = std::move(reply)](nlohmann::json answer) {
       auto status = status_json();
-      if (answer.contains("handoff")) status["handoff"] = answer["handoff"];
+      // Of a handoff that this site gave away, this site measured more.
+      const auto& mine = status["handoff"];
+      const bool own = mine.is_object() && answer["handoff"].is_object() && mine["role"] == "source" &&
+                       mine["attempt"] == answer["handoff"]["attempt"];
+      if (!own && answer.contains("handoff")) status["handoff"] = answer["handoff"];
       reply(status);
     });
   }
@@ -81,7 +87,8 @@ void Site::Impl::ask_owner(const nlohmann::json& request, JsonReply reply) {
   envelope.mutable_command()->set_number(number);
   envelope.mutable_command()->set_text(request.dump());
   transport.send(ownership.owner, Lane::requests, envelope);
-  reactor.after(kAnswerPatience, [this, number] {
+  const bool brief = request.value("command", "") == "handoff";
+  reactor.after(brief ? kStatusPatience : kAnswerPatience, [this, number] {
     auto node = commands.extract(number);
     if (!node.empty()) node.mapped()(failure(fmt::format("the owner {} does not answer", ownership.owner)));
   });

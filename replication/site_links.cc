@@ -129,7 +129,7 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said) {
 
   // Another process than before: what its earlier mount had open or locked is gone.
   auto& last = incarnations[site];
-  if (is_owner() && last != 0 && last != said.incarnation()) coherence.expire_site(site);
+  if (is_owner() && !gate.closed() && last != 0 && last != said.incarnation()) coherence.expire_site(site);
   last = said.incarnation();
 
   peer.connected(site);

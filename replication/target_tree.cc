@@ -163,7 +163,7 @@ OpenedInode TargetTree::create(const pb::InodeState& state, const pb::EntryState
     inodes_.bind(id, place->parent(), name, folder, opened.backing);
     set_aside_.erase({place->parent(), name});
   } else {
-    inodes_.bind(id, 0, "parked/" + name, parked_fd_.get(), opened.backing);
+    inodes_.bind(id, 0, "parked/" + name, area_.get(), opened.backing);
     parked_.insert(id);
   }
   seen_.insert(id);

@@ -14,7 +14,7 @@
 namespace sharefs {
 namespace {
 
-using namespace test;  // NOLINT(google-build-using-namespace): the words of the fixture
+using namespace test;  // the words of the fixture
 
 class DataChangesTest : public CoherenceTest {};
 

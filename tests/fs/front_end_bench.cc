@@ -12,6 +12,7 @@
 #include <array>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <stdexcept>
@@ -69,7 +70,7 @@ void measure(const std::string& label, const std::string& directory) {
 }
 
 void run(const std::vector<std::string>& others) {
-  pin_to_one_core();
+  if (std::getenv("UNPINNED") == nullptr) pin_to_one_core();
   std::printf("%-24s %8s %8s %8s %8s %8s %8s\n", "us", "stat", "fstat", "4k", "128k", "open", "create");
   MountedStore mounted;
   mounted.spy().set_noting(false);

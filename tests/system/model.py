@@ -272,6 +272,11 @@ def random_test(roots, seed, steps, between=None):
             wanted = 'errno', str(reason)
         if operation == 'open' and wanted[0] == 'ok':
             holder[arguments[0]] = number
+        if operation == 'rename' and len(actors) > 1:
+            # As mv(1) does. Without it the kernel may answer ESTALE by itself: holding the rename lock it cannot attach
+            # a directory, looked up at its new place, that another machine moved (__d_unalias; NFS does the same).
+            for path in arguments[:2]:
+                actors[number].do('lstat', '/'.join(path))
         found = actors[number].do(operation, *_real(arguments))
         history.append(f'{step}: mount {number}: {operation}{_shortened(arguments)} -> {wanted[0]} {_shortened(wanted[1:])}')
         assert found == wanted, (f'seed {seed}, step {step}: {operation}{_shortened(arguments)} on mount {number} gave '

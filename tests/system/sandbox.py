@@ -7,6 +7,7 @@ behind: processes and mounts that outlive the test's own clean-up are a failure.
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import traceback
 
 WORK = '/mnt'
 SKIP = 77
+TESTER = 4242  # an ordinary user with a name
 BUILD = os.environ.get('SHAREFS_BUILD') or os.path.abspath(
     os.path.join(os.path.dirname(__file__), '..', '..', 'build', 'release'))
 
@@ -45,11 +47,18 @@ def enter():
 
 
 def prepare():
-    """Own /mnt (a tmpfs) with an ext4 image in it, own /run."""
+    """Own /mnt (a tmpfs), own /run, an ordinary user, a /dev/fuse for everybody."""
     run('mount', '--make-rprivate', '/')
     run('mount', '-t', 'tmpfs', 'tmpfs', '/run')
     run('mount', '-t', 'tmpfs', '-o', 'size=90%', 'tmpfs', WORK)
     os.makedirs('/run/netns')
+    # Open to everybody, as udev makes it.
+    os.mknod(f'{WORK}/fuse', 0o666 | stat.S_IFCHR, os.makedev(10, 229))
+    os.chmod(f'{WORK}/fuse', 0o666)
+    run('mount', '--bind', f'{WORK}/fuse', '/dev/fuse')
+    with open('/etc/passwd') as users, open(f'{WORK}/passwd', 'w') as more:
+        more.write(users.read() + f'tester:x:{TESTER}:{TESTER}::/nonexistent:/bin/sh\n')
+    run('mount', '--bind', f'{WORK}/passwd', '/etc/passwd')
     run('ip', 'link', 'set', 'lo', 'up')
 
 

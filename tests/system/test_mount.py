@@ -156,7 +156,7 @@ def another_site_waits_for_the_owner():
     once('verify-appender', file=f'{alpha.mountpoint}/f', count=f'a={results[1]["records"]}')
 
 
-def an_ordinary_user_has_it_all(user=4242):
+def an_ordinary_user_has_it_all(user=sandbox.TESTER):
     disk = sandbox.ext4()
     cluster = Cluster(2, disk=disk, user=user)
     alpha, beta = cluster
@@ -188,7 +188,7 @@ def an_ordinary_user_has_it_all(user=4242):
 
 
 def state_of_a_user_is_where_xdg_says():
-    user = 4242
+    user = sandbox.TESTER
     disk = sandbox.ext4()
     store, state = f'{disk}/store', f'{disk}/state'
     for directory in (store, state):
