@@ -21,10 +21,7 @@ namespace {
 constexpr std::uint64_t kOwnSeq = 1ULL << 62 | 1ULL << 32;
 
 // So that a busy mount does not keep the network waiting.
-constexpr unsigned kRequestsPerRound = 64;
-// A second read that finds nothing costs as much as the sleep it may save: tried now and then, and as long as it finds
-// something.
-constexpr unsigned kTryEvery = 8;
+constexpr unsigned kRequestsPerRound = 16;
 
 // How long dirty pages may take to come back at the end, before everything that still waits is refused.
 constexpr auto kUnmountGrace = std::chrono::seconds(2);
@@ -77,36 +74,45 @@ FuseServer::~FuseServer() {
 // --- requests ---------------------------------------------------------------------------------------------------------
 
 void FuseServer::serve() {
-  for (unsigned served = 0; served < kRequestsPerRound; ++served) {
-    const bool extra = served > 0;
-    if (extra && !try_again_ && ++since_tried_ < kTryEvery) return;
-    if (extra) since_tried_ = 0;
-    const bool found = serve_one();
-    if (extra) try_again_ = found;
-    if (!found) return;
+  std::size_t size = receive();
+  for (unsigned served = 1; size != 0; ++served) {
+    process(size);
+    size = served < kRequestsPerRound ? receive_soon() : 0;
   }
 }
 
-// False if there was none.
-bool FuseServer::serve_one() {
-  const ssize_t got = ::read(mount_.device(), buffer_.data(), buffer_.size());
-  if (got < 0) {
-    switch (errno) {
-      case EINTR:
-      case ENOENT:  // the request was taken back while it was read
-        return true;
-      case EAGAIN:
-        return false;
-      case ENODEV:
-        ended();
-        return false;
-      default:
-        throw std::system_error(errno, std::generic_category(), "FUSE: reading a request");
+// Reads a request into the buffer. 0 if there is none.
+std::size_t FuseServer::receive() {
+  while (true) {
+    const ssize_t got = ::read(mount_.device(), buffer_.data(), buffer_.size());
+    if (got >= 0) return static_cast<std::size_t>(got);
+    if (errno == EAGAIN) return 0;
+    if (errno == ENODEV) {
+      ended();
+      return 0;
+    }
+    // ENOENT: the request was taken back while it was read.
+    if (errno != EINTR && errno != ENOENT) {
+      throw std::system_error(errno, std::generic_category(), "FUSE: reading a request");
     }
   }
-  session_.process(buffer_.first(static_cast<std::size_t>(got)));
+}
+
+// Not while the executor has requests: its answers come by other ways than the device.
+std::size_t FuseServer::receive_soon() {
+  if (oldest_ != nullptr || !brief_wait_.worth_it()) return 0;
+  const auto until = Reactor::Clock::now() + BriefWait::kLongest;
+  std::size_t size = 0;
+  do {
+    size = receive();
+  } while (size == 0 && !ended_ && Reactor::Clock::now() < until);
+  brief_wait_.ended(size != 0);
+  return size;
+}
+
+void FuseServer::process(std::size_t size) {
+  session_.process(buffer_.first(size));
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
-  return true;
 }
 
 void FuseServer::ended() {
@@ -268,7 +274,7 @@ void FuseServer::serve_while_unmounting() {
   };
   const auto deadline = Reactor::Clock::now() + kUnmountGrace;
   while (!ended_ && (still_detaching() || !notifier_->idle()) && Reactor::Clock::now() < deadline) {
-    if (wait_for_request()) serve_one();
+    if (wait_for_request()) serve();
   }
   refuse_waiting_callers();
   while (!ended_ && (still_detaching() || !notifier_->idle())) {

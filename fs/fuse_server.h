@@ -26,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include "fs/brief_wait.h"
 #include "fs/front_end.h"
 #include "fs/fuse_mount.h"
 #include "fs/fuse_notifier.h"
@@ -128,7 +129,9 @@ class FuseServer {
 
   // --- reading (fuse_server.cc)
   void serve();
-  bool serve_one();
+  std::size_t receive();
+  std::size_t receive_soon();
+  void process(std::size_t size);
   void ended();
   void finish(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void link(PendingRequest& pending);
@@ -173,8 +176,7 @@ class FuseServer {
   std::exception_ptr failure_;              // of the executor: goes on after libfuse's frames
   bool ended_ = false;                      // the kernel ended the mount
 
-  bool try_again_ = false;                  // requests come faster than they are served
-  unsigned since_tried_ = 0;
+  BriefWait brief_wait_;
 
   double entry_timeout_ = 0;                // seconds
   double attr_timeout_ = 0;

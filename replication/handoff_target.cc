@@ -37,7 +37,7 @@ std::string HandoffTarget::refusal(const SiteParts& parts, const pb::Prepare& pr
     return fmt::format("the data set holds files of several owners or devices, and {} does not run as root", parts.self);
   struct statvfs fs {};
   if (::statvfs(parts.store_directory.c_str(), &fs) != 0)
-    return fmt::format("the store {} of {} cannot be read: {}", parts.store_directory.string(), parts.self,
+    return fmt::format("the store {} of {} cannot be read: {}", parts.state.setting("store"), parts.self,
                        std::strerror(errno));
   std::uint64_t held = 0, held_files = 0;
   // What an old image holds already is space that this handoff need not find again.
@@ -46,9 +46,9 @@ std::string HandoffTarget::refusal(const SiteParts& parts, const pb::Prepare& pr
   const std::uint64_t room = std::uint64_t{fs.f_bavail} * fs.f_frsize + held;
   if (prepare.bytes_needed() > room)
     return fmt::format("{} has not enough space in {}: needs {} MiB, has {} MiB", parts.self,
-                       parts.store_directory.string(), prepare.bytes_needed() >> 20, room >> 20);
+                       parts.state.setting("store"), prepare.bytes_needed() >> 20, room >> 20);
   if (fs.f_files != 0 && prepare.files_needed() > fs.f_favail + held_files)
-    return fmt::format("{} has not enough inodes in {}: needs {}, has {}", parts.self, parts.store_directory.string(),
+    return fmt::format("{} has not enough inodes in {}: needs {}, has {}", parts.self, parts.state.setting("store"),
                        prepare.files_needed(), fs.f_favail + held_files);
   return {};
 }

@@ -117,7 +117,7 @@ nlohmann::json Site::Impl::status_json() {
           {"epoch", ownership.epoch},
           {"phase", source ? source->progress()["phase"] : nlohmann::json("idle")},
           {"mountpoint", front_end ? options.mountpoint->string() : ""},
-          {"store", parts.store_directory.string()},
+          {"store", state.setting("store")},
           {"endpoint", state.setting("endpoint")},
           {"running", true},
           {"clients", opens.clients().size()},

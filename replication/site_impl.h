@@ -100,6 +100,9 @@ struct Site::Impl {
   // the parts, lower ones first
   Database database;
   State state;
+  // The store, opened before anything is mounted over it: its path would lead back into our own mount.
+  UniqueFd store_fd;
+  std::filesystem::path store_path;  // leads through store_fd
   Workers workers;
   InodeTable inodes;
   OpenTable opens;

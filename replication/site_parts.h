@@ -22,7 +22,7 @@ namespace sharefs {
 
 struct SiteParts {
   SiteName self;
-  std::filesystem::path store_directory;
+  std::filesystem::path store_directory;  // through a descriptor: a mount over the store does not hide it
   std::filesystem::path database_file;
   Reactor& reactor;
   State& state;

@@ -24,7 +24,7 @@
 namespace sharefs {
 namespace {
 
-constexpr int kRounds = 5;
+constexpr int kRounds = 3;
 
 void check(bool ok, const char* what) {
   if (!ok) throw std::runtime_error(std::string(what) + ": " + std::strerror(errno));
@@ -56,12 +56,12 @@ void measure(const std::string& label, const std::string& directory) {
   std::array<char, 4096> small{};
   std::vector<char> large(128 * 1024);
   struct stat status {};
-  const double stat_cost = cost(50'000, [&] { check(::stat(path.c_str(), &status) == 0, "stat"); });
-  const double fstat_cost = cost(50'000, [&] { check(::fstat(fd.get(), &status) == 0, "fstat"); });
-  const double write_cost = cost(20'000, [&] { check(::pwrite(fd.get(), small.data(), small.size(), 0) > 0, "write"); });
+  const double stat_cost = cost(10'000, [&] { check(::stat(path.c_str(), &status) == 0, "stat"); });
+  const double fstat_cost = cost(10'000, [&] { check(::fstat(fd.get(), &status) == 0, "fstat"); });
+  const double write_cost = cost(10'000, [&] { check(::pwrite(fd.get(), small.data(), small.size(), 0) > 0, "write"); });
   const double large_cost = cost(2'000, [&] { check(::pwrite(fd.get(), large.data(), large.size(), 0) > 0, "write"); });
-  const double open_cost = cost(10'000, [&] { check(::close(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) == 0, "open"); });
-  const double create_cost = cost(3'000, [&] {
+  const double open_cost = cost(5'000, [&] { check(::close(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) == 0, "open"); });
+  const double create_cost = cost(1'000, [&] {
     check(::close(::open(other.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644)) == 0, "create");
     check(::unlink(other.c_str()) == 0, "unlink");
   });
