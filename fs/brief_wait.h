@@ -1,8 +1,9 @@
 // Decides when it pays to look for the next request a little longer before going to sleep.
 //
-// Waking a sleeping thread on another core costs 20 us and more, several times what a request does. So after a request
-// the server looks for the next one for kLongest, as long as that has lately been worth it: a client that thinks longer,
-// or that needs this very core to go on, is found out after a few tries, and is then tried ever more seldom.
+// Waking a sleeping thread on another core costs 20 us and more, several times what a request does. So after
+// a request the server looks for the next one for kLongest, as long as that has lately been worth it: a
+// client that thinks longer, or that needs this very core to go on, is found out after a few tries, and is
+// then tried ever more seldom.
 //
 // Threads: one.
 #pragma once

@@ -10,7 +10,7 @@ struct FrontEnd::Impl {
   FuseServer server;
 };
 
-FrontEnd::FrontEnd(Options options, Reactor& reactor, Executor& executor, std::uint64_t client,
+FrontEnd::FrontEnd(const Options& options, Reactor& reactor, Executor& executor, std::uint64_t client,
                    std::function<void()> unmounted)
     : impl_(new Impl{FuseServer(options, reactor, executor, client, std::move(unmounted))}) {}
 
@@ -20,7 +20,8 @@ std::uint64_t FrontEnd::client() const { return impl_->server.client(); }
 
 void FrontEnd::set_policy(CachePolicy policy) { impl_->server.set_policy(policy); }
 
-void FrontEnd::invalidate(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done) {
+void FrontEnd::invalidate(InodeId id, std::uint64_t offset, std::uint64_t length,
+                          std::function<void()> done) {
   impl_->server.invalidate(id, offset, length, std::move(done));
 }
 

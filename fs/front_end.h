@@ -1,11 +1,11 @@
 // The FUSE mount of a site: turns what the kernel asks into Requests, and Outcomes into replies.
 //
-// It holds nothing that the kernel may name: nodeids are InodeIds, handles are numbers it issues itself and the owner
-// knows. What it keeps is bookkeeping that a successor can do without.
+// It holds nothing that the kernel may name: nodeids are InodeIds, handles are numbers it issues itself and
+// the owner knows. What it keeps is bookkeeping that a successor can do without.
 //
-// Threads: the kernel's requests are read and answered on the reactor thread, in a loop of our own with pre-faulted
-// buffers. Notifications to the kernel (invalidations) run on a thread of their own, because the kernel may hold the
-// locks they need while it waits for a reply of ours.
+// Threads: the kernel's requests are read and answered on the reactor thread, in a loop of our own with
+// pre-faulted buffers. Notifications to the kernel (invalidations) run on a thread of their own, because the
+// kernel may hold the locks they need while it waits for a reply of ours.
 #pragma once
 
 #include <atomic>
@@ -38,9 +38,9 @@ class FrontEnd {
     std::vector<std::string> mount_options;  // -o, passed on to the mount
   };
 
-  // Mounts. Throws std::runtime_error with one clear line. `executor` gets every request; `client` is this mount's
-  // incarnation. `unmounted` is called when the kernel ended the mount.
-  FrontEnd(Options options, Reactor& reactor, Executor& executor, std::uint64_t client,
+  // Mounts. Throws std::runtime_error with one clear line. `executor` gets every request; `client` is this
+  // mount's incarnation. `unmounted` is called when the kernel ended the mount.
+  FrontEnd(const Options& options, Reactor& reactor, Executor& executor, std::uint64_t client,
            std::function<void()> unmounted);
   ~FrontEnd();  // unmounts
   FrontEnd(const FrontEnd&) = delete;
@@ -51,15 +51,16 @@ class FrontEnd {
   // Applies to replies from now on. What the kernel was told before runs out after the old policy's timeouts.
   void set_policy(CachePolicy policy);
 
-  // Drops pages [offset, offset+length) (length 0: to the end) and attributes of the inode; dirty pages of mappings
-  // are written back first. `done` is called on the reactor thread when the kernel has done so.
+  // Drops pages [offset, offset+length) (length 0: to the end) and attributes of the inode; dirty pages of
+  // mappings are written back first. `done` is called on the reactor thread when the kernel has done so.
   void invalidate(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done);
 
-  // The inode lost its last name on the owner: tells whether this kernel still refers to it; if so, a Forget request
-  // for it follows when it no longer does.
+  // The inode lost its last name on the owner: tells whether this kernel still refers to it; if so, a Forget
+  // request for it follows when it no longer does.
   bool watch_orphan(InodeId id);
 
-  // The longest time that a request of this mount took from arrival to answer since the last call (the stall).
+  // The longest time that a request of this mount took from arrival to answer since the last call (the
+  // stall).
   std::chrono::nanoseconds take_longest_wait();
 
  private:

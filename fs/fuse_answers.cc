@@ -121,8 +121,8 @@ void FuseServer::answer_opendir(PendingRequest& pending, const pb::Outcome& outc
   ask(request);
 }
 
-// Append handles are opened direct: the owner resolves the end of the file. Pages are kept only if this mount has been
-// the only one since it opened the file before, because a file that is not open is not recalled.
+// Append handles are opened direct: the owner resolves the end of the file. Pages are kept only if this mount
+// has been the only one since it opened the file before, because a file that is not open is not recalled.
 fuse_file_info FuseServer::opened_file(const PendingRequest& pending, InodeId id) {
   fuse_file_info file{};
   file.fh = pending.handle;
@@ -175,7 +175,8 @@ void FuseServer::answer_directory(PendingRequest& pending, const pb::Outcome& ou
   }
 }
 
-std::pair<std::size_t, int> FuseServer::fill_directory(const PendingRequest& pending, const pb::Outcome& outcome) {
+std::pair<std::size_t, int> FuseServer::fill_directory(const PendingRequest& pending,
+                                                       const pb::Outcome& outcome) {
   if (directory_.size() < pending.room) directory_.resize(pending.room);
   std::size_t used = 0;
   int entries = 0;

@@ -54,7 +54,7 @@ void append(std::string& list, const std::string& option) {
   list += option;
 }
 
-// --- the helper of ordinary users -----------------------------------------------------------------------------------
+// ---- the helper of ordinary users
 
 struct HelperResult {
   int status = 0;  // 0: it worked
@@ -77,6 +77,7 @@ std::string read_all(int fd) {
 HelperResult run_helper(std::vector<std::string> arguments, int socket) {
   arguments.insert(arguments.begin(), kHelper);
   std::vector<char*> argv;
+  argv.reserve(arguments.size() + 1);
   for (std::string& argument : arguments) argv.push_back(argument.data());
   argv.push_back(nullptr);
   std::string variable = "_FUSE_COMMFD=" + std::to_string(kHelperSocket);
@@ -134,13 +135,14 @@ bool others_allowed() {
 
 UniqueFd mount_with_helper(const std::filesystem::path& mountpoint, const std::string& source,
                            const std::vector<std::string>& options) {
-  std::string list = "fsname=" + source + ",subtype=sharefs,default_permissions,max_read=" +
-                     std::to_string(kMaxTransfer);
+  std::string list =
+      "fsname=" + source + ",subtype=sharefs,default_permissions,max_read=" + std::to_string(kMaxTransfer);
   if (others_allowed()) append(list, "allow_other");
   for (const std::string& option : options) append(list, option);
 
   std::array<int, 2> ends{};
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0) refuse(mountpoint, error_text(errno));
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0)
+    refuse(mountpoint, error_text(errno));
   const UniqueFd ours(ends[0]);
   UniqueFd theirs(ends[1]);
   const HelperResult result = run_helper({"-o", list, "--", mountpoint.string()}, theirs.get());
@@ -151,7 +153,7 @@ UniqueFd mount_with_helper(const std::filesystem::path& mountpoint, const std::s
   return device;
 }
 
-// --- root -----------------------------------------------------------------------------------------------------------
+// ---- root
 
 // Options of mount(8) that are flags of mount(2). Set ones are added to, cleared ones taken from the default.
 struct MountFlag {
@@ -160,18 +162,26 @@ struct MountFlag {
   bool set;
 };
 constexpr std::array kMountFlags{
-    MountFlag{"ro", MS_RDONLY, true},           MountFlag{"rw", MS_RDONLY, false},
-    MountFlag{"nosuid", MS_NOSUID, true},       MountFlag{"suid", MS_NOSUID, false},
-    MountFlag{"nodev", MS_NODEV, true},         MountFlag{"dev", MS_NODEV, false},
-    MountFlag{"noexec", MS_NOEXEC, true},       MountFlag{"exec", MS_NOEXEC, false},
-    MountFlag{"sync", MS_SYNCHRONOUS, true},    MountFlag{"async", MS_SYNCHRONOUS, false},
-    MountFlag{"dirsync", MS_DIRSYNC, true},     MountFlag{"noatime", MS_NOATIME, true},
-    MountFlag{"atime", MS_NOATIME, false},      MountFlag{"nodiratime", MS_NODIRATIME, true},
-    MountFlag{"diratime", MS_NODIRATIME, false}, MountFlag{"relatime", MS_RELATIME, true},
+    MountFlag{"ro", MS_RDONLY, true},
+    MountFlag{"rw", MS_RDONLY, false},
+    MountFlag{"nosuid", MS_NOSUID, true},
+    MountFlag{"suid", MS_NOSUID, false},
+    MountFlag{"nodev", MS_NODEV, true},
+    MountFlag{"dev", MS_NODEV, false},
+    MountFlag{"noexec", MS_NOEXEC, true},
+    MountFlag{"exec", MS_NOEXEC, false},
+    MountFlag{"sync", MS_SYNCHRONOUS, true},
+    MountFlag{"async", MS_SYNCHRONOUS, false},
+    MountFlag{"dirsync", MS_DIRSYNC, true},
+    MountFlag{"noatime", MS_NOATIME, true},
+    MountFlag{"atime", MS_NOATIME, false},
+    MountFlag{"nodiratime", MS_NODIRATIME, true},
+    MountFlag{"diratime", MS_NODIRATIME, false},
+    MountFlag{"relatime", MS_RELATIME, true},
 };
 
 struct MountArguments {
-  unsigned long flags = MS_NOSUID | MS_NODEV;
+  unsigned long flags = 0;  // as a disk of root's: devices and setuid programs work, unless -o says otherwise
   std::string data;
 };
 
@@ -199,7 +209,8 @@ UniqueFd mount_as_root(const std::filesystem::path& mountpoint, const std::strin
   UniqueFd device(::open(kDevice, O_RDWR | O_CLOEXEC));
   if (!device) refuse(mountpoint, std::string(kDevice) + ": " + error_text(errno) + " (try: modprobe fuse)");
   const MountArguments arguments = mount_arguments(options, device.get(), root_mode);
-  if (::mount(source.c_str(), mountpoint.c_str(), "fuse.sharefs", arguments.flags, arguments.data.c_str()) == 0) {
+  if (::mount(source.c_str(), mountpoint.c_str(), "fuse.sharefs", arguments.flags, arguments.data.c_str()) ==
+      0) {
     return device;
   }
   switch (errno) {

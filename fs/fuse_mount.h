@@ -1,7 +1,7 @@
 // A FUSE mount as the kernel knows it: the device its requests come from, and how to end it.
 //
-// Root mounts with mount(2); an ordinary user gets the device from fusermount3. A dead mount that a killed process
-// left at the mountpoint is taken away first. The mountpoint need not be empty.
+// Root mounts with mount(2); an ordinary user gets the device from fusermount3. A dead mount that a killed
+// process left at the mountpoint is taken away first. The mountpoint need not be empty.
 #pragma once
 
 #include <filesystem>
@@ -14,8 +14,8 @@ namespace sharefs {
 
 class FuseMount {
  public:
-  // `source` is shown as the mounted device; `options` are as for mount -o, one or several per element. Throws
-  // std::runtime_error with one line that says what to do.
+  // `source` is shown as the mounted device; `options` are as for mount -o, one or several per element.
+  // Throws std::runtime_error with one line that says what to do.
   FuseMount(const std::filesystem::path& mountpoint, const std::string& source,
             const std::vector<std::string>& options);
   ~FuseMount();
@@ -25,8 +25,8 @@ class FuseMount {
   int device() const { return device_.get(); }
   const std::filesystem::path& mountpoint() const { return mountpoint_; }
 
-  // Takes the mount out of the tree, once; what still uses it goes on until the device is closed. Any thread, but not
-  // the one that serves the device: the kernel may write back dirty pages first.
+  // Takes the mount out of the tree, once; what still uses it goes on until the device is closed. Any thread,
+  // but not the one that serves the device: the kernel may write back dirty pages first.
   void detach();
 
  private:

@@ -19,7 +19,8 @@ FuseNotifier::~FuseNotifier() {
   threads_.clear();  // joins
 }
 
-void FuseNotifier::invalidate(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done) {
+void FuseNotifier::invalidate(InodeId id, std::uint64_t offset, std::uint64_t length,
+                              std::function<void()> done) {
   bool another = false;
   {
     const std::lock_guard lock(mutex_);

@@ -1,7 +1,8 @@
 // Tells the kernel to drop what it has cached, on threads of its own.
 //
-// Why threads: an invalidation waits for pages that the kernel has locked, and those may wait for a reply of ours.
-// Why several: one that waits for a writer behind a closed gate must not keep the others from being acknowledged.
+// Why threads: an invalidation waits for pages that the kernel has locked, and those may wait for a reply of
+// ours. Why several: one that waits for a writer behind a closed gate must not keep the others from being
+// acknowledged.
 #pragma once
 
 #include <condition_variable>
@@ -23,8 +24,8 @@ namespace sharefs {
 class FuseNotifier {
  public:
   FuseNotifier(fuse_session* session, Reactor& reactor);
-  // Does what was asked, then ends the threads; no `done` is called any more. Blocks until the kernel has followed, so
-  // its requests must be answered meanwhile: see idle().
+  // Does what was asked, then ends the threads; no `done` is called any more. Blocks until the kernel has
+  // followed, so its requests must be answered meanwhile: see idle().
   ~FuseNotifier();
   FuseNotifier(const FuseNotifier&) = delete;
   FuseNotifier& operator=(const FuseNotifier&) = delete;

@@ -1,9 +1,8 @@
 // What libfuse calls: each operation turns its arguments into a pb::Request.
 //
 // The request objects are used again, so each operation sets every field of its message, or clears it first.
-#include <fcntl.h>
-#include <sys/file.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -19,9 +18,6 @@ namespace {
 using Op = pb::Request;
 
 constexpr std::int64_t kNanoseconds = 1'000'000'000;
-constexpr std::uint64_t kEndOfFile = std::numeric_limits<std::int64_t>::max();
-// Of one CopyFileRange: the caller sees how far it came and goes on, so no request takes for ever.
-constexpr std::uint64_t kMostCopied = 1ULL << 30;
 
 constexpr unsigned kWanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO | FUSE_CAP_AUTO_INVAL_DATA |
                              FUSE_CAP_DONT_MASK | FUSE_CAP_EXPORT_SUPPORT | FUSE_CAP_FLOCK_LOCKS |
@@ -29,10 +25,6 @@ constexpr unsigned kWanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO | FUSE_CAP
                              FUSE_CAP_READDIRPLUS_AUTO;
 // Readahead and other requests without a waiting caller that the kernel sends at once.
 constexpr unsigned kMaxBackground = 64;
-
-FuseServer& server_of(fuse_req_t caller) { return *static_cast<FuseServer*>(fuse_req_userdata(caller)); }
-
-Bytes bytes_of(const char* data, std::size_t size) { return std::as_bytes(std::span(data, size)); }
 
 void on_init(void* /*userdata*/, fuse_conn_info* connection) {
   unsigned wanted = kWanted;
@@ -43,21 +35,25 @@ void on_init(void* /*userdata*/, fuse_conn_info* connection) {
   connection->max_background = kMaxBackground;
 }
 
-// --- names ------------------------------------------------------------------------------------------------------------
+// ---- names
 
 void on_getattr(fuse_req_t caller, fuse_ino_t id, fuse_file_info* /*file*/) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kGetattr, id);
   request.mutable_getattr()->set_id(id);
   server.submit(request, {}, pending, &FuseServer::answer_attr);
 }
 
 void on_lookup(fuse_req_t caller, fuse_ino_t parent, const char* name) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   if (std::string_view(name) == ".") {  // an inode that the kernel has dropped, by its number (a file handle)
     auto [pending, request] = server.begin(caller, Op::kGetattr, parent);
     request.mutable_getattr()->set_id(parent);
     server.submit(request, {}, pending, &FuseServer::answer_entry);
+    return;
+  }
+  if (std::string_view(name) == "..") {  // the same for a directory: it must be reached by name first
+    fuse_reply_err(caller, ENOENT);
     return;
   }
   auto [pending, request] = server.begin(caller, Op::kLookup, parent);
@@ -68,28 +64,28 @@ void on_lookup(fuse_req_t caller, fuse_ino_t parent, const char* name) {
 }
 
 void on_forget(fuse_req_t caller, fuse_ino_t id, std::uint64_t times) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   server.forget(id, times);
   fuse_reply_none(caller);
   server.send_forgets();
 }
 
 void on_forget_multi(fuse_req_t caller, std::size_t count, fuse_forget_data* forgets) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   for (const fuse_forget_data& one : std::span(forgets, count)) server.forget(one.ino, one.nlookup);
   fuse_reply_none(caller);
   server.send_forgets();
 }
 
 void on_readlink(fuse_req_t caller, fuse_ino_t id) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kReadlink, id);
   request.mutable_readlink()->set_id(id);
   server.submit(request, {}, pending, &FuseServer::answer_link_target);
 }
 
 void on_mknod(fuse_req_t caller, fuse_ino_t parent, const char* name, mode_t mode, dev_t rdev) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kCreate, parent);
   pb::Create& create = *request.mutable_create();
   create.Clear();
@@ -102,7 +98,7 @@ void on_mknod(fuse_req_t caller, fuse_ino_t parent, const char* name, mode_t mod
 }
 
 void on_create(fuse_req_t caller, fuse_ino_t parent, const char* name, mode_t mode, fuse_file_info* file) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kCreate, parent);
   pending.handle = server.new_handle();
   pending.flags = file->flags;
@@ -118,7 +114,7 @@ void on_create(fuse_req_t caller, fuse_ino_t parent, const char* name, mode_t mo
 }
 
 void on_mkdir(fuse_req_t caller, fuse_ino_t parent, const char* name, mode_t mode) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kMkdir, parent);
   pb::MkDir& mkdir = *request.mutable_mkdir();
   mkdir.set_parent(parent);
@@ -129,7 +125,7 @@ void on_mkdir(fuse_req_t caller, fuse_ino_t parent, const char* name, mode_t mod
 }
 
 void on_symlink(fuse_req_t caller, const char* target, fuse_ino_t parent, const char* name) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kSymlink, parent);
   pb::SymLink& symlink = *request.mutable_symlink();
   symlink.set_parent(parent);
@@ -139,7 +135,7 @@ void on_symlink(fuse_req_t caller, const char* target, fuse_ino_t parent, const 
 }
 
 void on_link(fuse_req_t caller, fuse_ino_t id, fuse_ino_t parent, const char* name) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kLink, id);
   pb::Link& link = *request.mutable_link();
   link.set_id(id);
@@ -149,7 +145,7 @@ void on_link(fuse_req_t caller, fuse_ino_t id, fuse_ino_t parent, const char* na
 }
 
 void on_unlink(fuse_req_t caller, fuse_ino_t parent, const char* name) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kUnlink, parent);
   request.mutable_unlink()->set_parent(parent);
   request.mutable_unlink()->set_name(name);
@@ -157,16 +153,16 @@ void on_unlink(fuse_req_t caller, fuse_ino_t parent, const char* name) {
 }
 
 void on_rmdir(fuse_req_t caller, fuse_ino_t parent, const char* name) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kRmdir, parent);
   request.mutable_rmdir()->set_parent(parent);
   request.mutable_rmdir()->set_name(name);
   server.submit(request, {}, pending, &FuseServer::answer_error);
 }
 
-void on_rename(fuse_req_t caller, fuse_ino_t parent, const char* name, fuse_ino_t new_parent, const char* new_name,
-               unsigned flags) {
-  FuseServer& server = server_of(caller);
+void on_rename(fuse_req_t caller, fuse_ino_t parent, const char* name, fuse_ino_t new_parent,
+               const char* new_name, unsigned flags) {
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kRename, parent);
   pb::Rename& rename = *request.mutable_rename();
   rename.set_parent(parent);
@@ -177,7 +173,7 @@ void on_rename(fuse_req_t caller, fuse_ino_t parent, const char* name, fuse_ino_
   server.submit(request, {}, pending, &FuseServer::answer_error);
 }
 
-// --- attributes -------------------------------------------------------------------------------------------------------
+// ---- attributes
 
 std::int64_t nanoseconds_of(const timespec& time) {
   constexpr std::int64_t kLargest = std::numeric_limits<std::int64_t>::max() / kNanoseconds - 1;
@@ -185,7 +181,7 @@ std::int64_t nanoseconds_of(const timespec& time) {
 }
 
 void on_setattr(fuse_req_t caller, fuse_ino_t id, struct stat* status, int what, fuse_file_info* file) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kSetattr, id);
   pb::SetAttr& setattr = *request.mutable_setattr();
   setattr.Clear();
@@ -210,14 +206,14 @@ void on_setattr(fuse_req_t caller, fuse_ino_t id, struct stat* status, int what,
 }
 
 void on_statfs(fuse_req_t caller, fuse_ino_t id) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kStatfs, id);
   request.mutable_statfs();
   server.submit(request, {}, pending, &FuseServer::answer_statfs);
 }
 
 void on_getxattr(fuse_req_t caller, fuse_ino_t id, const char* name, std::size_t size) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kGetxattr, id);
   pending.room = size;
   request.mutable_getxattr()->set_id(id);
@@ -226,36 +222,37 @@ void on_getxattr(fuse_req_t caller, fuse_ino_t id, const char* name, std::size_t
 }
 
 void on_listxattr(fuse_req_t caller, fuse_ino_t id, std::size_t size) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kListxattr, id);
   pending.room = size;
   request.mutable_listxattr()->set_id(id);
   server.submit(request, {}, pending, &FuseServer::answer_xattr);
 }
 
-void on_setxattr(fuse_req_t caller, fuse_ino_t id, const char* name, const char* value, std::size_t size, int flags) {
-  FuseServer& server = server_of(caller);
+void on_setxattr(fuse_req_t caller, fuse_ino_t id, const char* name, const char* value, std::size_t size,
+                 int flags) {
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kSetxattr, id);
   pb::SetXattr& setxattr = *request.mutable_setxattr();
   setxattr.set_id(id);
   setxattr.set_name(name);
   setxattr.set_flags(static_cast<std::uint32_t>(flags));
   setxattr.set_kill_sgid(server.extras().kill_sgid);
-  server.submit(request, bytes_of(value, size), pending, &FuseServer::answer_error);
+  server.submit(request, std::as_bytes(std::span(value, size)), pending, &FuseServer::answer_error);
 }
 
 void on_removexattr(fuse_req_t caller, fuse_ino_t id, const char* name) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kRemovexattr, id);
   request.mutable_removexattr()->set_id(id);
   request.mutable_removexattr()->set_name(name);
   server.submit(request, {}, pending, &FuseServer::answer_error);
 }
 
-// --- directories ------------------------------------------------------------------------------------------------------
+// ---- directories
 
 void on_opendir(fuse_req_t caller, fuse_ino_t id, fuse_file_info* /*file*/) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kOpendir, id);
   pending.handle = server.new_handle();
   request.mutable_opendir()->set_id(id);
@@ -263,9 +260,9 @@ void on_opendir(fuse_req_t caller, fuse_ino_t id, fuse_file_info* /*file*/) {
   server.submit(request, {}, pending, &FuseServer::answer_opendir);
 }
 
-void read_directory(fuse_req_t caller, fuse_ino_t id, std::size_t size, off_t offset, const fuse_file_info& file,
-                    bool plus) {
-  FuseServer& server = server_of(caller);
+void read_directory(fuse_req_t caller, fuse_ino_t id, std::size_t size, off_t offset,
+                    const fuse_file_info& file, bool plus) {
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kReaddir, id);
   pending.room = size;
   pending.plus = plus;
@@ -288,7 +285,7 @@ void on_readdirplus(fuse_req_t caller, fuse_ino_t id, std::size_t size, off_t of
 
 // As on_release.
 void on_releasedir(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
-  FuseServer& server = server_of(caller);
+  FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kReleasedir, id);
   request.mutable_releasedir()->set_id(id);
   request.mutable_releasedir()->set_handle(file->fh);
@@ -297,193 +294,8 @@ void on_releasedir(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   fuse_reply_err(caller, 0);
 }
 
-// --- files ------------------------------------------------------------------------------------------------------------
-
-void on_open(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
-  FuseServer& server = server_of(caller);
-  auto [pending, request] = server.begin(caller, Op::kOpen, id);
-  pending.handle = server.new_handle();
-  pending.flags = file->flags;
-  pb::Open& open = *request.mutable_open();
-  open.set_id(id);
-  open.set_handle(pending.handle);
-  open.set_flags(static_cast<std::uint32_t>(file->flags));
-  server.submit(request, {}, pending, &FuseServer::answer_open);
-}
-
-void on_read(fuse_req_t caller, fuse_ino_t id, std::size_t size, off_t offset, fuse_file_info* file) {
-  FuseServer& server = server_of(caller);
-  auto [pending, request] = server.begin(caller, Op::kRead, id);
-  pb::Read& read = *request.mutable_read();
-  read.set_id(id);
-  read.set_handle(file->fh);
-  read.set_offset(static_cast<std::uint64_t>(offset));
-  read.set_size(static_cast<std::uint32_t>(size));
-  server.submit(request, {}, pending, &FuseServer::answer_data);
-}
-
-void on_write(fuse_req_t caller, fuse_ino_t id, const char* data, std::size_t size, off_t offset,
-              fuse_file_info* file) {
-  FuseServer& server = server_of(caller);
-  auto [pending, request] = server.begin(caller, Op::kWrite, id);
-  const bool writeback = file->writepage != 0;
-  pb::Write& write = *request.mutable_write();
-  write.set_id(id);
-  write.set_handle(file->fh);
-  write.set_offset(static_cast<std::uint64_t>(offset));
-  write.set_size(static_cast<std::uint32_t>(size));
-  write.set_append((file->flags & O_APPEND) != 0 && !writeback);
-  write.set_writeback(writeback);
-  write.set_kill_suidgid(server.extras().kill_suidgid);
-  write.set_sync((file->flags & O_DSYNC) != 0);  // O_SYNC includes its bit
-  server.submit(request, bytes_of(data, size), pending, &FuseServer::answer_count);
-}
-
-// Nothing to do but to release POSIX locks, if this mount took any: close(2) is not to wait for another site.
-void on_flush(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
-  FuseServer& server = server_of(caller);
-  if (!server.take_posix_locks(id, file->lock_owner)) {
-    fuse_reply_err(caller, 0);
-    return;
-  }
-  auto [pending, request] = server.begin(caller, Op::kFlush, id);
-  pb::Flush& flush = *request.mutable_flush();
-  flush.set_id(id);
-  flush.set_handle(file->fh);
-  flush.set_lock_owner(file->lock_owner);
-  server.submit(request, {}, pending, &FuseServer::answer_error);
-}
-
-// Answered at once: whoever closed the file does not wait, and the kernel only counts the request.
-void on_release(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
-  FuseServer& server = server_of(caller);
-  auto [pending, request] = server.begin(caller, Op::kRelease, id);
-  pb::Release& release = *request.mutable_release();
-  release.set_id(id);
-  release.set_handle(file->fh);
-  release.set_lock_owner(file->lock_owner);
-  release.set_unlock_flock(file->flock_release != 0);
-  pending.caller = nullptr;
-  server.submit(request, {}, pending, &FuseServer::answer_nobody);
-  fuse_reply_err(caller, 0);
-}
-
-void synchronize(fuse_req_t caller, fuse_ino_t id, int data_only, const fuse_file_info& file, bool directory) {
-  FuseServer& server = server_of(caller);
-  auto [pending, request] = server.begin(caller, Op::kSync, id);
-  pb::Sync& sync = *request.mutable_sync();
-  sync.set_id(id);
-  sync.set_handle(file.fh);
-  sync.set_data_only(data_only != 0);
-  sync.set_directory(directory);
-  server.submit(request, {}, pending, &FuseServer::answer_error);
-}
-
-void on_fsync(fuse_req_t caller, fuse_ino_t id, int data_only, fuse_file_info* file) {
-  synchronize(caller, id, data_only, *file, false);
-}
-
-void on_fsyncdir(fuse_req_t caller, fuse_ino_t id, int data_only, fuse_file_info* file) {
-  synchronize(caller, id, data_only, *file, true);
-}
-
-void on_fallocate(fuse_req_t caller, fuse_ino_t id, int mode, off_t offset, off_t length, fuse_file_info* file) {
-  FuseServer& server = server_of(caller);
-  auto [pending, request] = server.begin(caller, Op::kFallocate, id);
-  pb::Fallocate& fallocate = *request.mutable_fallocate();
-  fallocate.set_id(id);
-  fallocate.set_handle(file->fh);
-  fallocate.set_offset(static_cast<std::uint64_t>(offset));
-  fallocate.set_length(static_cast<std::uint64_t>(length));
-  fallocate.set_mode(static_cast<std::uint32_t>(mode));
-  server.submit(request, {}, pending, &FuseServer::answer_error);
-}
-
-void on_copy_file_range(fuse_req_t caller, fuse_ino_t id_in, off_t offset_in, fuse_file_info* file_in,
-                        fuse_ino_t id_out, off_t offset_out, fuse_file_info* file_out, std::size_t length,
-                        int /*flags*/) {
-  FuseServer& server = server_of(caller);
-  auto [pending, request] = server.begin(caller, Op::kCopyFileRange, id_out);
-  pb::CopyFileRange& copy = *request.mutable_copy_file_range();
-  copy.set_id_in(id_in);
-  copy.set_offset_in(static_cast<std::uint64_t>(offset_in));
-  copy.set_handle_in(file_in->fh);
-  copy.set_id_out(id_out);
-  copy.set_offset_out(static_cast<std::uint64_t>(offset_out));
-  copy.set_handle_out(file_out->fh);
-  copy.set_length(std::min<std::uint64_t>(length, kMostCopied));
-  server.submit(request, {}, pending, &FuseServer::answer_count);
-}
-
-void on_lseek(fuse_req_t caller, fuse_ino_t id, off_t offset, int whence, fuse_file_info* file) {
-  FuseServer& server = server_of(caller);
-  auto [pending, request] = server.begin(caller, Op::kSeek, id);
-  pb::Seek& seek = *request.mutable_seek();
-  seek.set_id(id);
-  seek.set_handle(file->fh);
-  seek.set_offset(static_cast<std::uint64_t>(offset));
-  seek.set_whence(static_cast<std::uint32_t>(whence));
-  server.submit(request, {}, pending, &FuseServer::answer_offset);
-}
-
-// --- locks ------------------------------------------------------------------------------------------------------------
-
-void set_range(pb::LockRange& range, const struct flock& lock) {
-  const auto start = static_cast<std::uint64_t>(lock.l_start);
-  range.set_type(lock.l_type == F_UNLCK   ? pb::LockRange::UNLOCKED
-                 : lock.l_type == F_RDLCK ? pb::LockRange::SHARED
-                                          : pb::LockRange::EXCLUSIVE);
-  range.set_start(start);
-  range.set_end(lock.l_len == 0 ? kEndOfFile : start + static_cast<std::uint64_t>(lock.l_len) - 1);
-  range.set_pid(static_cast<std::uint32_t>(lock.l_pid));
-}
-
-void on_getlk(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file, struct flock* lock) {
-  FuseServer& server = server_of(caller);
-  auto [pending, request] = server.begin(caller, Op::kGetlock, id);
-  pb::GetLock& getlock = *request.mutable_getlock();
-  getlock.set_id(id);
-  getlock.set_lock_owner(file->lock_owner);
-  set_range(*getlock.mutable_range(), *lock);
-  server.submit(request, {}, pending, &FuseServer::answer_getlk);
-}
-
-void set_lock(fuse_req_t caller, fuse_ino_t id, const fuse_file_info& file, const struct flock& lock, bool wait,
-              bool flock) {
-  FuseServer& server = server_of(caller);
-  auto [pending, request] = server.begin(caller, Op::kSetlock, id);
-  pb::SetLock& setlock = *request.mutable_setlock();
-  setlock.set_id(id);
-  setlock.set_handle(file.fh);
-  setlock.set_lock_owner(file.lock_owner);
-  set_range(*setlock.mutable_range(), lock);
-  setlock.set_wait(wait);
-  setlock.set_flock(flock);
-  pending.owner = file.lock_owner;
-  pending.posix_lock = !flock && lock.l_type != F_UNLCK;
-  if (pending.posix_lock) server.note_posix_lock(id, pending.owner);
-  if (wait && lock.l_type != F_UNLCK) {
-    server.submit_waiting(request, pending);
-  } else {
-    server.submit(request, {}, pending, &FuseServer::answer_setlk);
-  }
-}
-
-void on_setlk(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file, struct flock* lock, int wait) {
-  set_lock(caller, id, *file, *lock, wait != 0, false);
-}
-
-void on_flock(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file, int operation) {
-  struct flock lock {};  // the whole file
-  lock.l_type = static_cast<short>((operation & LOCK_UN) != 0   ? F_UNLCK
-                                   : (operation & LOCK_SH) != 0 ? F_RDLCK
-                                                                : F_WRLCK);
-  lock.l_pid = fuse_req_ctx(caller)->pid;
-  set_lock(caller, id, *file, lock, (operation & LOCK_NB) == 0, true);
-}
-
 // Left out: access (permissions are checked by the kernel), ioctl, poll, bmap.
-constexpr fuse_lowlevel_ops make_operations() {
+fuse_lowlevel_ops make_operations() {
   fuse_lowlevel_ops operations{};
   operations.init = on_init;
   operations.lookup = on_lookup;
@@ -499,36 +311,25 @@ constexpr fuse_lowlevel_ops make_operations() {
   operations.symlink = on_symlink;
   operations.rename = on_rename;
   operations.link = on_link;
-  operations.open = on_open;
   operations.create = on_create;
-  operations.read = on_read;
-  operations.write = on_write;
-  operations.flush = on_flush;
-  operations.release = on_release;
-  operations.fsync = on_fsync;
   operations.opendir = on_opendir;
   operations.readdir = on_readdir;
   operations.readdirplus = on_readdirplus;
   operations.releasedir = on_releasedir;
-  operations.fsyncdir = on_fsyncdir;
   operations.statfs = on_statfs;
   operations.setxattr = on_setxattr;
   operations.getxattr = on_getxattr;
   operations.listxattr = on_listxattr;
   operations.removexattr = on_removexattr;
-  operations.getlk = on_getlk;
-  operations.setlk = on_setlk;
-  operations.flock = on_flock;
-  operations.fallocate = on_fallocate;
-  operations.copy_file_range = on_copy_file_range;
-  operations.lseek = on_lseek;
+  add_file_operations(operations);
   return operations;
 }
 
-constexpr fuse_lowlevel_ops kOperations = make_operations();
-
 }  // namespace
 
-const fuse_lowlevel_ops& fuse_operations() { return kOperations; }
+const fuse_lowlevel_ops& fuse_operations() {
+  static const fuse_lowlevel_ops operations = make_operations();
+  return operations;
+}
 
 }  // namespace sharefs

@@ -16,8 +16,8 @@
 namespace sharefs {
 namespace {
 
-// Requests of the mount itself; those of the kernel have numbers below. They leave the lower half for requests that
-// others make in the mount's name (attach, detach).
+// Requests of the mount itself; those of the kernel have numbers below. They leave the lower half for
+// requests that others make in the mount's name (attach, detach).
 constexpr std::uint64_t kOwnSeq = 1ULL << 62 | 1ULL << 32;
 
 // So that a busy mount does not keep the network waiting.
@@ -28,16 +28,16 @@ constexpr auto kUnmountGrace = std::chrono::seconds(2);
 constexpr int kUnmountPollMs = 5;
 
 std::span<std::byte> map_buffer() {
-  void* memory = ::mmap(nullptr, kRequestBuffer, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE,
-                        -1, 0);
+  void* memory = ::mmap(nullptr, kRequestBuffer, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
   if (memory == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "FUSE: request buffer");
   return {static_cast<std::byte*>(memory), kRequestBuffer};
 }
 
 }  // namespace
 
-FuseServer::FuseServer(const FrontEnd::Options& options, Reactor& reactor, Executor& executor, std::uint64_t client,
-                       std::function<void()> unmounted)
+FuseServer::FuseServer(const FrontEnd::Options& options, Reactor& reactor, Executor& executor,
+                       std::uint64_t client, std::function<void()> unmounted)
     : reactor_(reactor),
       executor_(executor),
       client_(client),
@@ -71,7 +71,7 @@ FuseServer::~FuseServer() {
   }
 }
 
-// --- requests ---------------------------------------------------------------------------------------------------------
+// ---- requests
 
 void FuseServer::serve() {
   std::size_t size = receive();
@@ -160,8 +160,8 @@ void FuseServer::submit(const pb::Request& request, Bytes data, PendingRequest& 
   }
 }
 
-// The interrupt may come before the executor has the request (libfuse then calls back at once, and must find the
-// caller unanswered), and the answer may come before this returns.
+// The interrupt may come before the executor has the request (libfuse then calls back at once, and must find
+// the caller unanswered), and the answer may come before this returns.
 void FuseServer::submit_waiting(const pb::Request& request, PendingRequest& pending) {
   const std::uint64_t seq = pending.seq;
   pending.waits_for_lock = true;
@@ -207,7 +207,9 @@ void FuseServer::unlink(PendingRequest& pending) {
   (pending.next != nullptr ? pending.next->previous : newest_) = pending.previous;
 }
 
-std::uint64_t FuseServer::answered_below() const { return oldest_ != nullptr ? oldest_->seq : highest_seq_ + 1; }
+std::uint64_t FuseServer::answered_below() const {
+  return oldest_ != nullptr ? oldest_->seq : highest_seq_ + 1;
+}
 
 void FuseServer::ask(pb::Request& request) {
   request.set_client(client_);
@@ -226,7 +228,7 @@ void FuseServer::ask_cancel(std::uint64_t seq) {
   ask(request);
 }
 
-// --- what the front end is asked --------------------------------------------------------------------------------------
+// ---- what the front end is asked
 
 void FuseServer::set_policy(CachePolicy policy) {
   const bool sole = policy.entry_timeout.count() > 0 || policy.attr_timeout.count() > 0;
@@ -236,7 +238,8 @@ void FuseServer::set_policy(CachePolicy policy) {
   attr_timeout_ = std::chrono::duration<double>(policy.attr_timeout).count();
 }
 
-void FuseServer::invalidate(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done) {
+void FuseServer::invalidate(InodeId id, std::uint64_t offset, std::uint64_t length,
+                            std::function<void()> done) {
   notifier_->invalidate(id, offset, length, std::move(done));
 }
 
@@ -263,10 +266,10 @@ void FuseServer::send_forgets() {
   ask(request);
 }
 
-// --- the end ----------------------------------------------------------------------------------------------------------
+// ---- the end
 
-// Unmounting writes back dirty pages, which only works while somebody serves them; what the executor does not answer
-// at once is refused after the grace.
+// Unmounting writes back dirty pages, which only works while somebody serves them; what the executor does not
+// answer at once is refused after the grace.
 void FuseServer::serve_while_unmounting() {
   const auto detached = std::async(std::launch::async, [this] { mount_.detach(); });
   const auto still_detaching = [&detached] {
@@ -305,7 +308,9 @@ void FuseServer::refuse_one() {
   }
   fuse_in_header request{};
   std::memcpy(&request, buffer_.data(), sizeof request);
-  if (request.opcode == FUSE_FORGET || request.opcode == FUSE_BATCH_FORGET || request.opcode == FUSE_INTERRUPT) return;
+  if (request.opcode == FUSE_FORGET || request.opcode == FUSE_BATCH_FORGET ||
+      request.opcode == FUSE_INTERRUPT)
+    return;
   const fuse_out_header reply{.len = sizeof(fuse_out_header), .error = -ENOTCONN, .unique = request.unique};
   [[maybe_unused]] const ssize_t written = ::write(mount_.device(), &reply, sizeof reply);
 }

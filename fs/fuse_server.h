@@ -1,8 +1,8 @@
 // Serves one mount: reads the kernel's requests, passes them on as values, answers with what came of them.
 //
-// The life of a request: serve() reads it, libfuse decodes it and calls an operation (fuse_operations.cc), which
-// takes a PendingRequest from the pool, fills the pb::Request kept for its kind and submits it; the executor's reply
-// comes back to one of the answer_ functions (fuse_answers.cc), which answers the kernel.
+// The life of a request: serve() reads it, libfuse decodes it and calls an operation (fuse_operations.cc),
+// which takes a PendingRequest from the pool, fills the pb::Request kept for its kind and submits it; the
+// executor's reply comes back to one of the answer_ functions (fuse_answers.cc), which answers the kernel.
 //
 // Invariants
 //  - A request allocates nothing of its own: values and pending requests are used again.
@@ -80,6 +80,7 @@ class FuseServer {
   std::chrono::nanoseconds take_longest_wait();
 
   // --- for the operations
+  static FuseServer& of(fuse_req_t caller) { return *static_cast<FuseServer*>(fuse_req_userdata(caller)); }
   const FuseSession::Extras& extras() const { return session_.extras(); }
   std::uint64_t new_handle() { return ++last_handle_; }
 
@@ -163,35 +164,36 @@ class FuseServer {
   FuseMount mount_;
   FuseSession session_;
   std::unique_ptr<FuseNotifier> notifier_;
-  std::span<std::byte> buffer_;             // pre-faulted: a page fault in the middle of a read would fail the request
-  const std::shared_ptr<bool> alive_;       // false once this object is gone
+  std::span<std::byte> buffer_;  // pre-faulted: a page fault in the middle of a read would fail the request
+  const std::shared_ptr<bool> alive_;  // false once this object is gone
 
-  std::vector<pb::Request> requests_;       // one for each kind, by its number
+  std::vector<pb::Request> requests_;  // one for each kind, by its number
   std::unique_ptr<Pool> pool_;
-  PendingRequest* oldest_ = nullptr;        // by seq
+  PendingRequest* oldest_ = nullptr;  // by seq
   PendingRequest* newest_ = nullptr;
   std::uint64_t highest_seq_ = 0;
   std::uint64_t own_requests_ = 0;
   std::uint64_t last_handle_ = 0;
-  std::exception_ptr failure_;              // of the executor: goes on after libfuse's frames
-  bool ended_ = false;                      // the kernel ended the mount
+  std::exception_ptr failure_;  // of the executor: goes on after libfuse's frames
+  bool ended_ = false;          // the kernel ended the mount
 
   BriefWait brief_wait_;
 
-  double entry_timeout_ = 0;                // seconds
+  double entry_timeout_ = 0;  // seconds
   double attr_timeout_ = 0;
   bool sole_ = false;
-  std::uint16_t sole_period_ = 0;           // counts the times that the mount became the only one
+  std::uint16_t sole_period_ = 0;  // counts the times that the mount became the only one
 
   KnownInodes known_;
   std::unordered_set<InodeId> watched_orphans_;
   std::vector<InodeId> forgotten_orphans_;
   std::set<std::pair<InodeId, std::uint64_t>> posix_locks_;
   Reactor::Clock::duration longest_wait_{};
-  std::vector<char> directory_;             // a reply to readdir
+  std::vector<char> directory_;  // a reply to readdir
 };
 
 // What libfuse calls for each request; the userdata is the FuseServer.
 const fuse_lowlevel_ops& fuse_operations();
+void add_file_operations(fuse_lowlevel_ops& operations);
 
 }  // namespace sharefs

@@ -60,7 +60,8 @@ std::uint64_t offered_flags(std::span<const std::byte> request) {
   return high << 32 | init.flags;
 }
 
-// Adds `flags` to libfuse's reply to INIT. Returns what was added: nothing if the reply is an error or of an old format.
+// Adds `flags` to libfuse's reply to INIT. Returns what was added: nothing if the reply is an error or of an
+// old format.
 std::uint64_t amend_reply(std::span<std::byte> reply, std::uint64_t flags) {
   const auto header = read_at<fuse_out_header>(reply, 0);
   if (header.error != 0 || reply.size() < sizeof(fuse_out_header) + sizeof(fuse_init_out)) return 0;
@@ -98,7 +99,8 @@ FuseSession::~FuseSession() = default;
 
 void FuseSession::exchange_init(int device) {
   std::array<int, 2> ends{};
-  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()) != 0) fail("socketpair");
+  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()) != 0)
+    fail("socketpair");
   const UniqueFd other_end(ends[1]);
   const std::string path = "/dev/fd/" + std::to_string(ends[0]);
   if (fuse_session_mount(session_.get(), path.c_str()) != 0) {
@@ -129,7 +131,8 @@ void FuseSession::process(std::span<std::byte> request) {
   extras_ = Extras{.unique = header.unique & ~kResent};
   switch (header.opcode) {
     case FUSE_WRITE:
-      extras_.kill_suidgid = (read_at<fuse_write_in>(request, kBody).write_flags & FUSE_WRITE_KILL_SUIDGID) != 0;
+      extras_.kill_suidgid =
+          (read_at<fuse_write_in>(request, kBody).write_flags & FUSE_WRITE_KILL_SUIDGID) != 0;
       break;
     case FUSE_SETATTR:
       extras_.kill_suidgid = (read_at<fuse_setattr_in>(request, kBody).valid & FATTR_KILL_SUIDGID) != 0;

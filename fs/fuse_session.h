@@ -1,9 +1,9 @@
 // libfuse's session on a device that this process mounted itself.
 //
-// The FUSE_INIT exchange is ours: libfuse answers it into a socket, what libfuse has no word for is added to the
-// reply, and only then does the session get the device. So capabilities newer than the installed libfuse are
-// negotiated (FUSE_HANDLE_KILLPRIV_V2 spares a GETXATTR before every write); the bits of requests that come with
-// them are taken from the raw bytes, see Extras.
+// The FUSE_INIT exchange is ours: libfuse answers it into a socket, what libfuse has no word for is added to
+// the reply, and only then does the session get the device. So capabilities newer than the installed libfuse
+// are negotiated (FUSE_HANDLE_KILLPRIV_V2 spares a GETXATTR before every write); the bits of requests that
+// come with them are taken from the raw bytes, see Extras.
 //
 // Threads: one (the reactor's), except that notifications may be sent with get() from any.
 #pragma once
@@ -21,7 +21,7 @@ namespace sharefs {
 // The most bytes that one READ or WRITE carries.
 constexpr std::size_t kMaxTransfer = 1U << 20;
 // A request is read into a buffer of this size: the kernel refuses to fill a smaller one.
-constexpr std::size_t kRequestBuffer = kMaxTransfer + 2U * 4096;
+constexpr std::size_t kRequestBuffer = kMaxTransfer + 8192;
 
 class FuseSession {
  public:
@@ -32,8 +32,8 @@ class FuseSession {
     bool kill_sgid = false;     // SETXATTR of an ACL: the caller is not of the file's group
   };
 
-  // `device`: fresh from FuseMount, not yet read from. Performs the INIT exchange (blocking: the kernel sends INIT at
-  // the mount). The session works on a duplicate. Throws std::runtime_error.
+  // `device`: fresh from FuseMount, not yet read from. Performs the INIT exchange (blocking: the kernel sends
+  // INIT at the mount). The session works on a duplicate. Throws std::runtime_error.
   FuseSession(const fuse_lowlevel_ops& operations, void* userdata, int device);
   ~FuseSession();
   FuseSession(const FuseSession&) = delete;

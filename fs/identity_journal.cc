@@ -161,8 +161,8 @@ bool IdentityJournal::append(const Identity& identity) {
 
   char bytes[sizeof(RecordHeader) + FileHandle::kMax + kMaxName];
   const std::size_t size = sizeof record + handle + name;
-  std::memcpy(bytes + sizeof record, identity.handle.bytes.data(), handle);
-  std::memcpy(bytes + sizeof record + handle, identity.name.data(), name);
+  std::copy_n(identity.handle.bytes.data(), handle, bytes + sizeof record);
+  std::copy_n(identity.name.data(), name, bytes + sizeof record + handle);
   std::memcpy(bytes, &record, sizeof record);
   constexpr std::size_t kHashed = offsetof(RecordHeader, id);
   record.checksum = XXH3_64bits(bytes + kHashed, size - kHashed);

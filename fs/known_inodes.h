@@ -1,8 +1,8 @@
-// How often the kernel was told of each inode, less what it has forgotten: kept only to know when an inode without a
-// name may go, and which files were opened before.
+// How often the kernel was told of each inode, less what it has forgotten: kept only to know when an inode
+// without a name may go, and which files were opened before.
 //
-// At most 32 bytes per inode: open addressing in shards that grow one by one, so that no single request pays for
-// moving a big table.
+// At most 32 bytes per inode: open addressing in shards that grow one by one, so that no single request pays
+// for moving a big table.
 //
 // Threads: one.
 #pragma once
@@ -25,7 +25,8 @@ class KnownInodes {
 
   bool contains(InodeId id) const;
 
-  // Notes that the inode is opened in `period` (not 0). True if it was already, since the kernel last learnt of it.
+  // Notes that the inode is opened in `period` (not 0). True if it was already, since the kernel last learnt
+  // of it.
   bool opened(InodeId id, std::uint16_t period);
 
   std::size_t size() const;

@@ -84,10 +84,11 @@ bool give(std::vector<Lock>& locks, const Lock& wanted) {
 std::optional<Lock> LockTable::conflict(const Lock& wanted) const {
   const auto it = held_.find(wanted.id);
   if (it == held_.end()) return std::nullopt;
+  const Lock* first = nullptr;  // by offset, as the kernel's own table answers F_GETLK
   for (const Lock& lock : it->second) {
-    if (conflicts(lock, wanted)) return lock;
+    if (conflicts(lock, wanted) && (first == nullptr || lock.range.start() < first->range.start())) first = &lock;
   }
-  return std::nullopt;
+  return first != nullptr ? std::optional(*first) : std::nullopt;
 }
 
 // Sets without waking; `weakened`: somebody who waits may now go on.

@@ -144,7 +144,18 @@ int Store::Impl::listxattr(const pb::ListXattr& op, StoreCall& call) {
       ref, [&](int fd) { return ::flistxattr(fd, call.buffer.data(), call.buffer.size()); },
       [&](const char* path) { return ::listxattr(path, call.buffer.data(), call.buffer.size()); });
   if (size < 0) return errno;
-  call.result = as_bytes(std::string_view(call.buffer).substr(0, static_cast<std::size_t>(size)));
+  std::string_view names(call.buffer.data(), static_cast<std::size_t>(size));
+  if (call.request.uid() != 0) {
+    // trusted.* is for root alone, and this process may be root where the caller is not.
+    std::string visible;
+    for (std::size_t end; !names.empty(); names.remove_prefix(end + 1)) {
+      end = names.find('\0');
+      if (!names.starts_with("trusted.")) visible.append(names.substr(0, end + 1));
+    }
+    call.buffer.replace(0, visible.size(), visible);
+    names = std::string_view(call.buffer.data(), visible.size());
+  }
+  call.result = as_bytes(names);
   return 0;
 }
 

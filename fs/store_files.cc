@@ -153,6 +153,9 @@ int Store::Impl::fallocate(const pb::Fallocate& op, StoreCall& call) {
   }
   const auto note = [this, id = op.id(), offset = op.offset(), length] { note_extent(id, offset, length); };
   note();
+  // FUSE says of writes and truncations whether they drop privileges, but not of these.
+  if (call.request.uid() != 0)
+    if (const int error = strip_privileges(ref, backing); error != 0) return error;
   const auto work = [fd = ref.fd, mode = static_cast<int>(op.mode()),
                      offset = static_cast<off_t>(op.offset()), size = static_cast<off_t>(op.length())](Job&) {
     return error_of(::fallocate(fd, mode, offset, size));

@@ -103,11 +103,13 @@ void restore_live_state(const SiteParts& parts, const pb::LiveState& live) {
 
 void drop_live_state(const SiteParts& parts) {
   std::vector<LockTable::Waiter> waiting = parts.locks.waiting();
+  const auto clients = parts.opens.clients();
   parts.locks.clear();
   parts.opens.clear();
   parts.coherence.clear();
   for (auto& waiter : waiting) {
-    if (!waiter.reply) continue;
+    const auto client = clients.find(waiter.lock.client);
+    if (!waiter.reply || client == clients.end() || client->second != parts.self) continue;
     pb::Request request;
     request.set_client(waiter.lock.client);
     request.set_seq(waiter.seq);
@@ -117,7 +119,6 @@ void drop_live_state(const SiteParts& parts) {
     *lock->mutable_range() = waiter.lock.range;
     lock->set_wait(true);
     lock->set_flock(waiter.lock.flock);
-    // A waiter of another site is asked again by that site's own Peer; this covers those of our mount.
     parts.peer.execute(request, {}, std::move(waiter.reply));
   }
 }

@@ -142,7 +142,7 @@ void Peer::Impl::send(Pending& which) {
   zmq::message_t head;
   head.copy(which.head);
   std::vector<zmq::message_t> parts;
-  if (which.data.size() != 0) parts.emplace_back().copy(which.data);
+  if (!which.data.empty()) parts.emplace_back().copy(which.data);
   which.asked |= owner_bit;
   which.retry = false;
   transport.send(owner, Lane::requests, std::move(head), std::move(parts));

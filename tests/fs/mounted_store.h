@@ -1,4 +1,5 @@
-// A store mounted for real in the test's own process: FrontEnd -> Spy -> Coherence -> Store, on a reactor of its own.
+// A store mounted for real in the test's own process: FrontEnd -> Spy -> Coherence -> Store, on a reactor of
+// its own.
 #pragma once
 
 #include <unistd.h>
@@ -99,10 +100,12 @@ class MountedStore {
     std::filesystem::create_directory(store_path());
     std::filesystem::create_directory(directory_.path() / "mnt");
     std::filesystem::permissions(directory_.path(), std::filesystem::perms(0755));
-    inodes_ = std::make_unique<InodeTable>(directory_.path() / "state.db", directory_.path() / "journal",
-                                           UniqueFd(::open(store_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)));
+    inodes_ = std::make_unique<InodeTable>(
+        directory_.path() / "state.db", directory_.path() / "journal",
+        UniqueFd(::open(store_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)));
     inodes_->set_epoch(1);
-    store_ = std::make_unique<Store>(Store::Options{store_path(), "test", 512}, *inodes_, opens_, locks_, workers_);
+    store_ = std::make_unique<Store>(Store::Options{store_path(), "test", 512}, *inodes_, opens_, locks_,
+                                     workers_);
     coherence_ = std::make_unique<Coherence>(
         *store_, opens_, locks_, reactor_,
         [this](const RecallOrder& order, std::function<void(bool)> done) { recall(order, std::move(done)); });
@@ -119,8 +122,8 @@ class MountedStore {
   MountedStore& operator=(const MountedStore&) = delete;
 
   void mount() {
-    front_end_ = std::make_unique<FrontEnd>(FrontEnd::Options{mountpoint(), "test", {}}, reactor_, *spy_, kClient,
-                                            [this] { unmounted_ = true; });
+    front_end_ = std::make_unique<FrontEnd>(FrontEnd::Options{mountpoint(), "test", {}}, reactor_, *spy_,
+                                            kClient, [this] { unmounted_ = true; });
     front_end_->set_policy(kSharedMount);
     thread_ = std::jthread([this] { reactor_.run(); });
   }

@@ -342,7 +342,7 @@ class Actor:
         self._process.stdin.flush()
 
     def receive(self, timeout=60):
-        if not select.select([self._process.stdout], [], [], timeout)[0]:
+        if not select.select([self._process.stdout], [], [], timeout * sandbox.PATIENCE)[0]:
             raise AssertionError(f'an operation does not end within {timeout} s')
         return pickle.load(self._process.stdout)
 
@@ -355,7 +355,10 @@ class Actor:
 
     def close(self):
         self._process.kill()
-        self._process.wait(20)
+        try:
+            self._process.wait(2)
+        except subprocess.TimeoutExpired:
+            pass  # it ends with the mount that it waits for, which is closed later
         self._process.stdin.close()
         self._process.stdout.close()
 

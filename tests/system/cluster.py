@@ -56,7 +56,7 @@ class Site:
     def cli(self, *words, check=True, timeout=60):
         """Runs a command of this site: CompletedProcess with text."""
         result = subprocess.run(self.command(*words), env=self.environment(), capture_output=True, text=True,
-                                timeout=timeout)
+                                timeout=timeout * sandbox.PATIENCE)
         if check and result.returncode != 0:
             raise AssertionError(f'{self.name}: sharefs {" ".join(map(str, words))}: exit {result.returncode}: '
                                  f'{result.stderr.strip()} {result.stdout.strip()}')
@@ -101,7 +101,7 @@ class Site:
     def wait_killed(self, timeout=30):
         """Waits until a fault point killed the daemon, and clears the dead mount away."""
         try:
-            self.process.wait(timeout)
+            self.process.wait(timeout * sandbox.PATIENCE)
         except subprocess.TimeoutExpired:
             raise AssertionError(f'{self.name} was not killed: its fault point was not passed') from None
         assert self.process.returncode == -signal.SIGKILL, f'{self.name} ended with {self.process.returncode}'
@@ -175,7 +175,7 @@ class Migration:
 
     def finish(self, check=True, timeout=120):
         try:
-            out, err = self.process.communicate(timeout=timeout)
+            out, err = self.process.communicate(timeout=timeout * sandbox.PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             out, err = self.process.communicate()

@@ -39,12 +39,12 @@ def small(directory, files=200, seed=1, size=40_000):
 
 
 def bulk(directory, megabytes, seed=1):
-    """Large files that do not compress."""
-    r = random.Random(seed)
+    """Large files that do not compress, each different."""
+    noise = random.Random(seed).randbytes(1 << 20) * 2
     for i in range(0, megabytes, 8):
         with open(f'{directory}/bulk{i}', 'wb') as f:
-            for _ in range(min(8, megabytes - i)):
-                f.write(r.randbytes(1 << 20))
+            for j in range(i, min(i + 8, megabytes)):
+                f.write(j.to_bytes(8, 'little') + noise[j * 1009:j * 1009 + (1 << 20) - 8])
 
 
 def many(directory, files, per_directory=200):

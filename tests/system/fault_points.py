@@ -16,7 +16,9 @@ HANDOFF = [
     Point('source.prepare', SOURCE, False),
     Point('source.t0', SOURCE, False),
     Point('image.source.batch', SOURCE, False),
+    Point('image.source.end', SOURCE, False),
     Point('source.image_complete', SOURCE, False),
+    Point('round.source', SOURCE, False),
     Point('source.round', SOURCE, False),
     Point('source.t1', SOURCE, False),
     Point('source.final_sent', SOURCE, False),
@@ -25,7 +27,11 @@ HANDOFF = [
     Point('source.before_commit', SOURCE, False),
     Point('source.after_commit', SOURCE, True),
     Point('source.records_sent', SOURCE, True),
+    Point('image.target.batch', TARGET, False),
+    Point('image.target.end', TARGET, False),
+    Point('round.target', TARGET, False),
     Point('target.final_end', TARGET, False),
+    Point('final.target', TARGET, False),
     Point('target.before_prepared', TARGET, False),
     Point('target.prepared', TARGET, False),
     Point('target.commit', TARGET, True),
@@ -38,8 +44,12 @@ HANDOFF = [
 ]
 # Passed only when requests were held, so a load must write fast while the gate is closed.
 NEED_RECORDS = {'gate.records-durable', 'target.record', 'target.record.stored', 'target.record.performed'}
-# Not part of a handoff: the owner performing a request.
-REQUEST = ['once.intent', 'once.effect', 'once.outcome']
+# Inside the threads that ship and apply; a cut or an abort there is the same as at their neighbours.
+KILL_ONLY = {'image.source.end', 'image.target.batch', 'image.target.end', 'round.source', 'round.target',
+             'final.target'}
+# Not part of a handoff: the owner performing a request. With the passage at which the test kills it.
+REQUEST = {'once.intent': 300, 'once.effect': 300, 'once.outcome': 300, 'store-orphan-moved': 20,
+           'store-rename-kept': 20}
 # Passed after a roll-back.
 ROLL_BACK = ['gate.reopened']
 

@@ -45,7 +45,7 @@ class Load:
     def wait(self, check=True, timeout=60):
         if self.result is None:
             try:
-                out, err = self.process.communicate(timeout=timeout)
+                out, err = self.process.communicate(timeout=timeout * sandbox.PATIENCE)
             except subprocess.TimeoutExpired:
                 raise AssertionError(f'{self.mode} {self.values} hangs') from None
             try:
@@ -62,9 +62,11 @@ class Load:
         pass
 
     def close(self):
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.communicate(timeout=30)
+        self.process.kill()
+        try:
+            self.process.communicate(timeout=2)
+        except subprocess.TimeoutExpired:
+            pass  # it ends with the mount that it waits for, which is closed later
 
 
 class Everything:

@@ -16,6 +16,8 @@ import traceback
 
 WORK = '/mnt'
 SKIP = 77
+# Multiplies every time limit, for busy machines.
+PATIENCE = float(os.environ.get('SHAREFS_TEST_PATIENCE', '1'))
 TESTER = 4242  # an ordinary user with a name
 BUILD = os.environ.get('SHAREFS_BUILD') or os.path.abspath(
     os.path.join(os.path.dirname(__file__), '..', '..', 'build', 'release'))
@@ -27,7 +29,8 @@ class Skip(Exception):
 
 def run(*command, check=True, timeout=60, **options):
     """Runs a command, with its output captured as text."""
-    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=timeout, **options)
+    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=timeout * PATIENCE,
+                            **options)
     if check and result.returncode != 0:
         raise AssertionError(f'{" ".join(map(str, command))}: exit {result.returncode}: '
                              f'{result.stderr.strip()} {result.stdout.strip()}')
@@ -134,7 +137,7 @@ def reap():
 
 def eventually(condition, what, timeout=20, every=0.05):
     """Waits until condition() is true; its last value is returned."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * PATIENCE
     while True:
         value = condition()
         if value:
@@ -192,7 +195,7 @@ def _describe():
 
 def _run_one(name, test, seconds):
     before = mounts()
-    watchdog = _Watchdog(seconds, _describe)
+    watchdog = _Watchdog(seconds * PATIENCE, _describe)
     start = time.monotonic()
     verdict = 'ok'
     try:

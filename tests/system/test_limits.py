@@ -45,7 +45,7 @@ def a_target_that_fills_up_ends_the_attempt():
     assert summary['result'] == 'failed' and summary['error'] and '\n' not in summary['error'], summary
     assert cluster.owner() is alpha
     os.remove(f'{disk}/ballast')
-    alpha.migrate(beta, '--max-pause', '500ms')
+    alpha.migrate(beta, '--max-pause', '2s')
     load.stop()
     once('verify-writer', dir=alpha.mountpoint, id='w', expect=f'{sandbox.WORK}/w')
     cluster.verify(beta, alpha)

@@ -102,8 +102,8 @@ def mounted_over_the_store_itself():
         seen.pop(b'')
         assert_same(before, seen, f'{site.name} shows another tree')
     load = Load('writer', dir=alpha.store, id='w', expect=f'{sandbox.WORK}/w', rate=300)
-    alpha.migrate(beta, '--max-pause', '500ms')
-    beta.migrate(alpha, '--max-pause', '500ms')
+    alpha.migrate(beta, '--max-pause', '2s')
+    beta.migrate(alpha, '--max-pause', '2s')
     load.stop()
     once('verify-writer', dir=beta.store, id='w', expect=f'{sandbox.WORK}/w')
     cluster.verify(alpha, beta)
@@ -170,7 +170,7 @@ def an_ordinary_user_has_it_all(user=sandbox.TESTER):
         assert actor.do('symlink', 'x', f'd{i}/s')[0] == 'ok'
     before = [actor.do('lstat', 'd0/f') for actor in actors]
     assert before[0] == before[1] and before[0][1]['uid'] == user, before
-    alpha.migrate(beta, '--max-pause', '500ms')
+    alpha.migrate(beta, '--max-pause', '2s')
     for actor in actors:
         assert actor.do('content', 'd1/h') == ('ok', b'mine')
         assert actor.do('list', 'd0') == ('ok', [b'f', b'h', b's'])

@@ -118,7 +118,7 @@ def garbage_on_the_port_breaks_nothing():
     assert_same(before, after, 'the tree was changed')
     assert alpha.memory_peak() < 256
     cluster.wait_connected()
-    alpha.migrate(cluster[1], '--max-pause', '500ms')
+    alpha.migrate(cluster[1], '--max-pause', '2s')
 
 
 EVIL_NAMES = (r'../../evil', r'/mnt/evil', r'..', r'.', r'', r'a/b', r'x\000y', r'.sharefs')
@@ -201,7 +201,7 @@ def malformed_messages_of_a_known_site_break_nothing():
     beta.start()
     cluster.wait_connected()
     assert Actor(beta.mountpoint).do('put', 'after', b'all is well')[0] == 'ok'
-    alpha.migrate(beta, '--max-pause', '500ms')
+    alpha.migrate(beta, '--max-pause', '2s')
 
 
 if __name__ == '__main__':

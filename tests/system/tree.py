@@ -7,6 +7,8 @@ import stat
 import subprocess
 import sys
 
+from sandbox import PATIENCE
+
 # Fields of an entry; those that need not be equal are left out by the caller.
 FIELDS = ('mode', 'uid', 'gid', 'size', 'nlink', 'mtime', 'rdev', 'xattrs', 'data', 'links', 'ino', 'ctime', 'holes')
 SAME_FILE_SYSTEM_SEEN = ('mode', 'uid', 'gid', 'size', 'nlink', 'mtime', 'rdev', 'xattrs', 'data', 'links', 'ino',
@@ -80,7 +82,8 @@ def walk(root, fields=SAME_CONTENT, skip=(b'.sharefs', b'lost+found')):
 
 def digest(root, fields=SAME_CONTENT, timeout=120):
     """The digest, made by a process of its own: a mount that hangs must not hang the test."""
-    result = subprocess.run([sys.executable, __file__, root, *fields], capture_output=True, timeout=timeout)
+    result = subprocess.run([sys.executable, __file__, root, *fields], capture_output=True,
+                            timeout=timeout * PATIENCE)
     if result.returncode != 0:
         raise AssertionError(f'cannot read {root}: {result.stderr.decode()[-600:]}')
     return pickle.loads(result.stdout)

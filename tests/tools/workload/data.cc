@@ -127,7 +127,6 @@ class WriterFile {
 
 void run_writer(const Options& options, Report& report) {
   std::vector<WriterFile> files;
-  for (unsigned i = 0; i < options.files; ++i) files.emplace_back(report, options, i);
   auto save_all = [&] {
     std::vector<Written> all;
     all.reserve(files.size());
@@ -136,6 +135,7 @@ void run_writer(const Options& options, Report& report) {
   };
   std::mt19937_64 random(options.seed);
   try {
+    for (unsigned i = 0; i < options.files; ++i) files.emplace_back(report, options, i);
     while (!report.stopped()) {
       report.pace();
       files[random() % files.size()].step(random);

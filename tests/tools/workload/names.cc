@@ -104,6 +104,8 @@ class Creator {
     const std::string path = directory_ + "/" + name;
     if (names_.count(name) == 0) {
       create(name, path);
+    } else if (names_[name] == S_IFREG && random_() % 2 == 0) {
+      replace(path);
     } else {
       remove(name, path);
     }
@@ -137,6 +139,21 @@ class Creator {
     if (report_.run(
             "mkdir", [&] { return mkdir(path.c_str(), 0755); }, EEXIST) == 0)
       report_.fail(path + " could be made twice");
+  }
+
+  // As editors save: a new file is renamed over the old one.
+  void replace(const std::string& path) {
+    const std::string fresh = directory_ + "/fresh";
+    const std::string text = std::to_string(random_());
+    {
+      File file = open_file(report_, fresh, O_CREAT | O_EXCL | O_WRONLY);
+      report_.run("write", [&] { return write(file.fd(), text.data(), text.size()); });
+    }
+    report_.run("rename", [&] { return rename(fresh.c_str(), path.c_str()); });
+    File file = open_file(report_, path, O_RDONLY);
+    std::string found(text.size(), '\0');
+    report_.run("read", [&] { return read(file.fd(), found.data(), found.size()); });
+    if (found != text) report_.fail(path + " is not what was renamed to it");
   }
 
   void remove(const std::string& name, const std::string& path) {
