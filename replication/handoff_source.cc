@@ -18,6 +18,8 @@ constexpr auto kRetryDelay = std::chrono::milliseconds(300);
 constexpr auto kConnectionPatience = std::chrono::seconds(60);
 // Rounds after which writers are known to outrun the link.
 constexpr std::uint32_t kMaxRounds = 40;
+// «log applied» must not be older than this, and a few round trips, at the commit point.
+constexpr auto kFreshness = std::chrono::milliseconds(100);
 constexpr auto kResendInterval = std::chrono::seconds(1);
 
 double ms(Reactor::Clock::duration duration) { return std::chrono::duration<double, std::milli>(duration).count(); }
@@ -269,6 +271,10 @@ void HandoffSource::commit() {
   parts_.gate.make_durable();  // what arrived while queries drained
   record_.records = parts_.gate.held();
   fault_point("source.before_commit");
+  // After the commit point callers can only wait for the target: so it must have been heard of just now, not merely
+  // before its silence could be noticed (this process may have been stopped meanwhile).
+  if (Clock::now() - t2_at_ > kFreshness + 4 * parts_.transport.round_trip(options_.target))
+    return give_up(fmt::format("{} was last heard of too long ago to commit", options_.target), true);
   // The commit point: from here this site never performs another mutation at the old epoch, whatever happens. The phase
   // goes first: a handoff that says «committed» under an old owner is read as rolled back by a restarted process.
   record_.phase = name(SourceState::committed);
@@ -463,8 +469,10 @@ void HandoffSource::message(Message message) {
   }
 }
 
-void HandoffSource::connected() {
+void HandoffSource::connected(bool another_process) {
   if (state_ == SourceState::committed) return send_records();
+  // A restart that was too quick for its silence to be noticed: what was on its way is lost.
+  if (!waiting_ && another_process) give_up(fmt::format("{} was restarted", options_.target), true);
   if (!waiting_) return;
   parts_.reactor.cancel(retry_timer_);
   retry_timer_ = parts_.reactor.after(kRetryDelay, [this] { begin_attempt(); });

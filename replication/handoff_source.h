@@ -51,7 +51,8 @@ class HandoffSource {
   bool abort(std::string& why_not);
 
   void message(Message message);         // from the target
-  void connected();
+  // `another_process`: the target's process is not the one that this attempt began with.
+  void connected(bool another_process);
   void lost();
 
   const SiteName& target() const { return options_.target; }

@@ -290,10 +290,10 @@ void HandoffTarget::all_performed() {
   send(envelope);
 }
 
-void HandoffTarget::connected(const SiteName& site) {
+void HandoffTarget::connected(const SiteName& site, bool another_process) {
   if (site != source_) return;
-  if (state_ == TargetState::receiving || state_ == TargetState::finishing)
-    return abandon("the connection to the source was interrupted");
+  if (another_process && (state_ == TargetState::receiving || state_ == TargetState::finishing))
+    return abandon("the source was restarted");
   if (state_ != TargetState::prepared && state_ != TargetState::performing) return;
   pb::Envelope envelope;
   envelope.mutable_inquire()->set_attempt(record_.attempt);

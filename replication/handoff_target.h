@@ -38,7 +38,7 @@ class HandoffTarget {
   ~HandoffTarget();
 
   void message(const SiteName& from, Message message);
-  void connected(const SiteName& site);
+  void connected(const SiteName& site, bool another_process);
   // The operator's or the source's abandon, or a newer attempt replaces this one.
   void abandon(const std::string& reason);
 

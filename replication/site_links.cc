@@ -133,12 +133,13 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said) {
 
   // Another process than before: what its earlier mount had open or locked is gone.
   auto& last = incarnations[site];
-  if (is_owner() && !gate.closed() && last != 0 && last != said.incarnation()) coherence.expire_site(site);
+  const bool another_process = last != 0 && last != said.incarnation();
   last = said.incarnation();
+  if (is_owner() && !gate.closed() && another_process) coherence.expire_site(site);
 
   peer.connected(site);
-  if (source && source->target() == site) source->connected();
-  if (target) target->connected(site);
+  if (source && source->target() == site) source->connected(another_process);
+  if (target) target->connected(site, another_process);
 }
 
 void Site::Impl::lost(const SiteName& site) {
@@ -224,7 +225,7 @@ void Site::Impl::inquire(const SiteName& from, const pb::Inquire& inquire) {
   verdict->set_epoch(ownership.epoch);
   verdict->set_owner(ownership.owner);
   transport.send(from, Lane::requests, envelope);
-  if (source && source->attempt() == inquire.attempt()) source->connected();
+  if (source && source->attempt() == inquire.attempt()) source->connected(false);
 }
 
 // The commit of a handoff that has long been completed here: the source has not heard of it.

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <filesystem>
 #include <functional>
@@ -157,6 +158,7 @@ class Attempt {
   ImageTarget& target() { return *target_; }
   const std::string& error() const { return error_; }
 
+  bool lost() const { return lost_; }
   // Called for each batch on the reactor thread; false drops it and everything after it.
   std::function<bool(std::uint64_t number)> on_batch;
 
@@ -187,7 +189,7 @@ class Attempt {
   Copy& from_;
   const std::uint64_t number_;
   std::uint64_t cut_ = 0;
-  bool lost_ = false;
+  std::atomic<bool> lost_{false};
   std::string error_;
   std::unique_ptr<ImageSource> source_;
   std::unique_ptr<ImageTarget> target_;
