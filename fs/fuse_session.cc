@@ -23,8 +23,10 @@ constexpr int kInitTimeoutMs = 10'000;
 constexpr std::uint64_t kResent = 1ULL << 63;  // FUSE_UNIQUE_RESEND: not part of the request's name
 // FUSE_DIRECT_IO_ALLOW_MMAP (protocol 7.39): append handles are opened direct and may be mapped all the same.
 constexpr std::uint64_t kDirectIoAllowMmap = 1ULL << 36;
-// Taken when the kernel offers them, whether or not the installed libfuse knows them.
-constexpr std::uint64_t kBehindLibfuse = FUSE_HANDLE_KILLPRIV_V2 | FUSE_SETXATTR_EXT | kDirectIoAllowMmap;
+// Taken when the kernel offers them, whether or not the installed libfuse knows them (3.14 knows of
+// FUSE_PARALLEL_DIROPS and forgets to say so).
+constexpr std::uint64_t kBehindLibfuse =
+    FUSE_PARALLEL_DIROPS | FUSE_HANDLE_KILLPRIV_V2 | FUSE_SETXATTR_EXT | kDirectIoAllowMmap;
 
 [[noreturn]] void fail(const char* what) {
   throw std::system_error(errno, std::generic_category(), std::string("FUSE: ") + what);

@@ -91,6 +91,9 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, const HandoffRecord& stored
   if (state_ == TargetState::performing) {
     records_total_ = std::stoull("0" + parts_.state.blob(total_key(record_.attempt)));
     performer_ = std::make_unique<RecordPerformer>(parts_.state, parts_.coherence, record_.attempt);
+    // The source sends again only what it has no outcome of.
+    for (const auto& stored_record : parts_.state.records(record_.attempt))
+      if (stored_record.done && stored_record.number == next_) ++next_;
     restore_live_state(parts_, live_);
     parts_.gate.hold_everything();
   }

@@ -158,7 +158,7 @@ class Attempt {
   ImageTarget& target() { return *target_; }
   const std::string& error() const { return error_; }
 
-  bool lost() const { return lost_; }
+  std::uint64_t applied() const { return applied_; }  // batches
   // Called for each batch on the reactor thread; false drops it and everything after it.
   std::function<bool(std::uint64_t number)> on_batch;
 
@@ -179,7 +179,10 @@ class Attempt {
     }
   }
   void to_source(const pb::Envelope& answer) {
-    if (answer.has_credit()) source_->credit(answer.credit());
+    if (answer.has_credit()) {
+      ++applied_;
+      source_->credit(answer.credit());
+    }
     if (answer.has_need()) source_->need(answer.need());
     if (answer.has_image_complete()) source_->image_complete(answer.image_complete());
     if (answer.has_round_applied()) source_->round_applied(answer.round_applied());
@@ -189,7 +192,8 @@ class Attempt {
   Copy& from_;
   const std::uint64_t number_;
   std::uint64_t cut_ = 0;
-  std::atomic<bool> lost_{false};
+  bool lost_ = false;
+  std::atomic<std::uint64_t> applied_{0};
   std::string error_;
   std::unique_ptr<ImageSource> source_;
   std::unique_ptr<ImageTarget> target_;
