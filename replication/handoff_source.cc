@@ -11,15 +11,18 @@
 namespace sharefs {
 namespace {
 
-// A handoff that overran max-pause, or lost its connection, is tried again this often before it fails.
-constexpr unsigned kMaxAttempts = 6;
+// A handoff whose pause ran over is tried this often before it fails. One that lost its connection goes on from what has
+// arrived, so it is tried as long as the connection comes back; the larger bound is for a target that fails each time.
+constexpr unsigned kMaxOverruns = 6;
+constexpr unsigned kMaxAttempts = 50;
 constexpr auto kRetryDelay = std::chrono::milliseconds(300);
+constexpr auto kLongestRetryDelay = std::chrono::milliseconds(3000);
 // How long a lost connection is waited for before the handoff fails (the data set goes on being served here).
 constexpr auto kConnectionPatience = std::chrono::seconds(60);
 // Rounds after which writers are known to outrun the link.
 constexpr std::uint32_t kMaxRounds = 40;
-// «log applied» must not be older than this, and a few round trips, at the commit point.
-constexpr auto kFreshness = std::chrono::milliseconds(100);
+// The question whose answer allows the commit must not be older than this, and a few round trips, at the commit point.
+constexpr auto kFreshness = std::chrono::milliseconds(50);
 constexpr auto kResendInterval = std::chrono::seconds(1);
 
 double ms(Reactor::Clock::duration duration) { return std::chrono::duration<double, std::milli>(duration).count(); }
@@ -230,6 +233,7 @@ void HandoffSource::close_gate() {
   closed_at_ = Clock::now();
   pause_timer_ = parts_.reactor.after(options_.max_pause, [this] {
     pause_timer_ = 0;
+    ++overruns_;
     give_up(fmt::format("the pause ran over {} ms", options_.max_pause.count()), true);
   });
   live_sent_ = false;
@@ -255,16 +259,31 @@ void HandoffSource::ship_rest() {
        });
 }
 
+// Three things run at once: the target confirms that it is still there, the records become durable, queries drain.
 void HandoffSource::prepare_commit() {
   record_.t2 = wall_clock_ns();
-  t2_at_ = Clock::now();
   fault_point("source.log_applied");
-  if (!parts_.transport.connected(options_.target))
-    return give_up(fmt::format("the connection to {} was lost", options_.target), true);
+  queries_drained_ = false;
+  ask_confirmation();
   parts_.gate.make_durable();
   parts_.gate.block_queries([this, attempt = record_.attempt] {
-    if (attempt == record_.attempt && state_ == SourceState::committing) commit();
+    if (attempt != record_.attempt || state_ != SourceState::committing) return;
+    queries_drained_ = true;
+    commit_when_ready();
   });
+}
+
+void HandoffSource::ask_confirmation() {
+  confirmed_ = false;
+  asked_at_ = Clock::now();
+  pb::Envelope envelope;
+  envelope.mutable_confirm()->set_attempt(record_.attempt);
+  envelope.mutable_confirm()->set_number(++confirmation_);
+  send(envelope);
+}
+
+void HandoffSource::commit_when_ready() {
+  if (state_ == SourceState::committing && confirmed_ && queries_drained_) commit();
 }
 
 void HandoffSource::commit() {
@@ -273,8 +292,7 @@ void HandoffSource::commit() {
   fault_point("source.before_commit");
   // After the commit point callers can only wait for the target: so it must have been heard of just now, not merely
   // before its silence could be noticed (this process may have been stopped meanwhile).
-  if (Clock::now() - t2_at_ > kFreshness + 4 * parts_.transport.round_trip(options_.target))
-    return give_up(fmt::format("{} was last heard of too long ago to commit", options_.target), true);
+  if (Clock::now() - asked_at_ > kFreshness + 4 * parts_.transport.round_trip(options_.target)) return ask_confirmation();
   // The commit point: from here this site never performs another mutation at the old epoch, whatever happens. The phase
   // goes first: a handoff that says «committed» under an old owner is read as rolled back by a restarted process.
   record_.phase = name(SourceState::committed);
@@ -324,6 +342,7 @@ void HandoffSource::resume(const HandoffRecord& committed) {
 }
 
 void HandoffSource::send_records() {
+  if (state_ != SourceState::committed) return;
   parts_.reactor.cancel(retry_timer_);
   pb::Envelope envelope;
   auto* commit = envelope.mutable_commit();
@@ -347,7 +366,7 @@ void HandoffSource::send_records() {
   fault_point("source.records_sent");
   retry_timer_ = parts_.reactor.after(kResendInterval, [this] {
     retry_timer_ = 0;
-    if (state_ == SourceState::committed) send_records();
+    send_records();
   });
 }
 
@@ -363,6 +382,9 @@ void HandoffSource::finished() {
   record_.t3 = wall_clock_ns();
   if (record_.t1) record_.pause_ms = static_cast<double>(record_.t3 - record_.t1) / 1e6;
   parts_.state.drop_records(record_.attempt);
+  pb::Envelope envelope;
+  envelope.mutable_abandon()->set_attempt(record_.attempt);  // the outcomes of the records have arrived
+  send(envelope);
   conclude("done", "");
 }
 
@@ -388,7 +410,7 @@ void HandoffSource::roll_back() {
   send(envelope);
   spdlog::info("handoff {} given up: {}", record_.attempt, give_up_reason_);
 
-  if (!give_up_retry_ || attempts_ >= kMaxAttempts)
+  if (!give_up_retry_ || overruns_ >= kMaxOverruns || attempts_ >= kMaxAttempts)
     return conclude(give_up_reason_ == "aborted" ? "aborted" : "failed", give_up_reason_);
   record_.result = "failed";
   record_.error = give_up_reason_;
@@ -396,7 +418,8 @@ void HandoffSource::roll_back() {
   persist(Durability::normal);
   waiting_ = true;
   if (parts_.transport.connected(options_.target)) {
-    retry_timer_ = parts_.reactor.after(kRetryDelay * attempts_, [this] { begin_attempt(); });
+    retry_timer_ = parts_.reactor.after(std::min<Clock::duration>(kRetryDelay * attempts_, kLongestRetryDelay),
+                                        [this] { begin_attempt(); });
   } else {
     retry_timer_ = parts_.reactor.after(kConnectionPatience, [this] {
       conclude("failed", fmt::format("{} has not been reachable for {} s", options_.target,
@@ -454,7 +477,13 @@ void HandoffSource::message(Message message) {
       break;
     case pb::Envelope::kLogApplied:
       // Only an answer to what was sent: the final message of this very attempt.
-      if (mine(head.log_applied()) && live_sent_) handle(SourceEvent::log_applied);
+      if (!mine(head.log_applied()) || !live_sent_) break;
+      if (state_ != SourceState::committing) {
+        handle(SourceEvent::log_applied);
+      } else if (head.log_applied().number() == confirmation_) {
+        confirmed_ = true;
+        commit_when_ready();
+      }
       break;
     case pb::Envelope::kRefused:
       if (mine(head.refused())) give_up(head.refused().error(), false);
@@ -469,13 +498,15 @@ void HandoffSource::message(Message message) {
   }
 }
 
-void HandoffSource::connected(bool another_process) {
+void HandoffSource::connected(bool interrupted) {
   if (state_ == SourceState::committed) return send_records();
-  // A restart that was too quick for its silence to be noticed: what was on its way is lost.
-  if (!waiting_ && another_process) give_up(fmt::format("{} was restarted", options_.target), true);
-  if (!waiting_) return;
-  parts_.reactor.cancel(retry_timer_);
-  retry_timer_ = parts_.reactor.after(kRetryDelay, [this] { begin_attempt(); });
+  if (waiting_) {
+    parts_.reactor.cancel(retry_timer_);
+    retry_timer_ = parts_.reactor.after(kRetryDelay, [this] { begin_attempt(); });
+  } else if (interrupted) {
+    // Broken and made again, or restarted, too quickly for the silence to be noticed: what was on its way is lost.
+    give_up(fmt::format("the connection to {} was interrupted", options_.target), true);
+  }
 }
 
 void HandoffSource::lost() {

@@ -51,9 +51,11 @@ class HandoffSource {
   bool abort(std::string& why_not);
 
   void message(Message message);         // from the target
-  // `another_process`: the target's process is not the one that this attempt began with.
-  void connected(bool another_process);
+  // The target is connected; `interrupted`: messages may have been lost, or its process is another one.
+  void connected(bool interrupted);
   void lost();
+  // After the commit point: commit and records, again. Harmless at any time.
+  void send_records();
 
   const SiteName& target() const { return options_.target; }
   std::uint64_t attempt() const { return record_.attempt; }
@@ -74,9 +76,10 @@ class HandoffSource {
   void close_gate();
   void ship_rest();
   void prepare_commit();
+  void ask_confirmation();
+  void commit_when_ready();
   void commit();
   void hand_over();
-  void send_records();
   void record_done(const pb::RecordDone& message, const Message& raw);
   void finished();
   void give_up(std::string reason, bool retry);
@@ -96,6 +99,7 @@ class HandoffSource {
   SourceState state_ = SourceState::preparing;
   HandoffRecord record_;
   unsigned attempts_ = 0;
+  unsigned overruns_ = 0;                // attempts that the pause ended
   bool waiting_ = false;                 // between attempts, or for the connection
   bool ended_ = false;
   std::string give_up_reason_;
@@ -106,7 +110,10 @@ class HandoffSource {
   Clock::duration last_round_{};
   Clock::duration own_sync_{std::chrono::milliseconds(1)};
   Clock::time_point closed_at_{};
-  Clock::time_point t2_at_{};
+  Clock::time_point asked_at_{};         // when the target was asked to confirm that it is there
+  std::uint64_t confirmation_ = 0;       // number of that question
+  bool confirmed_ = false;
+  bool queries_drained_ = false;
   Clock::time_point started_at_ = Clock::now();
   Reactor::TimerId pause_timer_ = 0;
   Reactor::TimerId retry_timer_ = 0;

@@ -24,6 +24,12 @@ std::set<InodeId> orphans_of(const pb::LiveState& live) {
 
 }  // namespace
 
+void HandoffTarget::forget(State& state, std::uint64_t attempt) {
+  state.drop_records(attempt);
+  state.put_blob(live_key(attempt), "");
+  state.put_blob(total_key(attempt), "");
+}
+
 std::string HandoffTarget::refusal(const SiteParts& parts, const pb::Prepare& prepare) {
   const Ownership now = parts.state.ownership();
   if (now.owner == parts.self) return fmt::format("{} is the owner already", parts.self);
@@ -117,42 +123,51 @@ bool HandoffTarget::handle(TargetEvent event) {
   return true;
 }
 
-void HandoffTarget::message(const SiteName& from, Message message) {
-  if (from != source_) return;
-  const auto mine = [this](const auto& body) { return body.attempt() == record_.attempt; };
+bool HandoffTarget::concerns(const SiteName& from, const pb::Envelope& head) const {
+  if (from != source_ || state_ == TargetState::serving || state_ == TargetState::abandoned) return false;
+  switch (head.body_case()) {
+    case pb::Envelope::kBatch: return head.batch().attempt() == record_.attempt;
+    case pb::Envelope::kManifest: return head.manifest().attempt() == record_.attempt;
+    case pb::Envelope::kImageEnd: return head.image_end().attempt() == record_.attempt;
+    case pb::Envelope::kRoundEnd: return head.round_end().attempt() == record_.attempt;
+    case pb::Envelope::kFinalEnd: return head.final_end().attempt() == record_.attempt;
+    case pb::Envelope::kConfirm: return head.confirm().attempt() == record_.attempt;
+    case pb::Envelope::kCommit: return head.commit().attempt() == record_.attempt;
+    case pb::Envelope::kRecord: return head.record().attempt() == record_.attempt;
+    case pb::Envelope::kAbandon: return head.abandon().attempt() == record_.attempt;
+    case pb::Envelope::kVerdict: return head.verdict().attempt() == record_.attempt;
+    default: return false;
+  }
+}
+
+void HandoffTarget::message(Message message) {
+  const bool receiving = state_ == TargetState::receiving;
   switch (message.head.body_case()) {
     case pb::Envelope::kBatch:
-      if (mine(message.head.batch()) && state_ == TargetState::receiving) image_->batch(std::move(message));
+      if (receiving) image_->batch(std::move(message));
       break;
     case pb::Envelope::kManifest:
-      if (mine(message.head.manifest()) && state_ == TargetState::receiving) image_->manifest(message.head.manifest());
+      if (receiving) image_->manifest(message.head.manifest());
       break;
     case pb::Envelope::kImageEnd:
-      if (mine(message.head.image_end()) && state_ == TargetState::receiving) image_->image_end();
+      if (receiving) image_->image_end();
       break;
     case pb::Envelope::kRoundEnd:
-      if (mine(message.head.round_end()) && state_ == TargetState::receiving)
-        image_->round_end(message.head.round_end().round());
+      if (receiving) image_->round_end(message.head.round_end().round());
       break;
-    case pb::Envelope::kFinalEnd:
-      if (mine(message.head.final_end())) final_end(message.head.final_end());
+    case pb::Envelope::kFinalEnd: final_end(message.head.final_end()); break;
+    case pb::Envelope::kConfirm:
+      if (state_ == TargetState::prepared) say_log_applied(message.head.confirm().number());
       break;
     case pb::Envelope::kCommit:
-      if (mine(message.head.commit())) {
-        if (!message.parts.empty()) note_figures(message.parts[0].to_string_view());
-        commit(message.head.commit());
-      }
+      if (!message.parts.empty()) note_figures(message.parts[0].to_string_view());
+      commit(message.head.commit());
       break;
-    case pb::Envelope::kRecord:
-      if (mine(message.head.record())) record(std::move(message));
-      break;
-    case pb::Envelope::kAbandon:
-      if (mine(message.head.abandon())) abandon("the source gave the attempt up");
-      break;
+    case pb::Envelope::kRecord: record(std::move(message)); break;
+    case pb::Envelope::kAbandon: abandon("the source gave the attempt up"); break;
     case pb::Envelope::kVerdict:
       // «Committed» is followed by the commit itself; anything else means that it will never come.
-      if (mine(message.head.verdict()) && !message.head.verdict().committed())
-        abandon("the source never committed the attempt");
+      if (!message.head.verdict().committed()) abandon("the source never committed the attempt");
       break;
     default: break;
   }
@@ -174,8 +189,13 @@ void HandoffTarget::everything_applied() {
   fault_point("target.before_prepared");
   persist(Durability::full);
   fault_point("target.prepared");
+  say_log_applied(0);
+}
+
+void HandoffTarget::say_log_applied(std::uint64_t number) {
   pb::Envelope envelope;
   envelope.mutable_log_applied()->set_attempt(record_.attempt);
+  envelope.mutable_log_applied()->set_number(number);
   send(envelope);
 }
 
@@ -297,7 +317,8 @@ void HandoffTarget::connected(const SiteName& site, bool another_process) {
   if (site != source_) return;
   if (another_process && (state_ == TargetState::receiving || state_ == TargetState::finishing))
     return abandon("the source was restarted");
-  if (state_ != TargetState::prepared && state_ != TargetState::performing) return;
+  if (state_ == TargetState::serving || state_ == TargetState::abandoned) return;
+  // A verdict, or that the attempt is over, may have been lost.
   pb::Envelope envelope;
   envelope.mutable_inquire()->set_attempt(record_.attempt);
   envelope.mutable_inquire()->set_epoch(record_.epoch);

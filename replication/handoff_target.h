@@ -32,12 +32,17 @@ class HandoffTarget {
   // Checks whether this site can take the data set: empty, or why not in one line.
   static std::string refusal(const SiteParts& parts, const pb::Prepare& prepare);
 
+  // The source knows the outcome of a completed attempt: what was kept to tell it again goes.
+  static void forget(State& state, std::uint64_t attempt);
+
   HandoffTarget(const SiteParts& parts, SiteName source, const pb::Prepare& prepare, bool holds_image, Events events);
   // After a restart in `prepared` or `performing`.
   HandoffTarget(const SiteParts& parts, const HandoffRecord& stored, Events events);
   ~HandoffTarget();
 
-  void message(const SiteName& from, Message message);
+  // Whether a message is for this attempt, and the attempt not over.
+  bool concerns(const SiteName& from, const pb::Envelope& head) const;
+  void message(Message message);
   void connected(const SiteName& site, bool another_process);
   // The operator's or the source's abandon, or a newer attempt replaces this one.
   void abandon(const std::string& reason);
@@ -50,6 +55,7 @@ class HandoffTarget {
   bool handle(TargetEvent event);
   void final_end(const pb::FinalEnd& message);
   void everything_applied();
+  void say_log_applied(std::uint64_t number);
   void note_figures(std::string_view json);
   void commit(const pb::Commit& message);
   void record(Message message);

@@ -105,11 +105,15 @@ void Liveness::doubt(Clock::time_point now) {
 
 bool Liveness::pong(Clock::time_point sent, Clock::time_point now) {
   if (sent > now || now - sent > kPlausibleRoundTrip) return false;
-  const auto sample = now - sent;
-  round_trip_ = round_trip_ == Clock::duration::zero() ? sample : (7 * round_trip_ + sample) / 8;
+  samples_[sampled_++ % samples_.size()] = now - sent;
   if (proven_ || sent < proof_from_) return false;
   proven_ = announced_ = true;
   return true;
+}
+
+Clock::duration Liveness::round_trip() const {
+  const auto* end = samples_.begin() + std::min(sampled_, samples_.size());
+  return end == samples_.begin() ? Clock::duration::zero() : *std::min_element(samples_.begin(), end);
 }
 
 bool Liveness::expired(Clock::time_point now) {

@@ -74,7 +74,9 @@ class Liveness {
 
   bool proven() const { return proven_; }
   Clock::duration silence(Clock::time_point now) const { return now - last_heard_; }
-  Clock::duration round_trip() const { return round_trip_; }
+  // The shortest of the last few: one that waited in a queue, or out a broken connection, says nothing of the
+  // link.
+  Clock::duration round_trip() const;
 
  private:
   bool proven_ = false;
@@ -82,7 +84,8 @@ class Liveness {
   Clock::time_point last_heard_{};
   Clock::time_point proof_from_{};
   Clock::time_point doubted_{};
-  Clock::duration round_trip_{};
+  std::array<Clock::duration, 8> samples_{};
+  std::size_t sampled_ = 0;  // how many so far
 };
 
 class Link {
@@ -109,6 +112,8 @@ class Link {
 
   Liveness liveness;
   std::optional<pb::Hello> hello;               // the last one that was acceptable
+  std::uint64_t connections = 0;                // how often both lanes came up
+  bool interrupted = true;                      // messages may be lost that nobody has been told of
   Reactor::Clock::time_point refusal_logged{};  // when a Hello was last refused aloud
 
  private:

@@ -10,15 +10,18 @@ namespace sharefs {
 RecordPerformer::RecordPerformer(State& state, Executor& store, std::uint64_t attempt)
     : state_(state), store_(store), attempt_(attempt) {}
 
+std::optional<std::string> RecordPerformer::outcome(State& state, std::uint64_t attempt, std::uint64_t number,
+                                                    pb::Outcome& outcome) {
+  Statement select(state.database(), "SELECT outcome, outcome_data FROM record WHERE attempt = ? AND number = ? AND done");
+  select.bind(attempt, number);
+  if (!select.step()) return std::nullopt;
+  if (!outcome.ParseFromString(std::string(select.blob(0)))) outcome.set_error(EIO);
+  return std::string(select.blob(1));
+}
+
 void RecordPerformer::perform(std::uint64_t number, const pb::Request& request, Bytes data, Reply done) {
-  Statement select(state_.database(), "SELECT outcome, outcome_data FROM record WHERE attempt = ? AND number = ? AND done");
-  select.bind(attempt_, number);
-  if (select.step()) {
-    pb::Outcome outcome;
-    if (!outcome.ParseFromString(std::string(select.blob(0)))) outcome.set_error(EIO);
-    const std::string bytes(select.blob(1));
-    return done(outcome, as_bytes(bytes));
-  }
+  pb::Outcome known;
+  if (const auto bytes = outcome(state_, attempt_, number, known)) return done(known, as_bytes(*bytes));
   state_.put_record(attempt_,
                     {.number = number, .request = request.SerializeAsString(), .data = std::string(as_text(data))},
                     request.client(), request.seq(),

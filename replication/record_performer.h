@@ -6,6 +6,8 @@
 #pragma once
 
 #include <functional>
+#include <optional>
+#include <string>
 
 #include "meta/executor.h"
 #include "meta/state.h"
@@ -20,6 +22,11 @@ class RecordPerformer {
   // Performs `number`, or answers from what was done before. Calls `done` exactly once; the outcome survives kill -9
   // by then. One at a time, in order.
   void perform(std::uint64_t number, const pb::Request& request, Bytes data, Reply done);
+
+  // What came of a record that was performed: the outcome, and its bytes as the result. Nothing: not performed, or
+  // forgotten.
+  static std::optional<std::string> outcome(State& state, std::uint64_t attempt, std::uint64_t number,
+                                            pb::Outcome& outcome);
 
  private:
   State& state_;

@@ -228,7 +228,7 @@ HandoffTarget::Events Site::Impl::target_events() {
               [this] {
                 gate.open();
                 peer.resubmit_to(server.once(gate));
-                greet_all();
+                transport.greet_all();
               },
           .abandoned = drop};
 }
@@ -247,7 +247,7 @@ void Site::Impl::give_ownership(const SiteName& owner, Epoch epoch) {
   peer.holdings().take(client, opens, locks);
   drop_live_state(parts);
   follow(owner, epoch, true);
-  greet_all();
+  transport.greet_all();
 }
 
 // Another site says who owns at which epoch. Believed when it is newer than what this site knows — unless this site is
@@ -336,17 +336,36 @@ void Site::Impl::recall(const RecallOrder& order, std::function<void(bool)> done
   if (order.client == client) return obey(order, std::move(done));
   if (holder == opens.clients().end()) return done(false);
   const auto number = next_number++;
-  recalls.emplace(number, std::pair(holder->second, std::move(done)));
+  const auto& sent = recalls.try_emplace(number, holder->second, order, std::move(done)).first->second;
+  send_recall(number, sent);
+}
+
+void Site::Impl::send_recall(std::uint64_t number, const SentRecall& sent) {
   pb::Envelope envelope;
   auto* wire = envelope.mutable_recall();
   wire->set_number(number);
-  wire->set_client(order.client);
-  wire->set_id(order.id);
-  wire->set_offset(order.offset);
-  wire->set_length(order.length);
-  wire->set_orphan(order.orphan);
-  if (order.sole) wire->set_sole(*order.sole);
-  transport.send(holder->second, Lane::requests, envelope);
+  wire->set_client(sent.order.client);
+  wire->set_id(sent.order.id);
+  wire->set_offset(sent.order.offset);
+  wire->set_length(sent.order.length);
+  wire->set_orphan(sent.order.orphan);
+  if (sent.order.sole) wire->set_sole(*sent.order.sole);
+  transport.send(sent.to, Lane::requests, envelope);
+}
+
+// Orders may be followed twice.
+void Site::Impl::send_recalls_again(const SiteName& to) {
+  for (const auto& [number, sent] : recalls)
+    if (sent.to == to) send_recall(number, sent);
+}
+
+// The process that was asked is gone, and its mount with it: it caches nothing.
+void Site::Impl::forget_recalls(const SiteName& to) {
+  std::vector<std::function<void(bool)>> gone;
+  for (const auto& [number, sent] : recalls)
+    if (sent.to == to) gone.push_back(sent.done);
+  std::erase_if(recalls, [&](const auto& one) { return one.second.to == to; });
+  for (const auto& done : gone) done(false);
 }
 
 void Site::Impl::obey(const RecallOrder& order, std::function<void(bool)> done) {

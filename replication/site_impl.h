@@ -41,6 +41,13 @@ struct Verification {
   std::function<void(nlohmann::json)> reply;
 };
 
+// A recall that another site has not answered.
+struct SentRecall {
+  SiteName to;
+  RecallOrder order;
+  std::function<void(bool referenced)> done;
+};
+
 struct Site::Impl {
   Impl(Options options, Reactor& reactor, std::function<void()> ended);
   ~Impl();
@@ -62,20 +69,22 @@ struct Site::Impl {
   void attach(std::function<void(int)> attached);
   pb::Request own_request();
   void recall(const RecallOrder& order, std::function<void(bool)> done);
+  void send_recall(std::uint64_t number, const SentRecall& sent);
+  void send_recalls_again(const SiteName& to);
+  void forget_recalls(const SiteName& to);
   void obey(const RecallOrder& order, std::function<void(bool)> done);
   void learn(const SiteName& owner, Epoch epoch);
 
   // site_links.cc
   void subscribe();
   pb::Hello hello() const;
-  void connected(const SiteName& site, const pb::Hello& hello);
+  void connected(const SiteName& site, const pb::Hello& hello, bool interrupted);
   void lost(const SiteName& site);
   void join(const std::string& route, const std::string& public_key, const pb::Join& join);
   void prepare(const SiteName& from, const pb::Prepare& prepare);
   void inquire(const SiteName& from, const pb::Inquire& inquire);
-  void taken_over_already(const SiteName& from, const pb::Commit& commit);
+  void completed_already(const SiteName& from, const pb::Envelope& head);
   void load_invitations();
-  void greet_all();
 
   // site_commands.cc
   using JsonReply = std::function<void(nlohmann::json)>;
@@ -129,7 +138,7 @@ struct Site::Impl {
   bool attached = false;
   std::uint64_t own_seq = 0;
   std::uint64_t next_number = 1;           // of recalls, commands and verifications sent
-  std::map<std::uint64_t, std::pair<SiteName, std::function<void(bool)>>> recalls;
+  std::map<std::uint64_t, SentRecall> recalls;
   std::map<std::uint64_t, JsonReply> commands;
   std::map<SiteName, std::uint64_t> incarnations;  // of other sites, as last heard
   Reactor::TimerId relocation_timer = 0;

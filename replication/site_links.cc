@@ -9,7 +9,7 @@ namespace sharefs {
 void Site::Impl::subscribe() {
   using E = pb::Envelope;
   transport.set_hello([this] { return hello(); });
-  transport.on_connection([this](const SiteName& site, const pb::Hello& said) { connected(site, said); },
+  transport.on_connection([this](const SiteName& site, const pb::Hello& said, bool interrupted) { connected(site, said, interrupted); },
                           [this](const SiteName& site) { lost(site); });
   transport.on_join([this](const std::string& route, const std::string& key, const pb::Join& said) {
     join(route, key, said);
@@ -24,12 +24,12 @@ void Site::Impl::subscribe() {
       if (source && source->target() == from) source->message(std::move(message));
     });
   for (auto kind : {E::kBatch, E::kManifest, E::kImageEnd, E::kRoundEnd, E::kFinalEnd, E::kCommit, E::kRecord,
-                    E::kAbandon, E::kVerdict})
+                    E::kAbandon, E::kVerdict, E::kConfirm})
     transport.subscribe(kind, [this](const SiteName& from, Message message) {
-      if (target)
-        target->message(from, std::move(message));
-      else if (message.head.has_commit())
-        taken_over_already(from, message.head.commit());
+      if (target && target->concerns(from, message.head))
+        target->message(std::move(message));
+      else
+        completed_already(from, message.head);
     });
   transport.subscribe(E::kPrepare,
                       [this](const SiteName& from, Message message) { prepare(from, message.head.prepare()); });
@@ -52,8 +52,8 @@ void Site::Impl::subscribe() {
   });
   transport.subscribe(E::kRecallDone, [this](const SiteName& from, Message message) {
     const auto found = recalls.find(message.head.recall_done().number());
-    if (found == recalls.end() || found->second.first != from) return;
-    auto done = std::move(found->second.second);
+    if (found == recalls.end() || found->second.to != from) return;
+    auto done = std::move(found->second.done);
     recalls.erase(found);
     done(message.head.recall_done().referenced());
   });
@@ -110,13 +110,7 @@ pb::Hello Site::Impl::hello() const {
   return hello;
 }
 
-void Site::Impl::greet_all() {
-  pb::Envelope envelope;
-  *envelope.mutable_hello() = hello();
-  for (const auto& site : state.sites()) transport.send(site.name, Lane::requests, envelope);
-}
-
-void Site::Impl::connected(const SiteName& site, const pb::Hello& said) {
+void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool interrupted) {
   if (said.data_set() != data_set_id) return;
   std::set<SiteName> known{parts.self};
   for (const auto& other : state.sites()) known.insert(other.name);
@@ -136,9 +130,13 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said) {
   const bool another_process = last != 0 && last != said.incarnation();
   last = said.incarnation();
   if (is_owner() && !gate.closed() && another_process) coherence.expire_site(site);
+  if (another_process) forget_recalls(site);
 
-  peer.connected(site);
-  if (source && source->target() == site) source->connected(another_process);
+  if (interrupted) {
+    peer.connected(site);
+    send_recalls_again(site);
+  }
+  if (source && source->target() == site) source->connected(interrupted);
   if (target) target->connected(site, another_process);
 }
 
@@ -187,7 +185,7 @@ void Site::Impl::join(const std::string& route, const std::string& public_key, c
   reply->set_owner(ownership.owner);
   transport.reply_to_join(route, envelope);
   spdlog::info("{} has joined at {}", site.name, site.endpoint);
-  greet_all();
+  transport.greet_all();
 }
 
 void Site::Impl::prepare(const SiteName& from, const pb::Prepare& prepare) {
@@ -225,17 +223,31 @@ void Site::Impl::inquire(const SiteName& from, const pb::Inquire& inquire) {
   verdict->set_epoch(ownership.epoch);
   verdict->set_owner(ownership.owner);
   transport.send(from, Lane::requests, envelope);
-  if (source && source->attempt() == inquire.attempt()) source->connected(false);
+  if (source && source->attempt() == inquire.attempt()) source->send_records();
 }
 
-// The commit of a handoff that has long been completed here: the source has not heard of it.
-void Site::Impl::taken_over_already(const SiteName& from, const pb::Commit& commit) {
-  const auto handoff = state.handoff(commit.attempt());
-  if (!handoff || handoff->source != from || handoff->result != "done") return;
+// The source of a handoff that has long been completed here has not heard so, or has heard it now (Abandon).
+void Site::Impl::completed_already(const SiteName& from, const pb::Envelope& head) {
+  const auto attempt = head.has_record()    ? head.record().attempt()
+                       : head.has_abandon() ? head.abandon().attempt()
+                                            : head.commit().attempt();
+  const auto handoff = state.handoff(attempt);
+  if (!handoff || handoff->role != "target" || handoff->source != from || handoff->result != "done") return;
+  if (head.has_abandon()) return HandoffTarget::forget(state, attempt);
   pb::Envelope envelope;
-  envelope.mutable_taken_over()->set_attempt(commit.attempt());
-  envelope.mutable_taken_over()->set_epoch(handoff->epoch);
-  transport.send(from, Lane::requests, envelope);
+  std::vector<zmq::message_t> data;
+  if (head.has_commit()) {
+    envelope.mutable_taken_over()->set_attempt(attempt);
+    envelope.mutable_taken_over()->set_epoch(handoff->epoch);
+  } else {
+    auto* done = envelope.mutable_record_done();
+    done->set_attempt(attempt);
+    done->set_number(head.record().number());
+    const auto bytes = RecordPerformer::outcome(state, attempt, head.record().number(), *done->mutable_outcome());
+    if (!bytes) return;
+    data.push_back(copy_to_message(as_bytes(*bytes)));
+  }
+  transport.send(from, Lane::requests, envelope, std::move(data));
 }
 
 }  // namespace sharefs

@@ -88,8 +88,8 @@ struct Transport::Impl {
   void dispatch_join(const std::string& key, const zmq::message_t& route, const Message& message);
   void dropped(std::string_view from, std::string_view why);
   void hello_arrived(Link& link, pb::Hello& said);
-  std::string objection(const pb::Hello& said) const;
-  pb::Hello own_hello() const;
+  std::string objection(const Link& link, const pb::Hello& said) const;
+  pb::Hello own_hello(const Link& link) const;
   void send_hello(Link& link);
   void send_ping(Link& link);
   void link_changed(Link& link);
@@ -107,7 +107,7 @@ struct Transport::Impl {
   // set before messages are served
   std::array<Handler, kHandlers> handlers;
   JoinHandler join_handler;
-  std::function<void(const SiteName&, const pb::Hello&)> on_connected;
+  std::function<void(const SiteName&, const pb::Hello&, bool)> on_connected;
   std::function<void(const SiteName&)> on_lost;
   std::function<pb::Hello()> hello;
   // reactor thread
@@ -267,25 +267,26 @@ void Transport::Impl::reply(const std::string& route, const pb::Envelope& head) 
 
 // ---- connections
 
-pb::Hello Transport::Impl::own_hello() const {
+pb::Hello Transport::Impl::own_hello(const Link& link) const {
   pb::Hello own = hello ? hello() : pb::Hello();
   if (own.version() == 0) own.set_version(kProtocolVersion);
   if (own.incarnation() == 0) own.set_incarnation(incarnation);
+  own.set_connection(link.connections);
   return own;
 }
 
 // Why this Hello is not acceptable, or empty.
-std::string Transport::Impl::objection(const pb::Hello& said) const {
+std::string Transport::Impl::objection(const Link& link, const pb::Hello& said) const {
   if (protocol_major(said.version()) != protocol_major(kProtocolVersion))
     return fmt::format("it speaks protocol version {}, this site {}: install the same release on both",
                        said.version(), kProtocolVersion);
-  const auto mine = own_hello().data_set();
+  const auto mine = own_hello(link).data_set();
   if (mine != 0 && said.data_set() != 0 && mine != said.data_set()) return "it serves another data set";
   return "";
 }
 
 void Transport::Impl::hello_arrived(Link& link, pb::Hello& said) {
-  if (const auto why = objection(said); !why.empty()) {
+  if (const auto why = objection(link, said); !why.empty()) {
     const auto now = Reactor::Clock::now();
     if (now - link.refusal_logged > kRefusalInterval) {
       log::error("{} is not connected: {}", link.site(), why);
@@ -295,6 +296,8 @@ void Transport::Impl::hello_arrived(Link& link, pb::Hello& said) {
     return link.liveness.doubt(now);
   }
   const bool new_process = !link.hello || link.hello->incarnation() != said.incarnation();
+  // What the other end has sent on the connection before may be lost.
+  if (new_process || link.hello->connection() != said.connection()) link.interrupted = true;
   link.hello = std::move(said);
   // The same process has connected anew, or has news; the other direction goes on working as proven.
   if (!new_process && link.liveness.proven()) return announce(link);
@@ -306,7 +309,7 @@ void Transport::Impl::hello_arrived(Link& link, pb::Hello& said) {
 
 void Transport::Impl::send_hello(Link& link) {
   pb::Envelope envelope;
-  *envelope.mutable_hello() = own_hello();
+  *envelope.mutable_hello() = own_hello(link);
   link.send(Lane::requests, serialize(envelope), {});
 }
 
@@ -319,14 +322,17 @@ void Transport::Impl::send_ping(Link& link) {
 // Up: greets. Down: what was on its way may be lost, so the site counts as connected only after a proof.
 void Transport::Impl::link_changed(Link& link) {
   link.liveness.doubt(Reactor::Clock::now());
+  link.interrupted = true;
   if (!link.up()) return;
+  ++link.connections;
   send_hello(link);
   send_ping(link);
 }
 
 void Transport::Impl::announce(Link& link) {
   log::debug("{} is connected", link.site());
-  if (on_connected) on_connected(link.site(), *link.hello);
+  const bool interrupted = std::exchange(link.interrupted, false);
+  if (on_connected) on_connected(link.site(), *link.hello, interrupted);
 }
 
 void Transport::Impl::tick() {
@@ -412,13 +418,17 @@ void Transport::subscribe(pb::Envelope::BodyCase kind, Handler handler) {
 
 void Transport::on_join(JoinHandler handler) { impl_->join_handler = std::move(handler); }
 
-void Transport::on_connection(std::function<void(const SiteName&, const pb::Hello&)> connected,
+void Transport::on_connection(std::function<void(const SiteName&, const pb::Hello&, bool)> connected,
                               std::function<void(const SiteName&)> lost) {
   impl_->on_connected = std::move(connected);
   impl_->on_lost = std::move(lost);
 }
 
 void Transport::set_hello(std::function<pb::Hello()> hello) { impl_->hello = std::move(hello); }
+
+void Transport::greet_all() {
+  for (auto& [name, link] : impl_->links) impl_->send_hello(*link);
+}
 
 bool Transport::connected(const SiteName& site) const {
   const auto found = impl_->links.find(site);

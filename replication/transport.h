@@ -93,16 +93,20 @@ class Transport {
       std::function<void(const std::string& route, const std::string& public_key, const pb::Join&)>;
   void on_join(JoinHandler handler);
 
-  // `connected`: both directions work and the peer's Hello has arrived (again): whatever was unanswered is
-  // asked again. `lost`: nothing heard within kLiveness.
-  void on_connection(std::function<void(const SiteName&, const pb::Hello&)> connected,
+  // `connected`: both directions work and the peer's Hello has arrived. It is called again when a Hello brings
+  // news; `interrupted` says that messages of either direction may have been lost since the last call:
+  // whatever was unanswered is asked again. Both ends of a broken connection are told. `lost`: nothing heard
+  // within kLiveness.
+  void on_connection(std::function<void(const SiteName&, const pb::Hello&, bool interrupted)> connected,
                      std::function<void(const SiteName&)> lost);
   // What this site says first on every connection; made anew each time. Version and incarnation are filled in
-  // if unset.
+  // if unset, the connection always.
   void set_hello(std::function<pb::Hello()> hello);
+  // Says it again to every connected site: it has news.
+  void greet_all();
 
   bool connected(const SiteName& site) const;
-  Reactor::Clock::duration round_trip(const SiteName& site) const;  // smoothed
+  Reactor::Clock::duration round_trip(const SiteName& site) const;  // shortest of the last few; zero: unknown
   std::string endpoint() const;                                     // with the port that was bound
   const SiteName& site() const;
   const Counters& counters() const;

@@ -47,7 +47,7 @@ struct TestSite {
         keys(std::move(the_keys)),
         transport({.site = site, .listen = listen, .keys = keys}, reactor) {
     transport.on_connection(
-        [this](const SiteName& other, const pb::Hello&) {
+        [this](const SiteName& other, const pb::Hello&, bool) {
           ++connected[other];
           if (on_connected) on_connected(other);
         },

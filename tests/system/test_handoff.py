@@ -3,8 +3,8 @@
 
 import functools
 import json
-import subprocess
 import os
+import subprocess
 import sys
 import time
 
@@ -171,18 +171,22 @@ def an_unreachable_pause_is_refused():
     cluster[0].migrate(cluster[1], *PAUSE)
 
 
-def an_interrupted_caller_is_not_performed():
-    """A process killed while its request is held before the commit has no effect afterwards, and hangs nobody."""
+def a_killed_caller_hangs_nobody():
+    """Processes killed while their requests are held by the closed gate end with the pause, and both copies are equal."""
     cluster = Cluster(2, content=functools.partial(content.small, files=20))
     alpha, beta = cluster
     alpha.stop()
-    alpha.start(faults='source.before_commit=sleep:1000')
+    alpha.start(faults='source.before_commit=sleep:1000@1')
     cluster.wait_connected()
     migration = alpha.migrate_in_background(beta, '--max-pause', '3s')
-    caller = Actor(beta.mountpoint)
-    deadline = time.monotonic() + 20
-    while migration.process.poll() is None and time.monotonic() < deadline:
-        caller.do('mkdir', f'made-{time.monotonic_ns()}', timeout=30)
+    sandbox.eventually(lambda: alpha.phase() in ('closing', 'finishing', 'committing'), 'the gate is closed')
+    callers = [subprocess.Popen(['mkdir', f'{site.mountpoint}/made-at-{site.name}-{i}'])
+               for site in cluster for i in range(3)]
+    time.sleep(0.2)
+    for caller in callers:
+        caller.kill()
+    for caller in callers:
+        caller.wait(timeout=10)
     migration.finish()
     cluster.verify(beta, alpha)
 
@@ -200,5 +204,5 @@ if __name__ == '__main__':
         'the_rate_is_kept': (the_rate_is_kept, 60),
         'what_is_reported_is_true': (what_is_reported_is_true, 60),
         'an_unreachable_pause_is_refused': (an_unreachable_pause_is_refused, 60),
-        'an_interrupted_caller_is_not_performed': (an_interrupted_caller_is_not_performed, 60),
+        'a_killed_caller_hangs_nobody': (a_killed_caller_hangs_nobody, 60),
     }))
