@@ -31,6 +31,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <vector>
 
 #include "fs/front_end.h"
 #include "fs/live_state.h"
@@ -46,8 +47,14 @@ struct RecallOrder {
   std::uint64_t offset = 0;
   std::uint64_t length = 0;  // 0: to the end
   bool orphan = false;
-  std::optional<bool> sole;  // the client is (no longer) the only mount
+  std::optional<bool> sole{};  // the client is (no longer) the only mount
+  // Promises of names and attributes that are broken (fs/promises.h).
+  std::vector<InodeId> names{};
+  bool all_names = false;   // all of them; with client 0: those of every client of all other sites
+  std::uint64_t stamp = 0;  // what was promised before is broken
 };
+// Carries an order to the client's site and calls `done(referenced)` once it has been followed.
+using Recall = std::function<void(const RecallOrder&, std::function<void(bool referenced)> done)>;
 
 // How long a client is waited for. Longer than a lost connection takes to be noticed and made again.
 constexpr auto kLease = std::chrono::seconds(5);
@@ -60,9 +67,6 @@ struct CoherenceTiming {
 
 class Coherence final : public Executor {
  public:
-  // Carries an order to the client's site and calls `done(referenced)` once it has been followed.
-  using Recall = std::function<void(const RecallOrder&, std::function<void(bool referenced)> done)>;
-
   Coherence(Executor& store, OpenTable& opens, LockTable& locks, Reactor& reactor, Recall recall,
             CoherenceTiming timing = {});
   ~Coherence() override;

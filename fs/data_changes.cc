@@ -25,7 +25,7 @@ struct DataChanges::Change {
   Reactor::TimerId lease = 0;
 };
 
-DataChanges::DataChanges(const OpenTable& opens, Reactor& reactor, Coherence::Recall recall, Perform perform,
+DataChanges::DataChanges(const OpenTable& opens, Reactor& reactor, Recall recall, Perform perform,
                          Reactor::Clock::duration lease)
     : opens_(opens),
       reactor_(reactor),
@@ -157,7 +157,8 @@ void DataChanges::ask(const ChangePtr& change, Stage stage, const std::vector<Cl
   const auto alive = std::weak_ptr(alive_);
   change->asking = true;
   for (const ClientId client : asked) {
-    const RecallOrder order{client, id, change->range.offset, change->range.length, false, std::nullopt};
+    const RecallOrder order{
+        .client = client, .id = id, .offset = change->range.offset, .length = change->range.length};
     recall_(order, [this, change, stage, client, alive](bool) {
       if (!alive.expired()) followed(change, stage, client);
     });
@@ -238,7 +239,7 @@ void DataChanges::detach(ClientId client) {
 void DataChanges::tell_missed(ClientId client) {
   const auto missed = lapsed_.extract(client);
   if (missed.empty()) return;
-  for (const InodeId id : missed.mapped()) recall_({client, id, 0, 0, false, std::nullopt}, [](bool) {});
+  for (const InodeId id : missed.mapped()) recall_({.client = client, .id = id}, [](bool) {});
 }
 
 void DataChanges::clear() {

@@ -39,7 +39,7 @@ class DataChanges {
   using Perform = std::function<void(const pb::Request&, Bytes, Reply)>;
 
   // `perform`: the way to the store.
-  DataChanges(const OpenTable& opens, Reactor& reactor, Coherence::Recall recall, Perform perform,
+  DataChanges(const OpenTable& opens, Reactor& reactor, Recall recall, Perform perform,
               Reactor::Clock::duration lease);
   ~DataChanges();
   DataChanges(const DataChanges&) = delete;
@@ -81,7 +81,7 @@ class DataChanges {
   // constant after construction
   const OpenTable& opens_;
   Reactor& reactor_;
-  const Coherence::Recall recall_;
+  const Recall recall_;
   const Perform perform_;
   const Reactor::Clock::duration lease_;
   // reactor thread

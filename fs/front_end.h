@@ -18,6 +18,7 @@
 
 #include "meta/executor.h"
 #include "meta/reactor.h"
+#include "meta/types.h"
 
 namespace sharefs {
 
@@ -36,6 +37,8 @@ class FrontEnd {
     std::filesystem::path mountpoint;
     std::string data_set;                    // shown as the source of the mount
     std::vector<std::string> mount_options;  // -o, passed on to the mount
+    // Whether an inode of this type (S_IFMT) may be opened at once: the executor is told, but not waited for.
+    std::function<bool(InodeId, std::uint32_t type)> opens_at_once = {};
   };
 
   // Mounts. Throws std::runtime_error with one clear line. `executor` gets every request; `client` is this

@@ -114,11 +114,7 @@ void FuseServer::answer_opendir(PendingRequest& pending, const pb::Outcome& outc
   if (failed(pending, outcome)) return;
   fuse_file_info file{};
   file.fh = pending.handle;
-  if (fuse_reply_open(pending.caller, &file) == 0) return;
-  pb::Request request;
-  request.mutable_releasedir()->set_id(pending.id);
-  request.mutable_releasedir()->set_handle(pending.handle);
-  ask(request);
+  if (fuse_reply_open(pending.caller, &file) != 0) ask_releasedir(pending.id, pending.handle);
 }
 
 // Append handles are opened direct: the owner resolves the end of the file. Pages are kept only if this mount
@@ -135,6 +131,13 @@ void FuseServer::ask_release(InodeId id, std::uint64_t handle) {
   pb::Request request;
   request.mutable_release()->set_id(id);
   request.mutable_release()->set_handle(handle);
+  ask(request);
+}
+
+void FuseServer::ask_releasedir(InodeId id, std::uint64_t handle) {
+  pb::Request request;
+  request.mutable_releasedir()->set_id(id);
+  request.mutable_releasedir()->set_handle(handle);
   ask(request);
 }
 

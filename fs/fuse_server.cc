@@ -42,6 +42,7 @@ FuseServer::FuseServer(const FrontEnd::Options& options, Reactor& reactor, Execu
       executor_(executor),
       client_(client),
       unmounted_(std::move(unmounted)),
+      opens_at_once_(options.opens_at_once),
       mount_(options.mountpoint, options.data_set, options.mount_options),
       session_(fuse_operations(), this, mount_.device()),
       notifier_(std::make_unique<FuseNotifier>(session_.get(), reactor)),

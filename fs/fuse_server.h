@@ -117,6 +117,13 @@ class FuseServer {
   void forget(InodeId id, std::uint64_t times);
   void send_forgets();
 
+  // How an opened file is told to the kernel.
+  fuse_file_info opened_file(const PendingRequest& pending, InodeId id);
+  // The kernel did not take a handle that the executor knows.
+  void ask_release(InodeId id, std::uint64_t handle);
+  void ask_releasedir(InodeId id, std::uint64_t handle);
+  // See FrontEnd::Options.
+  bool opens_at_once(InodeId id, std::uint32_t type) const { return opens_at_once_ && opens_at_once_(id, type); }
   // Did this mount take POSIX locks on the inode for this owner since? Forgets about them.
   bool take_posix_locks(InodeId id, std::uint64_t owner) { return posix_locks_.erase({id, owner}) != 0; }
   void note_posix_lock(InodeId id, std::uint64_t owner) { posix_locks_.insert({id, owner}); }
@@ -151,16 +158,15 @@ class FuseServer {
 
   // --- answering (fuse_answers.cc)
   fuse_entry_param entry_of(const pb::Attr& attr) const;
-  fuse_file_info opened_file(const PendingRequest& pending, InodeId id);
   // Fills directory_; returns the bytes and how many entries they hold.
   std::pair<std::size_t, int> fill_directory(const PendingRequest& pending, const pb::Outcome& outcome);
-  void ask_release(InodeId id, std::uint64_t handle);
 
   // constant after construction
   Reactor& reactor_;
   Executor& executor_;
   const std::uint64_t client_;
   const std::function<void()> unmounted_;
+  const std::function<bool(InodeId, std::uint32_t)> opens_at_once_;
   FuseMount mount_;
   FuseSession session_;
   std::unique_ptr<FuseNotifier> notifier_;

@@ -220,7 +220,8 @@ void HandoffSource::round_done(std::uint64_t entries, Clock::duration took) {
 double HandoffSource::predicted_pause_ms(std::uint64_t rest_entries) const {
   const double round_trip = ms(parts_.transport.round_trip(options_.target));
   const double target_sync = image_ ? ms(std::chrono::duration_cast<Clock::duration>(image_->target_sync())) : 0;
-  const double fixed = 2 * round_trip + target_sync + ms(own_sync_);
+  // The rest and «log applied»; the confirmation; records and their outcomes.
+  const double fixed = 3 * round_trip + target_sync + ms(own_sync_);
   const double shipping = std::max(0.0, ms(last_round_) - round_trip - target_sync);
   const double share = static_cast<double>(rest_entries) / static_cast<double>(std::max<std::uint64_t>(1, last_round_entries_));
   return fixed + shipping * std::min(share, 10.0);
@@ -234,7 +235,11 @@ void HandoffSource::close_gate() {
   pause_timer_ = parts_.reactor.after(options_.max_pause, [this] {
     pause_timer_ = 0;
     ++overruns_;
-    give_up(fmt::format("the pause ran over {} ms", options_.max_pause.count()), true);
+    give_up(overruns_ < kMaxOverruns
+                ? fmt::format("the pause ran over {} ms", options_.max_pause.count())
+                : fmt::format("the pause ran over {} ms in {} attempts: use a longer --max-pause",
+                              options_.max_pause.count(), overruns_),
+            true);
   });
   live_sent_ = false;
   parts_.gate.close(record_.attempt, [this, attempt = record_.attempt] {

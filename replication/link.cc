@@ -106,6 +106,7 @@ void Liveness::doubt(Clock::time_point now) {
 bool Liveness::pong(Clock::time_point sent, Clock::time_point now) {
   if (sent > now || now - sent > kPlausibleRoundTrip) return false;
   samples_[sampled_++ % samples_.size()] = now - sent;
+  asked_ = std::max(asked_, sent);
   if (proven_ || sent < proof_from_) return false;
   proven_ = announced_ = true;
   return true;

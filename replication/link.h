@@ -73,6 +73,7 @@ class Liveness {
   void forgive(Clock::duration pause);
 
   bool proven() const { return proven_; }
+  Clock::time_point asked() const { return asked_; }  // when the latest ping that was answered was sent
   Clock::duration silence(Clock::time_point now) const { return now - last_heard_; }
   // The shortest of the last few: one that waited in a queue, or out a broken connection, says nothing of the
   // link.
@@ -82,6 +83,7 @@ class Liveness {
   bool proven_ = false;
   bool announced_ = false;
   Clock::time_point last_heard_{};
+  Clock::time_point asked_{};
   Clock::time_point proof_from_{};
   Clock::time_point doubted_{};
   std::array<Clock::duration, 8> samples_{};

@@ -63,6 +63,8 @@ pb::LiveState take_live_state(const SiteParts& parts) {
     mine->set_client(client);
     mine->set_site(site);
   }
+  for (auto& client : *live.mutable_clients())
+    client.set_silent(client.site() != parts.self && parts.transport.silence(client.site()) > kPromiseLease);
   for (const auto& open : parts.opens.all()) {
     auto* handle = live.add_handles();
     handle->set_client(open.client);
@@ -82,7 +84,12 @@ pb::LiveState take_live_state(const SiteParts& parts) {
 }
 
 void restore_live_state(const SiteParts& parts, const pb::LiveState& live) {
-  for (const auto& client : live.clients()) parts.opens.attach(client.client(), client.site());
+  std::vector<ClientId> holders;
+  for (const auto& client : live.clients()) {
+    parts.opens.attach(client.client(), client.site());
+    if (!client.silent() && client.site() != parts.self) holders.push_back(client.client());
+  }
+  parts.promises.begin(parts.state.ownership().epoch, holders);
   for (const auto& handle : live.handles())
     parts.opens.open({.client = handle.client(),
                       .handle = handle.handle(),
@@ -107,6 +114,7 @@ void drop_live_state(const SiteParts& parts) {
   parts.locks.clear();
   parts.opens.clear();
   parts.coherence.clear();
+  parts.promises.end();
   for (auto& waiter : waiting) {
     const auto client = clients.find(waiter.lock.client);
     if (!waiter.reply || client == clients.end() || client->second != parts.self) continue;

@@ -79,7 +79,9 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
             inodes, opens, locks, workers),
       relocating(store),
       once(relocating, options.folder / "once.slots", client),
-      coherence(once, opens, locks, reactor,
+      promises(once, log, opens, client, reactor,
+               [this](const RecallOrder& order, std::function<void(bool)> done) { recall(order, std::move(done)); }),
+      coherence(promises, opens, locks, reactor,
                 [this](const RecallOrder& order, std::function<void(bool)> done) { recall(order, std::move(done)); }),
       gate(coherence, database),
       transport({.site = required(state, "site"),
@@ -88,6 +90,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
                 reactor),
       peer({.timeout = options.timeout}, transport, reactor),
       server(transport, gate),
+      names(router, [this] { return transport.trusted(ownership.owner, kPromiseTrust); }),
       parts{.self = required(state, "site"),
             .store_directory = store_path,
             .database_file = options.folder / "state.db",
@@ -99,13 +102,14 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
             .log = log,
             .opens = opens,
             .locks = locks,
+            .promises = promises,
             .coherence = coherence,
             .gate = gate,
             .peer = peer,
             .server = server,
             .router = router} {
   data_set_id = std::stoull(required(state, "data_set_id"));
-  store.observe(&log);
+  store.observe(&promises);
   gate.set_hooks({.held = [this](const pb::Request& request) { coherence.held(request); },
                   .awaited = [this](const pb::Request& writeback) { return coherence.awaits(writeback); },
                   // What the windows know never reaches a new owner's gate: RequestServer keeps it back until then.
@@ -141,6 +145,12 @@ Site::Impl::~Impl() {
 
 void Site::Impl::serve_as_owner(bool moving) {
   inodes.set_epoch(ownership.epoch);
+  names.believe(0);
+  // A restarted owner does not know what it has promised. One that has just taken over is told whom the other one has
+  // promised something (restore_live_state).
+  std::vector<ClientId> holders;
+  if (!moving && !state.sites().empty()) holders.push_back(0);
+  promises.begin(ownership.epoch, holders);
   if (moving || holds_entries(tree_of(parts.store_directory)))
     relocate(Relocation::Direction::up);
   else
@@ -155,6 +165,7 @@ void Site::Impl::follow(const SiteName& owner, Epoch epoch, bool moving) {
   else
     inodes.set_root(open_directory(tree_of(parts.store_directory)));
   store.drop_descriptors();
+  names.believe(epoch);
   peer.set_owner(owner, epoch);
   router.route_to(peer);
   gate.pass_to(peer);
@@ -264,6 +275,7 @@ void Site::Impl::learn(const SiteName& owner, Epoch epoch) {
   ownership.epoch = epoch;
   ownership.burnt = std::max(ownership.burnt, epoch);
   state.set_ownership(ownership);
+  names.believe(epoch);
   peer.set_owner(owner, epoch);
   server.redirect(owner, epoch);
 }
@@ -303,8 +315,12 @@ void Site::Impl::start(std::function<void(std::string)> ready) {
     try {
       front_end = std::make_unique<FrontEnd>(FrontEnd::Options{.mountpoint = *options.mountpoint,
                                                                .data_set = state.setting("data_set"),
-                                                               .mount_options = options.mount_options},
-                                             reactor, router, client, ended);
+                                                               .mount_options = options.mount_options,
+                                                               .opens_at_once =
+                                                                   [this](InodeId id, std::uint32_t type) {
+                                                                     return names.is_there(id, type);
+                                                                   }},
+                                             reactor, names, client, ended);
       front_end->set_policy(sole ? kSoleMount : kSharedMount);
       state.set_setting("mountpoint", options.mountpoint->string());
     } catch (const std::exception& failure) {
@@ -334,10 +350,24 @@ void Site::Impl::stop(std::function<void()> stopped) {
 void Site::Impl::recall(const RecallOrder& order, std::function<void(bool)> done) {
   const auto holder = opens.clients().find(order.client);
   if (order.client == client) return obey(order, std::move(done));
+  if (order.client == 0) return recall_everywhere(order, std::move(done));
   if (holder == opens.clients().end()) return done(false);
+  recall_at(holder->second, order, std::move(done));
+}
+
+void Site::Impl::recall_at(const SiteName& site, const RecallOrder& order, std::function<void(bool)> done) {
   const auto number = next_number++;
-  const auto& sent = recalls.try_emplace(number, holder->second, order, std::move(done)).first->second;
+  const auto& sent = recalls.try_emplace(number, site, order, std::move(done)).first->second;
   send_recall(number, sent);
+}
+
+void Site::Impl::recall_everywhere(const RecallOrder& order, std::function<void(bool)> done) {
+  const auto others = state.sites();
+  const auto left = std::make_shared<std::size_t>(others.size());
+  for (const auto& site : others)
+    recall_at(site.name, order, [left, done](bool) {
+      if (--*left == 0) done(false);
+    });
 }
 
 void Site::Impl::send_recall(std::uint64_t number, const SentRecall& sent) {
@@ -350,6 +380,9 @@ void Site::Impl::send_recall(std::uint64_t number, const SentRecall& sent) {
   wire->set_length(sent.order.length);
   wire->set_orphan(sent.order.orphan);
   if (sent.order.sole) wire->set_sole(*sent.order.sole);
+  wire->mutable_names()->Add(sent.order.names.begin(), sent.order.names.end());
+  wire->set_all_names(sent.order.all_names);
+  wire->set_stamp(sent.order.stamp);
   transport.send(sent.to, Lane::requests, envelope);
 }
 
@@ -369,9 +402,13 @@ void Site::Impl::forget_recalls(const SiteName& to) {
 }
 
 void Site::Impl::obey(const RecallOrder& order, std::function<void(bool)> done) {
+  if (order.all_names) names.forget_all();
+  names.forget(order.names, order.stamp);
+  if (order.all_names || !order.names.empty()) return done(false);
   if (order.client != client) return done(false);  // an earlier incarnation of this mount: it caches nothing
   if (order.sole) {
     sole = *order.sole;
+    names.forget_all();  // the only mount is promised nothing
     if (front_end) front_end->set_policy(sole ? kSoleMount : kSharedMount);
     return done(true);
   }

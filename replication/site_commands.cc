@@ -146,7 +146,7 @@ void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
                                 .max_pause = std::chrono::milliseconds(request.value("max_pause_ms", 100)),
                                 .rate = request.value("rate", std::uint64_t{0})};
   if (wanted.max_pause.count() <= 0) return reply(failure("--max-pause must be positive"));
-  const double least = 2 * std::chrono::duration<double, std::milli>(transport.round_trip(to)).count();
+  const double least = 3 * std::chrono::duration<double, std::milli>(transport.round_trip(to)).count();
   if (least > static_cast<double>(wanted.max_pause.count()))
     return reply(failure(fmt::format("the link to {} needs a pause of at least {:.0f} ms: use --max-pause {:.0f}ms", to,
                                      least, 2 * least)));

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "fs/front_end.h"
+#include "fs/name_cache.h"
 #include "fs/once.h"
 #include "replication/handoff_source.h"
 #include "replication/handoff_target.h"
@@ -69,6 +70,8 @@ struct Site::Impl {
   void attach(std::function<void(int)> attached);
   pb::Request own_request();
   void recall(const RecallOrder& order, std::function<void(bool)> done);
+  void recall_at(const SiteName& site, const RecallOrder& order, std::function<void(bool)> done);
+  void recall_everywhere(const RecallOrder& order, std::function<void(bool)> done);
   void send_recall(std::uint64_t number, const SentRecall& sent);
   void send_recalls_again(const SiteName& to);
   void forget_recalls(const SiteName& to);
@@ -120,12 +123,14 @@ struct Site::Impl {
   Store store;
   RelocatingExecutor relocating;
   Once once;
+  Promises promises;
   Coherence coherence;
   Gate gate;
   Transport transport;
   Peer peer;
   RequestServer server;
   Router router;
+  NameCache names;
   SiteParts parts;
   std::unique_ptr<FrontEnd> front_end;
 

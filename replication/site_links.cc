@@ -42,7 +42,10 @@ void Site::Impl::subscribe() {
                      .offset = order.offset(),
                      .length = order.length(),
                      .orphan = order.orphan(),
-                     .sole = order.has_sole() ? std::optional(order.sole()) : std::nullopt};
+                     .sole = order.has_sole() ? std::optional(order.sole()) : std::nullopt,
+                     .names = {order.names().begin(), order.names().end()},
+                     .all_names = order.all_names(),
+                     .stamp = order.stamp()};
     obey(mine, [this, from, number = order.number()](bool referenced) {
       pb::Envelope envelope;
       envelope.mutable_recall_done()->set_number(number);
@@ -133,6 +136,7 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool int
   if (another_process) forget_recalls(site);
 
   if (interrupted) {
+    if (site == ownership.owner) names.forget_all();
     peer.connected(site);
     send_recalls_again(site);
   }

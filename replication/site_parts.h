@@ -9,6 +9,7 @@
 #include "fs/gate.h"
 #include "fs/inode_table.h"
 #include "fs/live_state.h"
+#include "fs/promises.h"
 #include "fs/router.h"
 #include "fs/store.h"
 #include "meta/change_log.h"
@@ -32,6 +33,7 @@ struct SiteParts {
   ChangeLog& log;
   OpenTable& opens;
   LockTable& locks;
+  Promises& promises;
   Coherence& coherence;
   Gate& gate;
   Peer& peer;

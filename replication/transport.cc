@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <google/protobuf/stubs/logging.h>
 
+#include <time.h>
+
 #include <array>
 #include <cerrno>
 #include <map>
@@ -72,6 +74,24 @@ std::uint64_t random_incarnation() {
 
 }  // namespace
 
+// Notices that the machine was suspended, which the clock of the reactor does not count.
+class Sleep {
+ public:
+  // True from a suspension until the next look().
+  bool since_last_look() const { return offset() - offset_ > kTolerance; }
+  void look() { offset_ = offset(); }
+
+ private:
+  static constexpr std::int64_t kTolerance = 50'000'000;  // the two clocks are not read at the same instant
+  static std::int64_t offset() {
+    timespec boot{}, running{};
+    ::clock_gettime(CLOCK_BOOTTIME, &boot);
+    ::clock_gettime(CLOCK_MONOTONIC, &running);
+    return (boot.tv_sec - running.tv_sec) * 1'000'000'000 + boot.tv_nsec - running.tv_nsec;
+  }
+  std::int64_t offset_ = offset();
+};
+
 struct Transport::Impl {
   // Who a message is from: a site, or the holder of an invitation.
   struct Sender {
@@ -116,6 +136,7 @@ struct Transport::Impl {
   bool more_to_read = false;  // the ROUTER may hold messages that its descriptor does not tell of
   Reactor::TimerId timer = 0;
   Reactor::Clock::time_point last_tick = Reactor::Clock::now();
+  Sleep slept;
   DropLog drop_log;
   Counters counters;
   std::shared_ptr<Impl*> alive =
@@ -338,6 +359,10 @@ void Transport::Impl::announce(Link& link) {
 void Transport::Impl::tick() {
   timer = reactor.after(kPingInterval, [this] { tick(); });
   if (router) read_router();  // what has arrived counts before silence is judged
+  if (slept.since_last_look()) {
+    for (auto& [name, link] : links) link->liveness.doubt(Reactor::Clock::now());
+    slept.look();
+  }
   const auto now = Reactor::Clock::now();
   const auto late = now - last_tick - kPingInterval;
   last_tick = now;
@@ -346,7 +371,10 @@ void Transport::Impl::tick() {
     if (late > kPingInterval) link->liveness.forgive(late);
     link->discard_incoming();
     if (link->up()) send_ping(*link);
-    if (link->liveness.expired(now)) lost.push_back(name);
+    if (link->liveness.expired(now)) {
+      link->interrupted = true;  // nothing is sent to it until it is heard again
+      lost.push_back(name);
+    }
     link->maintain(now);
   }
   for (const auto& name : lost) {
@@ -433,6 +461,19 @@ void Transport::greet_all() {
 bool Transport::connected(const SiteName& site) const {
   const auto found = impl_->links.find(site);
   return found != impl_->links.end() && found->second->up() && found->second->liveness.proven();
+}
+
+bool Transport::trusted(const SiteName& site, Reactor::Clock::duration within) const {
+  const auto found = impl_->links.find(site);
+  if (found == impl_->links.end() || !found->second->up()) return false;
+  const auto& liveness = found->second->liveness;
+  return liveness.proven() && Reactor::Clock::now() - liveness.asked() < within && !impl_->slept.since_last_look();
+}
+
+Reactor::Clock::duration Transport::silence(const SiteName& site) const {
+  const auto found = impl_->links.find(site);
+  return found == impl_->links.end() ? Reactor::Clock::duration::max()
+                                     : found->second->liveness.silence(Reactor::Clock::now());
 }
 
 Reactor::Clock::duration Transport::round_trip(const SiteName& site) const {

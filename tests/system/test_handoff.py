@@ -165,7 +165,10 @@ def what_is_reported_is_true():
 
 def an_unreachable_pause_is_refused():
     cluster = Cluster(2, content=functools.partial(content.small, files=20))
-    summary = cluster[0].migrate(cluster[1], '--max-pause', '1ms', check=False)
+    cluster[1].stop()
+    cluster[1].start(faults='target.before_prepared=sleep:50')  # a slow disk
+    cluster.wait_connected()
+    summary = cluster[0].migrate(cluster[1], '--max-pause', '20ms', check=False)
     assert summary['result'] != 'done' and '--max-pause' in summary['error'], summary
     assert cluster.owner() is cluster[0]
     cluster[0].migrate(cluster[1], *PAUSE)

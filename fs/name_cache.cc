@@ -1,0 +1,212 @@
+#include "fs/name_cache.h"
+
+#include <limits.h>
+#include <linux/fs.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+namespace sharefs {
+namespace {
+
+constexpr unsigned kStampBits = 40;  // of a promise; the epoch is above them
+
+// What a mutation needs to be remembered for until its outcome has come: a request without its bytes.
+bool changes_names(pb::Request::OpCase op) {
+  switch (op) {
+    case pb::Request::kCreate:
+    case pb::Request::kMkdir:
+    case pb::Request::kSymlink:
+    case pb::Request::kLink:
+    case pb::Request::kUnlink:
+    case pb::Request::kRmdir:
+    case pb::Request::kRename:
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+NameCache::NameCache(Executor& next, std::function<bool()> trusted) : next_(next), trusted_(std::move(trusted)) {}
+
+void NameCache::execute(const pb::Request& request, Bytes data, Reply reply) {
+  if (epoch_ == 0) return next_.execute(request, data, std::move(reply));
+  const auto op = request.op_case();
+  if (op == pb::Request::kLookup || op == pb::Request::kGetattr) {
+    if (!answer(request, reply)) ask(request, data, std::move(reply));
+  } else if (op_class(op) == OpClass::mutation && op != pb::Request::kSync) {
+    ask(request, data, std::move(reply));
+  } else {
+    next_.execute(request, data, std::move(reply));
+  }
+}
+
+bool NameCache::answer(const pb::Request& request, const Reply& reply) const {
+  InodeId id = request.getattr().id();
+  if (request.has_lookup()) {
+    const auto directory = directories_.find(request.lookup().parent());
+    if (directory == directories_.end()) return false;
+    const auto& names = directory->second.names;
+    const auto found = names.find(std::string_view(request.lookup().name()));
+    // Names too long to exist have an error of their own.
+    if (found == names.end() && (!directory->second.complete || request.lookup().name().size() > NAME_MAX)) return false;
+    id = found == names.end() ? 0 : found->second;
+    if (id == 0) {
+      if (!trusted_()) return false;
+      reply_errno(reply, ENOENT);
+      return true;
+    }
+  }
+  const auto known = attributes_.find(id);
+  if (known == attributes_.end() || !trusted_()) return false;
+  pb::Outcome outcome;
+  outcome.unsafe_arena_set_allocated_attr(const_cast<pb::Attr*>(&known->second.attr));  // lent, not copied
+  reply(outcome, {});
+  outcome.unsafe_arena_release_attr();
+  return true;
+}
+
+// Asks the owner, and keeps what it promises.
+void NameCache::ask(const pb::Request& request, Bytes data, Reply reply) {
+  if (request.has_lookup() || changes_names(request.op_case())) {
+    next_.execute(request, data,
+                  [this, request, generation = generation_, reply = std::move(reply)](const pb::Outcome& outcome,
+                                                                                      Bytes result) {
+                    if (believable(outcome, generation))
+                      changed(request, outcome);
+                    else if (!request.has_lookup() && outcome.error() == 0)
+                      forget_all();
+                    reply(outcome, result);
+                  });
+    return;
+  }
+  const bool query = request.has_getattr();
+  next_.execute(request, data, [this, query, generation = generation_, reply = std::move(reply)](
+                                   const pb::Outcome& outcome, Bytes result) {
+    if (believable(outcome, generation)) {
+      if (outcome.has_attr()) learn(outcome.attr(), outcome.promise());
+      for (const auto& attr : outcome.changed()) learn(attr, outcome.promise());
+    } else if (!query) {
+      forget_all();  // also after an error: some of it may have been done
+    }
+    reply(outcome, result);
+  });
+}
+
+bool NameCache::believable(const pb::Outcome& outcome, std::uint64_t generation) const {
+  return outcome.promise() >> kStampBits == epoch_ && epoch_ != 0 && outcome.promise() > last_recall_ &&
+         generation == generation_;
+}
+
+// The newest word counts: outcomes may overtake each other.
+void NameCache::learn(const pb::Attr& attr, std::uint64_t stamp) {
+  if (attr.mode() == 0) {  // gone
+    attributes_.erase(attr.id());
+    return;
+  }
+  auto& known = attributes_[attr.id()];
+  if (known.stamp > stamp) return;
+  known.attr = attr;
+  known.stamp = stamp;
+}
+
+void NameCache::name(InodeId parent, std::string_view name, InodeId id) {
+  auto& names = directories_[parent].names;
+  const auto [entry, added] = names.insert_or_assign(std::string(name), id);
+  if (added) ++names_;
+}
+
+InodeId NameCache::named(InodeId parent, std::string_view name) const {
+  const auto directory = directories_.find(parent);
+  if (directory == directories_.end()) return 0;
+  const auto found = directory->second.names.find(name);
+  return found == directory->second.names.end() ? 0 : found->second;
+}
+
+void NameCache::drop_directory(InodeId id) {
+  const auto found = directories_.find(id);
+  if (found == directories_.end()) return;
+  names_ -= found->second.names.size();
+  directories_.erase(found);
+}
+
+void NameCache::changed(const pb::Request& request, const pb::Outcome& outcome) {
+  if (attributes_.size() + names_ >= kMaxEntries) return forget_all();
+  const auto stamp = outcome.promise();
+  if (outcome.has_attr()) learn(outcome.attr(), stamp);
+  for (const auto& attr : outcome.changed()) learn(attr, stamp);
+  const InodeId made = outcome.attr().id();
+  switch (request.op_case()) {
+    case pb::Request::kLookup:
+      name(request.lookup().parent(), request.lookup().name(), outcome.error() == 0 ? made : 0);
+      break;
+    case pb::Request::kCreate:
+      name(request.create().parent(), request.create().name(), made);
+      break;
+    case pb::Request::kMkdir:
+      name(request.mkdir().parent(), request.mkdir().name(), made);
+      drop_directory(made);
+      directories_[made].complete = true;
+      break;
+    case pb::Request::kSymlink:
+      name(request.symlink().parent(), request.symlink().name(), made);
+      break;
+    case pb::Request::kLink:
+      name(request.link().parent(), request.link().name(), made);
+      break;
+    case pb::Request::kUnlink:
+      name(request.unlink().parent(), request.unlink().name(), 0);
+      break;
+    case pb::Request::kRmdir:
+      drop_directory(named(request.rmdir().parent(), request.rmdir().name()));
+      name(request.rmdir().parent(), request.rmdir().name(), 0);
+      break;
+    case pb::Request::kRename: {
+      const auto& rename = request.rename();
+      const InodeId moved = named(rename.parent(), rename.name());
+      const InodeId other = named(rename.new_parent(), rename.new_name());
+      const bool exchange = (rename.flags() & RENAME_EXCHANGE) != 0;
+      if (moved == 0 || (exchange && other == 0)) {  // which inode it was is not known here
+        drop_directory(rename.parent());
+        drop_directory(rename.new_parent());
+      } else if (moved != other) {  // two names of one inode both stay
+        name(rename.parent(), rename.name(), exchange ? other : 0);
+        name(rename.new_parent(), rename.new_name(), moved);
+      }
+      break;
+    }
+    default:
+      break;
+  }
+}
+
+void NameCache::believe(Epoch epoch) {
+  forget_all();
+  epoch_ = epoch;  // the stamp of the last recall stays: stamps grow with the epoch
+}
+
+void NameCache::forget(const std::vector<InodeId>& ids, std::uint64_t stamp) {
+  last_recall_ = std::max(last_recall_, stamp);
+  for (const InodeId id : ids) {
+    attributes_.erase(id);
+    drop_directory(id);
+  }
+}
+
+void NameCache::forget_all() {
+  ++generation_;
+  attributes_.clear();
+  directories_.clear();
+  names_ = 0;
+}
+
+bool NameCache::is_there(InodeId id, std::uint32_t type) const {
+  const auto known = attributes_.find(id);
+  return known != attributes_.end() && (known->second.attr.mode() & S_IFMT) == type && trusted_();
+}
+
+}  // namespace sharefs

@@ -1,0 +1,82 @@
+// What this site has been promised of names and attributes, so that looking again does not cross the network.
+//
+// Between the mount and the Router, on a site that is not the owner. It answers Lookup and GetAttr from what outcomes
+// with a promise have told (fs/promises.h), and keeps what this mount's own changes make of it; a directory that this
+// mount made is known completely, so that looking for new names costs nothing either.
+//
+// Invariants
+//  - Only what carries a promise of the present owner is kept, and it is believed only while that owner has answered
+//  within kPromiseTrust.
+//  - An outcome older than the last recall is not kept, nor one that was asked for before everything was forgotten.
+//  - A change of this mount's own whose outcome carries no promise makes everything forgotten.
+//
+// Bounded: when it is full, everything is forgotten. Threads: reactor thread only.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "meta/executor.h"
+
+namespace sharefs {
+
+class NameCache final : public Executor {
+ public:
+  // `trusted`: whether the owner has answered recently enough.
+  NameCache(Executor& next, std::function<bool()> trusted);
+
+  void execute(const pb::Request& request, Bytes data, Reply reply) override;
+
+  // Keeps what is promised at this epoch from now on; 0: nothing (this site is the owner, or the only mount).
+  void believe(Epoch epoch);
+  Epoch epoch() const { return epoch_; }
+  // The owner recalls what it promised of these inodes before `stamp`.
+  void forget(const std::vector<InodeId>& ids, std::uint64_t stamp);
+  void forget_all();
+
+  // An inode of this type (S_IFMT) that is promised to be there, so that it can be opened without waiting for the owner.
+  bool is_there(InodeId id, std::uint32_t type) const;
+
+  std::size_t size() const { return attributes_.size() + names_; }
+
+ private:
+  static constexpr std::size_t kMaxEntries = 60'000;
+  struct NameHash {
+    using is_transparent = void;
+    std::size_t operator()(std::string_view name) const { return std::hash<std::string_view>()(name); }
+  };
+  struct Directory {
+    bool complete = false;  // a name that is not in it does not exist
+    std::unordered_map<std::string, InodeId, NameHash, std::equal_to<>> names;  // 0: no such name
+  };
+  struct Known {
+    pb::Attr attr;
+    std::uint64_t stamp = 0;
+  };
+
+  bool answer(const pb::Request& request, const Reply& reply) const;
+  void ask(const pb::Request& request, Bytes data, Reply reply);
+  bool believable(const pb::Outcome& outcome, std::uint64_t generation) const;
+  void learn(const pb::Attr& attr, std::uint64_t stamp);
+  void name(InodeId parent, std::string_view name, InodeId id);
+  InodeId named(InodeId parent, std::string_view name) const;
+  void drop_directory(InodeId id);
+  void changed(const pb::Request& request, const pb::Outcome& outcome);
+
+  // constant after construction
+  Executor& next_;
+  const std::function<bool()> trusted_;
+  // reactor thread
+  Epoch epoch_ = 0;
+  std::uint64_t generation_ = 0;   // grows when everything is forgotten
+  std::uint64_t last_recall_ = 0;  // its stamp
+  std::unordered_map<InodeId, Known> attributes_;
+  std::unordered_map<InodeId, Directory> directories_;
+  std::size_t names_ = 0;  // in all directories
+};
+
+}  // namespace sharefs

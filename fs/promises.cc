@@ -1,0 +1,222 @@
+#include "fs/promises.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <string>
+#include <utility>
+
+namespace sharefs {
+
+// An outcome that is kept back until others have forgotten what it makes untrue.
+struct Promises::Waiting {
+  Reply reply;
+  pb::Outcome outcome;
+  std::string data;
+  std::size_t left = 1;  // the one that adds the others counts too
+
+  void followed() {
+    if (--left == 0) reply(outcome, as_bytes(data));
+  }
+};
+
+Promises::Promises(Executor& store, ChangeObserver& log, const OpenTable& opens, ClientId own, Reactor& reactor,
+                   Recall recall, Reactor::Clock::duration lease)
+    : store_(store), log_(log), opens_(opens), own_(own), reactor_(reactor), recall_(std::move(recall)), lease_(lease) {}
+
+Promises::~Promises() { end(); }
+
+void Promises::changing(const Change& change) {
+  if (collector_ != nullptr && std::find(collector_->begin(), collector_->end(), change.id) == collector_->end())
+    collector_->push_back(change.id);
+  if (change.kind == Change::Kind::freed) holders_.erase(change.id);
+  log_.changing(change);
+}
+
+void Promises::execute(const pb::Request& request, Bytes data, Reply reply) {
+  const auto op = request.op_case();
+  if (op == pb::Request::kLookup || op == pb::Request::kGetattr) return query(request, data, std::move(reply));
+  const bool nobody_was_told = holders_.empty() && recalling_.empty() && !promises_to(request.client());
+  if (op_class(op) != OpClass::mutation || op == pb::Request::kSync || nobody_was_told)
+    return store_.execute(request, data, std::move(reply));
+
+  // The store reports what it changes before it returns, also when a worker does the rest.
+  const auto changed = std::make_shared<Ids>();
+  Ids* const outer = std::exchange(collector_, changed.get());
+  store_.execute(request, data,
+                 [this, changed, client = request.client(), reply = std::move(reply)](const pb::Outcome& outcome,
+                                                                                      Bytes result) {
+                   performed(client, *changed, outcome, result, reply);
+                 });
+  collector_ = outer;
+}
+
+// ---- promising
+
+bool Promises::promises_to(ClientId client) const {
+  return epoch_ != 0 && client != own_ && opens_.clients().size() > 1 && opens_.clients().contains(client);
+}
+
+// May be promised something: it has forgotten, or knows nothing of, what an earlier owner has promised.
+bool Promises::settled(ClientId client) const {
+  return promises_to(client) && std::none_of(recalling_.begin(), recalling_.end(), [client](const auto& one) {
+           return one.second.all && (one.second.client == client || one.second.client == 0);
+         });
+}
+
+Promises::Mask Promises::bit_of(ClientId client) {
+  const auto found = std::find(clients_.begin(), clients_.end(), client);
+  const auto index = static_cast<std::size_t>(found - clients_.begin());
+  if (found == clients_.end()) {
+    if (clients_.size() == kMaxClients) {
+      forget_all();
+      return bit_of(client);
+    }
+    clients_.push_back(client);
+  }
+  return Mask{1} << index;
+}
+
+bool Promises::grant(ClientId client, InodeId id) {
+  const Mask bit = bit_of(client);
+  if (holders_.size() >= kMaxInodes && !holders_.contains(id)) {
+    forget_all();
+    return false;
+  }
+  holders_[id] |= bit;
+  return true;
+}
+
+void Promises::query(const pb::Request& request, Bytes data, Reply reply) {
+  const ClientId client = request.client();
+  if (!promises_to(client)) return store_.execute(request, data, std::move(reply));
+  const InodeId parent = request.has_lookup() ? request.lookup().parent() : 0;
+  store_.execute(request, data, [this, client, parent, reply = std::move(reply)](const pb::Outcome& outcome, Bytes result) {
+    const bool found = outcome.error() == 0;
+    const bool absent = parent != 0 && outcome.error() == ENOENT;
+    // A client that has not yet forgotten everything would forget this too.
+    if ((!found && !absent) || !settled(client)) return reply(outcome, result);
+    bool kept = parent == 0 || grant(client, parent);
+    if (found) kept = kept && grant(client, outcome.attr().id());
+    if (!kept) return reply(outcome, result);
+    pb::Outcome told = outcome;
+    told.set_promise(next_stamp());
+    reply(told, result);
+  });
+}
+
+// ---- breaking promises
+
+void Promises::performed(ClientId client, const Ids& changed, const pb::Outcome& outcome, Bytes data, const Reply& reply) {
+  recall_holders(changed, client);
+  const bool promise = outcome.error() == 0 && settled(client);
+  if (recalling_.empty() && !promise) return reply(outcome, data);
+
+  const auto waiting = std::make_shared<Waiting>();
+  waiting->reply = reply;
+  waiting->outcome = outcome;
+  waiting->data = as_text(data);
+  for (auto& [number, one] : recalling_) {
+    const bool concerns = one.all || std::any_of(changed.begin(), changed.end(), [&ids = one.ids](InodeId id) {
+                            return std::find(ids.begin(), ids.end(), id) != ids.end();
+                          });
+    if (one.client == client || !concerns) continue;
+    ++waiting->left;
+    one.waiting.push_back(waiting);
+  }
+  if (promise && !tell_changed(client, changed, waiting->outcome)) waiting->outcome.clear_changed();
+  waiting->followed();
+}
+
+// Tells whoever changed inodes what they are like now, as a promise.
+bool Promises::tell_changed(ClientId client, const Ids& changed, pb::Outcome& outcome) {
+  const InodeId named = outcome.attr().id();
+  if (outcome.has_attr() && !grant(client, named)) return false;
+  for (const InodeId id : changed) {
+    if (id == named) continue;
+    auto* told = outcome.add_changed();
+    told->set_id(id);
+    pb::Request look;
+    look.set_client(client);
+    look.mutable_getattr()->set_id(id);
+    store_.execute(look, {}, [told](const pb::Outcome& now, Bytes) {
+      if (now.error() == 0) *told = now.attr();
+    });
+    if (!grant(client, id)) return false;
+  }
+  outcome.set_promise(next_stamp());
+  return true;
+}
+
+void Promises::recall_holders(const Ids& ids, ClientId except) {
+  if (holders_.empty()) return;
+  std::map<ClientId, Ids> recalled;
+  for (const InodeId id : ids) {
+    const auto found = holders_.find(id);
+    if (found == holders_.end()) continue;
+    Mask left = 0;
+    for (std::size_t i = 0; i < clients_.size(); ++i) {
+      if ((found->second >> i & 1) == 0) continue;
+      if (clients_[i] == except)
+        left = Mask{1} << i;
+      else
+        recalled[clients_[i]].push_back(id);
+    }
+    if (left != 0)
+      found->second = left;
+    else
+      holders_.erase(found);
+  }
+  for (auto& [client, forgotten] : recalled) order(client, std::move(forgotten), false);
+}
+
+void Promises::order(ClientId client, Ids ids, bool all) {
+  RecallOrder order;
+  order.client = client;
+  order.names = ids;
+  order.all_names = all;
+  order.stamp = next_stamp();
+  const auto number = ++last_number_;
+  const auto followed_or_over = [this, number, watch = std::weak_ptr(alive_)] {
+    if (!watch.expired()) followed(number);
+  };
+  recalling_[number] = {.client = client,
+                        .ids = std::move(ids),
+                        .all = all,
+                        .lease = reactor_.after(lease_, followed_or_over),
+                        .waiting = {}};
+  recall_(order, [followed_or_over](bool) { followed_or_over(); });
+}
+
+void Promises::followed(std::uint64_t number) {
+  const auto node = recalling_.extract(number);
+  if (node.empty()) return;
+  reactor_.cancel(node.mapped().lease);
+  for (const auto& waiting : node.mapped().waiting) waiting->followed();
+}
+
+// There is no room for more promises: everybody forgets all, and changes wait for that.
+void Promises::forget_all() {
+  holders_.clear();
+  for (const ClientId client : std::exchange(clients_, {}))
+    if (opens_.clients().contains(client)) order(client, {}, true);
+}
+
+void Promises::begin(Epoch epoch, const std::vector<ClientId>& holders) {
+  if (epoch != epoch_) end();
+  epoch_ = epoch;
+  for (const ClientId client : holders)
+    if (client != own_) order(client, {}, true);
+}
+
+// The gate is closed and drained: nothing waits.
+void Promises::end() {
+  alive_ = std::make_shared<const bool>(true);
+  for (const auto& [number, one] : recalling_) reactor_.cancel(one.lease);
+  recalling_.clear();
+  epoch_ = 0;
+  stamp_ = 0;
+  holders_.clear();
+  clients_.clear();
+}
+
+}  // namespace sharefs

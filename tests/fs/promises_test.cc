@@ -1,0 +1,431 @@
+// Promises of names and attributes, and the caches that rely on them: after a change has been acknowledged, nobody is
+// shown what was before it.
+#include "fs/promises.h"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <deque>
+#include <map>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "fs/name_cache.h"
+#include "tests/fs/fake_executor.h"
+
+namespace sharefs {
+namespace {
+
+using test::Answer;
+using test::request_of;
+
+constexpr ClientId kOwn = 9;
+constexpr Epoch kEpoch = 3;
+
+class NoLog final : public ChangeObserver {
+ public:
+  void changing(const Change& /*change*/) override {}
+};
+
+// One directory of files, whose sizes are how often they were written.
+class TinyStore final : public Executor {
+ public:
+  void execute(const pb::Request& request, Bytes /*data*/, Reply reply) override {
+    pb::Outcome outcome;
+    switch (request.op_case()) {
+      case pb::Request::kLookup: {
+        const auto found = names.find(request.lookup().name());
+        if (found == names.end())
+          outcome.set_error(ENOENT);
+        else
+          fill(*outcome.mutable_attr(), found->second);
+        break;
+      }
+      case pb::Request::kGetattr:
+        fill(*outcome.mutable_attr(), request.getattr().id());
+        break;
+      case pb::Request::kCreate:
+        change(kRootInode);
+        names[request.create().name()] = ++last_id;
+        fill(*outcome.mutable_attr(), last_id);
+        break;
+      case pb::Request::kUnlink: {
+        const auto found = names.find(request.unlink().name());
+        change(kRootInode);
+        if (found == names.end()) {
+          outcome.set_error(ENOENT);
+        } else {
+          change(found->second);
+          outcome.add_orphaned(found->second);
+          names.erase(found);
+        }
+        break;
+      }
+      case pb::Request::kWrite:
+        change(request.write().id());
+        break;
+      default:
+        break;
+    }
+    reply(outcome, {});
+  }
+
+  void change(InodeId id) {
+    observer->changing({.kind = Change::Kind::attributes, .id = id});
+    ++sizes[id];
+  }
+  void fill(pb::Attr& attr, InodeId id) {
+    attr.set_id(id);
+    attr.set_mode(id == kRootInode ? S_IFDIR : S_IFREG);
+    attr.set_size(sizes[id]);
+  }
+
+  ChangeObserver* observer = nullptr;
+  std::map<std::string, InodeId> names;
+  std::map<InodeId, std::uint64_t> sizes;
+  InodeId last_id = 100;
+};
+
+class PromisesTest : public ::testing::Test {
+ protected:
+  struct Site;
+  // What crosses the network, in the order of each direction.
+  using Wire = std::deque<std::function<void()>>;
+  class Asking final : public Executor {
+   public:
+    Asking(PromisesTest& test, std::size_t index) : test_(test), index_(index) {}
+    void execute(const pb::Request& request, Bytes /*data*/, Reply reply) override {
+      test_.up[index_].push_back([this, request, reply = std::move(reply)] {
+        test_.promises.execute(request, {}, [this, reply](const pb::Outcome& outcome, Bytes) {
+          test_.down[index_].push_back([reply, outcome] { reply(outcome, {}); });
+        });
+      });
+    }
+
+   private:
+    PromisesTest& test_;
+    std::size_t index_;
+  };
+  struct Site {
+    Site(PromisesTest& test, std::size_t index)
+        : asking(test, index), cache(asking, [this] { return trusted; }) {}
+    Asking asking;
+    bool trusted = true;
+    NameCache cache;
+  };
+
+  PromisesTest() {
+    store.observer = &promises;
+    store.names["old"] = ++store.last_id;
+    opens.attach(kOwn, "own");
+    for (std::size_t i = 0; i < 3; ++i) {
+      opens.attach(i + 1, "site");
+      sites.push_back(std::make_unique<Site>(*this, i));
+      sites.back()->cache.believe(kEpoch);
+    }
+    promises.begin(kEpoch, {});
+  }
+
+  void recall(const RecallOrder& order, std::function<void(bool)> done) {
+    ++recalls;
+    const auto index = static_cast<std::size_t>(order.client - 1);
+    down[index].push_back([this, index, order, done = std::move(done)] {
+      if (order.all_names) sites[index]->cache.forget_all();
+      sites[index]->cache.forget(order.names, order.stamp);
+      if (!silent.contains(index)) up[index].push_back([done] { done(false); });
+    });
+  }
+  void deliver(Wire& wire) {
+    const auto task = std::move(wire.front());
+    wire.pop_front();
+    task();
+  }
+  void deliver_all() {
+    for (bool again = true; again;) {
+      again = false;
+      for (auto* wires : {&up, &down})
+        for (auto& wire : *wires)
+          while (!wire.empty()) {
+            deliver(wire);
+            again = true;
+          }
+    }
+  }
+  void pass_time(Reactor::Clock::duration time) {
+    reactor.after(time, [this] { reactor.stop(); });
+    reactor.run();
+  }
+
+  Answer& ask(std::size_t site, const pb::Request& request) {
+    Answer& answer = answers.emplace_back();
+    if (site == kOwn)
+      promises.execute(request, {}, answer.reply());
+    else
+      sites[site]->cache.execute(request, {}, answer.reply());
+    return answer;
+  }
+  static pb::Request lookup(ClientId client, const std::string& name) {
+    auto request = request_of(client, 1);
+    request.mutable_lookup()->set_parent(kRootInode);
+    request.mutable_lookup()->set_name(name);
+    return request;
+  }
+  static pb::Request getattr(ClientId client, InodeId id) {
+    auto request = request_of(client, 1);
+    request.mutable_getattr()->set_id(id);
+    return request;
+  }
+  static pb::Request create(ClientId client, const std::string& name) {
+    auto request = request_of(client, 1);
+    request.mutable_create()->set_parent(kRootInode);
+    request.mutable_create()->set_name(name);
+    return request;
+  }
+  static pb::Request unlink(ClientId client, const std::string& name) {
+    auto request = request_of(client, 1);
+    request.mutable_unlink()->set_parent(kRootInode);
+    request.mutable_unlink()->set_name(name);
+    return request;
+  }
+  static pb::Request write(ClientId client, InodeId id) { return test::write_of(client, 1, id, 0, 1); }
+
+  Reactor reactor;
+  NoLog log;
+  OpenTable opens;
+  TinyStore store;
+  Promises promises{store, log, opens, kOwn, reactor,
+                    [this](const RecallOrder& order, std::function<void(bool)> done) { recall(order, std::move(done)); },
+                    std::chrono::milliseconds(100)};
+  std::vector<std::unique_ptr<Site>> sites;
+  std::array<Wire, 3> up, down;
+  std::set<std::size_t> silent;  // sites that do not answer recalls
+  std::deque<Answer> answers;
+  int recalls = 0;
+};
+
+TEST_F(PromisesTest, WhatWasLookedAtOnceIsAnsweredWithoutAsking) {
+  ask(0, lookup(1, "old"));
+  ask(0, lookup(1, "none"));
+  deliver_all();
+  const auto& again = ask(0, lookup(1, "old"));
+  const auto& none = ask(0, lookup(1, "none"));
+  const auto& attr = ask(0, getattr(1, store.names["old"]));
+  EXPECT_TRUE(again.given() && none.given() && attr.given());
+  EXPECT_EQ(again.outcome.attr().id(), store.names["old"]);
+  EXPECT_EQ(none.error(), ENOENT);
+}
+
+TEST_F(PromisesTest, AChangeWaitsUntilOthersHaveForgotten) {
+  const InodeId id = store.names["old"];
+  ask(0, lookup(1, "old"));
+  deliver_all();
+  const auto& written = ask(kOwn, write(kOwn, id));
+  EXPECT_FALSE(written.given());
+  deliver_all();
+  EXPECT_TRUE(written.given());
+  const auto& look = ask(0, getattr(1, id));
+  EXPECT_FALSE(look.given()) << "it is not known any more";
+  deliver_all();
+  EXPECT_EQ(look.outcome.attr().size(), 1U);
+  const auto& unread = ask(kOwn, write(kOwn, 101 + 50));
+  EXPECT_TRUE(unread.given()) << "nobody was told of it";
+}
+
+TEST_F(PromisesTest, ASilentHolderIsWaitedForOnlyForItsLease) {
+  ask(0, lookup(1, "old"));
+  deliver_all();
+  silent.insert(0);
+  const auto& written = ask(kOwn, write(kOwn, store.names["old"]));
+  deliver_all();
+  EXPECT_FALSE(written.given());
+  pass_time(std::chrono::milliseconds(150));
+  EXPECT_TRUE(written.given());
+}
+
+TEST_F(PromisesTest, AnUntrustedOwnerIsAskedAgain) {
+  ask(0, lookup(1, "old"));
+  deliver_all();
+  sites[0]->trusted = false;
+  EXPECT_FALSE(ask(0, lookup(1, "old")).given());
+  EXPECT_FALSE(sites[0]->cache.is_there(store.names["old"], S_IFREG));
+  sites[0]->trusted = true;
+  EXPECT_TRUE(sites[0]->cache.is_there(store.names["old"], S_IFREG));
+}
+
+TEST_F(PromisesTest, ANewOwnerAcknowledgesNoChangeBeforeAllHaveForgotten) {
+  ask(0, lookup(1, "old"));
+  deliver_all();
+  promises.end();
+  promises.begin(kEpoch + 1, {1, 2});
+  silent.insert(1);
+  const auto& written = ask(kOwn, write(kOwn, store.names["old"]));
+  deliver_all();
+  EXPECT_FALSE(written.given()) << "the second site has not answered";
+  EXPECT_FALSE(ask(0, lookup(1, "old")).given()) << "what the earlier owner promised is void";
+  pass_time(std::chrono::milliseconds(150));
+  EXPECT_TRUE(written.given());
+}
+
+TEST_F(PromisesTest, AnOutcomeThatARecallHasOvertakenIsNotKept) {
+  const InodeId id = store.names["old"];
+  const auto& look = ask(0, getattr(1, id));
+  deliver(up[0]);
+  ask(kOwn, write(kOwn, id));
+  ASSERT_EQ(down[0].size(), 2U);
+  std::swap(down[0][0], down[0][1]);
+  deliver_all();
+  EXPECT_EQ(look.outcome.attr().size(), 0U);
+  const auto& again = ask(0, getattr(1, id));
+  deliver_all();
+  EXPECT_EQ(again.outcome.attr().size(), 1U);
+}
+
+// Everything in every order that the network allows. Whatever is answered was true at some time after the last change
+// that had been acknowledged when it was asked.
+TEST_F(PromisesTest, NobodyIsShownWhatWasBeforeAnAcknowledgedChange) {
+  const auto seed = std::random_device()();
+  std::mt19937 random(seed);
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  const auto pick = [&](std::size_t below) { return std::uniform_int_distribution<std::size_t>(0, below - 1)(random); };
+  const std::vector<std::string> names{"old", "a", "b", "c"};
+  // Per name: every inode that it has had (0: none), and up to where that was acknowledged.
+  std::map<std::string, std::vector<InodeId>> history;
+  std::map<std::string, std::size_t> acknowledged;
+  for (const auto& name : names) history[name] = {store.names.contains(name) ? store.names[name] : 0};
+  std::map<InodeId, std::uint64_t> written;  // acknowledged sizes
+  std::array<bool, 4> changing{};            // a kernel changes a directory, and looks into it, one at a time
+  std::array<int, 4> looking{};
+  int answered = 0, asked = 0;
+  const auto update = [&] {
+    for (const auto& name : names) {
+      const InodeId now = store.names.contains(name) ? store.names[name] : 0;
+      if (history[name].back() != now) history[name].push_back(now);
+    }
+  };
+  for (int step = 0; step < 60'000; ++step) {
+    const auto wire = pick(12);
+    if (wire < 3) {
+      if (!up[wire].empty()) deliver(up[wire]);
+      update();
+      continue;
+    }
+    if (wire < 6) {
+      if (!down[wire - 3].empty()) deliver(down[wire - 3]);
+      continue;
+    }
+    const auto who = pick(4);
+    const bool own = who == 3;
+    const ClientId client = own ? kOwn : who + 1;
+    const auto send = [&](const pb::Request& request, std::function<void(const pb::Outcome&)> check) {
+      ++asked;
+      Reply reply = [check = std::move(check), &answered](const pb::Outcome& outcome, Bytes) {
+        ++answered;
+        check(outcome);
+      };
+      if (own)
+        promises.execute(request, {}, std::move(reply));
+      else
+        sites[who]->cache.execute(request, {}, std::move(reply));
+      update();
+    };
+    const auto& name = names[pick(names.size())];
+    const auto op = pick(6);
+    if (op < 2 && !changing[who]) {
+      ++looking[who];
+      send(lookup(client, name), [&, who, name, from = acknowledged[name]](const pb::Outcome& outcome) {
+        --looking[who];
+        const InodeId seen = outcome.error() == ENOENT ? 0 : outcome.attr().id();
+        const auto& all = history[name];
+        EXPECT_NE(std::find(all.begin() + static_cast<long>(from), all.end(), seen), all.end())
+            << who << " is shown " << name << " as " << seen << ", from before an acknowledged change; now " << all.back();
+      });
+    } else if (op == 2) {
+      const InodeId id = pick(3) == 0 ? kRootInode : 101 + pick(store.last_id - 100);
+      send(getattr(client, id), [&, id, least = written[id]](const pb::Outcome& outcome) {
+        EXPECT_GE(outcome.attr().size(), least) << "of " << id;
+      });
+    } else if (op == 3 && !changing[who] && looking[who] == 0) {
+      changing[who] = true;
+      const InodeId id = 101 + pick(store.last_id - 100);
+      send(write(client, id), [&, who, id](const pb::Outcome&) {
+        changing[who] = false;
+        ++written[id];
+      });
+    } else if (!changing[who] && looking[who] == 0) {
+      changing[who] = true;
+      const bool makes = op == 4;
+      const auto request = makes ? create(client, name) : unlink(client, name);
+      send(request, [&, who, name, makes](const pb::Outcome& outcome) {
+        changing[who] = false;
+        if (outcome.error() != 0) return;
+        update();
+        const auto& all = history[name];
+        const auto found = std::find(all.begin(), all.end(), makes ? outcome.attr().id() : outcome.orphaned(0));
+        const auto index = static_cast<std::size_t>(found - all.begin()) + (makes ? 0 : 1);
+        ASSERT_LT(index, all.size());
+        acknowledged[name] = std::max(acknowledged[name], index);
+      });
+    }
+    if (HasFailure()) break;
+  }
+  deliver_all();
+  EXPECT_EQ(answered, asked);
+  EXPECT_GT(recalls, 100);
+}
+
+TEST_F(PromisesTest, ADirectoryMadeHereIsKnownCompletely) {
+  NameCache& cache = sites[0]->cache;
+  auto mkdir = request_of(1, 1);
+  mkdir.mutable_mkdir()->set_parent(kRootInode);
+  mkdir.mutable_mkdir()->set_name("dir");
+  test::FakeExecutor owner;
+  NameCache alone(owner, [] { return true; });
+  alone.believe(kEpoch);
+  std::uint64_t stamp = kEpoch << 40;
+  owner.result = [&stamp](const pb::Request& request) {
+    pb::Outcome outcome;
+    outcome.set_promise(++stamp);
+    if (request.has_mkdir() || request.has_create()) {
+      outcome.mutable_attr()->set_id(request.has_mkdir() ? 500 : 501);
+      outcome.mutable_attr()->set_mode(request.has_mkdir() ? S_IFDIR : S_IFREG);
+    }
+    return outcome;
+  };
+  const auto at = [&](const pb::Request& request) {
+    Answer& answer = answers.emplace_back();
+    alone.execute(request, {}, answer.reply());
+    return answer.outcome;
+  };
+  const auto look = [&](const std::string& name) {
+    auto request = request_of(1, 1);
+    request.mutable_lookup()->set_parent(500);
+    request.mutable_lookup()->set_name(name);
+    return at(request);
+  };
+  at(mkdir);
+  EXPECT_EQ(static_cast<int>(look("x").error()), ENOENT);
+  auto make = request_of(1, 2);
+  make.mutable_create()->set_parent(500);
+  make.mutable_create()->set_name("x");
+  at(make);
+  EXPECT_EQ(look("x").attr().id(), 501U);
+  auto move = request_of(1, 3);
+  move.mutable_rename()->set_parent(500);
+  move.mutable_rename()->set_name("x");
+  move.mutable_rename()->set_new_parent(500);
+  move.mutable_rename()->set_new_name("y");
+  at(move);
+  EXPECT_EQ(static_cast<int>(look("x").error()), ENOENT);
+  EXPECT_EQ(look("y").attr().id(), 501U);
+  EXPECT_EQ(owner.calls.size(), 3U) << "nothing was looked up at the owner";
+  alone.forget({500}, stamp + 1);
+  look("x");
+  EXPECT_EQ(owner.calls.size(), 4U);
+  EXPECT_EQ(cache.size(), 0U);
+}
+
+}  // namespace
+}  // namespace sharefs
