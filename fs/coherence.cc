@@ -66,7 +66,7 @@ struct Coherence::Impl {
   void admit();
   void tell_sole();
 
-  void ask_holders(InodeId id);
+  void ask_holders(InodeId id, ClientId except);
   void drop_holder(InodeId id, ClientId client);
   bool free_orphan(InodeId id);
   void free_in_store(const std::vector<InodeId>& ids);
@@ -173,7 +173,8 @@ void Coherence::Impl::create(const pb::Request& request, Reply reply) {
 }
 
 void Coherence::Impl::remove_name(const pb::Request& request, Reply reply) {
-  store.execute(request, {}, [this, reply = std::move(reply)](const pb::Outcome& outcome, Bytes data) {
+  store.execute(request, {}, [this, asker = request.client(), reply = std::move(reply)](const pb::Outcome& outcome,
+                                                                                       Bytes data) {
     const std::vector<InodeId> ids(outcome.orphaned().begin(), outcome.orphaned().end());
     // Every client may refer to it until it says otherwise. The caller does not wait for what they say.
     for (const InodeId id : ids) {
@@ -181,7 +182,7 @@ void Coherence::Impl::remove_name(const pb::Request& request, Reply reply) {
       for (const auto& [client, site] : opens.clients()) holders.insert(client);
     }
     reply(outcome, data);
-    for (const InodeId id : ids) ask_holders(id);
+    for (const InodeId id : ids) ask_holders(id, asker);
   });
 }
 
@@ -327,11 +328,13 @@ void Coherence::Impl::detach(ClientId client) {
 
 // ---- orphans
 
-void Coherence::Impl::ask_holders(InodeId id) {
+// All but `except`, which says so by itself.
+void Coherence::Impl::ask_holders(InodeId id, ClientId except) {
   const auto it = orphans.find(id);
   if (it == orphans.end()) return;
   const std::set<ClientId> holders = it->second;
   for (const ClientId client : holders) {
+    if (client == except) continue;
     RecallOrder order;
     order.client = client;
     order.id = id;
@@ -397,7 +400,7 @@ void Coherence::restore_orphans(std::map<InodeId, std::set<ClientId>> orphans) {
   // Not at once: an answer may free an inode, and the caller is in the middle of taking over.
   for (const auto& [id, holders] : impl_->orphans) {
     impl_->reactor.post([this, id = id, still = std::weak_ptr(impl_->alive)] {
-      if (!still.expired()) impl_->ask_holders(id);
+      if (!still.expired()) impl_->ask_holders(id, 0);
     });
   }
 }

@@ -33,6 +33,7 @@ void on_open(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   const fuse_file_info opened = server.opened_file(pending, id);
   const std::uint64_t handle = pending.handle;
   pending.caller = nullptr;
+  request.set_lazy(true);
   server.submit(request, {}, pending, &FuseServer::answer_nobody);
   if (fuse_reply_open(caller, &opened) != 0) server.ask_release(id, handle);
 }
@@ -89,6 +90,7 @@ void on_release(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   release.set_handle(file->fh);
   release.set_lock_owner(file->lock_owner);
   release.set_unlock_flock(file->flock_release != 0);
+  request.set_lazy(!release.unlock_flock());
   pending.caller = nullptr;
   server.submit(request, {}, pending, &FuseServer::answer_nobody);
   fuse_reply_err(caller, 0);

@@ -261,6 +261,7 @@ void on_opendir(fuse_req_t caller, fuse_ino_t id, fuse_file_info* /*file*/) {
   fuse_file_info opened{};
   opened.fh = pending.handle;
   pending.caller = nullptr;
+  request.set_lazy(true);
   server.submit(request, {}, pending, &FuseServer::answer_nobody);
   if (fuse_reply_open(caller, &opened) != 0) server.ask_releasedir(id, opened.fh);
 }
@@ -294,6 +295,7 @@ void on_releasedir(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   auto [pending, request] = server.begin(caller, Op::kReleasedir, id);
   request.mutable_releasedir()->set_id(id);
   request.mutable_releasedir()->set_handle(file->fh);
+  request.set_lazy(true);
   pending.caller = nullptr;
   server.submit(request, {}, pending, &FuseServer::answer_nobody);
   fuse_reply_err(caller, 0);

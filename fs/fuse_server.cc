@@ -99,9 +99,9 @@ std::size_t FuseServer::receive() {
   }
 }
 
-// Not while the executor has requests: its answers come by other ways than the device.
+// Not while a caller waits for the executor: its answers come by other ways than the device.
 std::size_t FuseServer::receive_soon() {
-  if (oldest_ != nullptr || !brief_wait_.worth_it()) return 0;
+  if (callers_waiting_ != 0 || !brief_wait_.worth_it()) return 0;
   const auto until = Reactor::Clock::now() + BriefWait::kLongest;
   std::size_t size = 0;
   do {
@@ -147,11 +147,13 @@ FuseServer::Begun FuseServer::begin(fuse_req_t caller, pb::Request::OpCase op, I
   request.set_gid(context->gid);
   request.set_pid(static_cast<std::uint32_t>(context->pid));
   request.set_answered_below(answered_below());
+  request.set_lazy(false);
   return {pending, request};
 }
 
 void FuseServer::submit(const pb::Request& request, Bytes data, PendingRequest& pending, Answer answer) {
   pending.answer = answer;
+  if (pending.caller != nullptr) ++callers_waiting_;
   try {
     executor_.execute(request, data, [p = &pending](const pb::Outcome& outcome, Bytes bytes) {
       if (p->server != nullptr) p->server->finish(*p, outcome, bytes);
@@ -181,10 +183,15 @@ void FuseServer::interrupted(fuse_req_t /*caller*/, void* data) {
 
 void FuseServer::finish(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
   unlink(pending);
+  if (pending.caller != nullptr) --callers_waiting_;
   if (pending.caller != nullptr && !pending.waits_for_lock) {
     longest_wait_ = std::max(longest_wait_, Reactor::Clock::now() - pending.arrived);
   }
+  // What this mount's own request left without a name: its kernel still refers to it, and says when it does not.
+  for (const InodeId id : outcome.orphaned())
+    if (!watch_orphan(id)) forgotten_orphans_.push_back(id);
   (this->*pending.answer)(pending, outcome, data);
+  send_forgets();
   // After the answer: the kernel holds the caller's locks until then.
   if (outcome.invalidate()) notifier_->invalidate(pending.id, 0, 0, {});
   pending.seq = 0;
@@ -264,6 +271,7 @@ void FuseServer::send_forgets() {
   auto& ids = *request.mutable_forget()->mutable_ids();
   ids.Assign(forgotten_orphans_.begin(), forgotten_orphans_.end());
   forgotten_orphans_.clear();
+  request.set_lazy(true);
   ask(request);
 }
 

@@ -176,6 +176,7 @@ class FuseServer {
   std::vector<pb::Request> requests_;  // one for each kind, by its number
   std::unique_ptr<Pool> pool_;
   PendingRequest* oldest_ = nullptr;  // by seq
+  std::size_t callers_waiting_ = 0;   // for the executor
   PendingRequest* newest_ = nullptr;
   std::uint64_t highest_seq_ = 0;
   std::uint64_t own_requests_ = 0;

@@ -38,8 +38,12 @@ void NameCache::execute(const pb::Request& request, Bytes data, Reply reply) {
   const auto op = request.op_case();
   if (op == pb::Request::kLookup || op == pb::Request::kGetattr) {
     if (!answer(request, reply)) ask(request, data, std::move(reply));
-  } else if (op_class(op) == OpClass::mutation && op != pb::Request::kSync) {
+  } else if (op == pb::Request::kGetxattr) {
+    if (!answer_xattr(request.getxattr(), reply)) ask_xattr(request, std::move(reply));
+  } else if (changes_names(op)) {
     ask(request, data, std::move(reply));
+  } else if (op_class(op) == OpClass::mutation && op != pb::Request::kSync) {
+    change(request, data, std::move(reply));
   } else {
     next_.execute(request, data, std::move(reply));
   }
@@ -70,27 +74,55 @@ bool NameCache::answer(const pb::Request& request, const Reply& reply) const {
   return true;
 }
 
-// Asks the owner, and keeps what it promises.
+bool NameCache::answer_xattr(const pb::GetXattr& asked, const Reply& reply) const {
+  const auto known = attributes_.find(asked.id());
+  if (known == attributes_.end()) return false;
+  const auto& xattrs = known->second.xattrs;
+  const auto found = std::find_if(xattrs.begin(), xattrs.end(), [&](const Xattr& one) { return one.name == asked.name(); });
+  if (found == xattrs.end() || !trusted_()) return false;
+  pb::Outcome outcome;
+  outcome.set_error(found->present ? 0 : ENODATA);
+  reply(outcome, as_bytes(found->value));
+  return true;
+}
+
+// Asks the owner, and keeps what it promises of names and attributes.
 void NameCache::ask(const pb::Request& request, Bytes data, Reply reply) {
-  if (request.has_lookup() || changes_names(request.op_case())) {
-    next_.execute(request, data,
-                  [this, request, generation = generation_, reply = std::move(reply)](const pb::Outcome& outcome,
-                                                                                      Bytes result) {
-                    if (believable(outcome, generation))
-                      changed(request, outcome);
-                    else if (!request.has_lookup() && outcome.error() == 0)
-                      forget_all();
-                    reply(outcome, result);
-                  });
-    return;
-  }
-  const bool query = request.has_getattr();
-  next_.execute(request, data, [this, query, generation = generation_, reply = std::move(reply)](
+  next_.execute(request, data,
+                [this, request, generation = generation_, reply = std::move(reply)](const pb::Outcome& outcome,
+                                                                                    Bytes result) {
+                  if (believable(outcome, generation))
+                    changed(request, outcome);
+                  else if (op_class(request.op_case()) == OpClass::mutation && outcome.error() == 0)
+                    forget_all();
+                  reply(outcome, result);
+                });
+}
+
+void NameCache::ask_xattr(const pb::Request& request, Reply reply) {
+  next_.execute(request, {},
+                [this, asked = request.getxattr(), generation = generation_, reply = std::move(reply)](
+                    const pb::Outcome& outcome, Bytes value) {
+                  const auto known = attributes_.find(asked.id());
+                  if (believable(outcome, generation) && known != attributes_.end() && value.size() <= kMaxValue) {
+                    auto& xattrs = known->second.xattrs;
+                    if (xattrs.size() == kMaxXattrs) xattrs.erase(xattrs.begin());
+                    xattrs.push_back({asked.name(), outcome.error() == 0, std::string(as_text(value))});
+                  }
+                  reply(outcome, value);
+                });
+}
+
+// Asks for a change of data or attributes: it has many bytes, of which nothing need be remembered.
+void NameCache::change(const pb::Request& request, Bytes data, Reply reply) {
+  // Writing takes capabilities away and gives none; all else may change ACLs.
+  const bool only_data = request.has_write() || request.has_fallocate() || request.has_copy_file_range();
+  next_.execute(request, data, [this, only_data, generation = generation_, reply = std::move(reply)](
                                    const pb::Outcome& outcome, Bytes result) {
     if (believable(outcome, generation)) {
-      if (outcome.has_attr()) learn(outcome.attr(), outcome.promise());
-      for (const auto& attr : outcome.changed()) learn(attr, outcome.promise());
-    } else if (!query) {
+      if (outcome.has_attr()) learn(outcome.attr(), outcome.promise(), only_data);
+      for (const auto& attr : outcome.changed()) learn(attr, outcome.promise(), only_data);
+    } else {
       forget_all();  // also after an error: some of it may have been done
     }
     reply(outcome, result);
@@ -102,13 +134,17 @@ bool NameCache::believable(const pb::Outcome& outcome, std::uint64_t generation)
          generation == generation_;
 }
 
-// The newest word counts: outcomes may overtake each other.
-void NameCache::learn(const pb::Attr& attr, std::uint64_t stamp) {
+// The newest word counts: outcomes may overtake each other. `same_xattrs`: no attribute was added or changed since.
+void NameCache::learn(const pb::Attr& attr, std::uint64_t stamp, bool same_xattrs) {
   if (attr.mode() == 0) {  // gone
     attributes_.erase(attr.id());
     return;
   }
   auto& known = attributes_[attr.id()];
+  if (!same_xattrs)
+    known.xattrs.clear();
+  else
+    std::erase_if(known.xattrs, [](const Xattr& one) { return one.present; });
   if (known.stamp > stamp) return;
   known.attr = attr;
   known.stamp = stamp;
@@ -127,6 +163,13 @@ InodeId NameCache::named(InodeId parent, std::string_view name) const {
   return found == directory->second.names.end() ? 0 : found->second;
 }
 
+bool NameCache::is_absent(InodeId parent, std::string_view name) const {
+  const auto directory = directories_.find(parent);
+  if (directory == directories_.end()) return false;
+  const auto found = directory->second.names.find(name);
+  return found == directory->second.names.end() ? directory->second.complete : found->second == 0;
+}
+
 void NameCache::drop_directory(InodeId id) {
   const auto found = directories_.find(id);
   if (found == directories_.end()) return;
@@ -137,14 +180,18 @@ void NameCache::drop_directory(InodeId id) {
 void NameCache::changed(const pb::Request& request, const pb::Outcome& outcome) {
   if (attributes_.size() + names_ >= kMaxEntries) return forget_all();
   const auto stamp = outcome.promise();
-  if (outcome.has_attr()) learn(outcome.attr(), stamp);
-  for (const auto& attr : outcome.changed()) learn(attr, stamp);
+  // Names come and go without changing the attributes beside stat's.
+  if (outcome.has_attr()) learn(outcome.attr(), stamp, true);
+  for (const auto& attr : outcome.changed()) learn(attr, stamp, true);
   const InodeId made = outcome.attr().id();
   switch (request.op_case()) {
     case pb::Request::kLookup:
       name(request.lookup().parent(), request.lookup().name(), outcome.error() == 0 ? made : 0);
       break;
     case pb::Request::kCreate:
+      // A new file has no capability. (Its ACL may be its directory's.)
+      if (is_absent(request.create().parent(), request.create().name()))
+        attributes_[made].xattrs = {{.name = "security.capability", .present = false, .value = {}}};
       name(request.create().parent(), request.create().name(), made);
       break;
     case pb::Request::kMkdir:

@@ -1,6 +1,6 @@
 // What this site has been promised of names and attributes, so that looking again does not cross the network.
 //
-// Between the mount and the Router, on a site that is not the owner. It answers Lookup and GetAttr from what outcomes
+// Between the mount and the Router, on a site that is not the owner. It answers Lookup, GetAttr and GetXattr from what outcomes
 // with a promise have told (fs/promises.h), and keeps what this mount's own changes make of it; a directory that this
 // mount made is known completely, so that looking for new names costs nothing either.
 //
@@ -53,16 +53,29 @@ class NameCache final : public Executor {
     bool complete = false;  // a name that is not in it does not exist
     std::unordered_map<std::string, InodeId, NameHash, std::equal_to<>> names;  // 0: no such name
   };
+  // What GetXattr said: the kernel asks for capabilities and ACLs over and over.
+  struct Xattr {
+    std::string name;
+    bool present = false;
+    std::string value;
+  };
+  static constexpr std::size_t kMaxXattrs = 4;  // of one inode
+  static constexpr std::size_t kMaxValue = 256;
   struct Known {
     pb::Attr attr;
     std::uint64_t stamp = 0;
+    std::vector<Xattr> xattrs;
   };
 
   bool answer(const pb::Request& request, const Reply& reply) const;
+  bool answer_xattr(const pb::GetXattr& asked, const Reply& reply) const;
   void ask(const pb::Request& request, Bytes data, Reply reply);
+  void ask_xattr(const pb::Request& request, Reply reply);
+  void change(const pb::Request& request, Bytes data, Reply reply);
   bool believable(const pb::Outcome& outcome, std::uint64_t generation) const;
-  void learn(const pb::Attr& attr, std::uint64_t stamp);
+  void learn(const pb::Attr& attr, std::uint64_t stamp, bool same_xattrs);
   void name(InodeId parent, std::string_view name, InodeId id);
+  bool is_absent(InodeId parent, std::string_view name) const;
   InodeId named(InodeId parent, std::string_view name) const;
   void drop_directory(InodeId id);
   void changed(const pb::Request& request, const pb::Outcome& outcome);

@@ -34,7 +34,8 @@ void Promises::changing(const Change& change) {
 
 void Promises::execute(const pb::Request& request, Bytes data, Reply reply) {
   const auto op = request.op_case();
-  if (op == pb::Request::kLookup || op == pb::Request::kGetattr) return query(request, data, std::move(reply));
+  if (op == pb::Request::kLookup || op == pb::Request::kGetattr || op == pb::Request::kGetxattr)
+    return query(request, data, std::move(reply));
   const bool nobody_was_told = holders_.empty() && recalling_.empty() && !promises_to(request.client());
   if (op_class(op) != OpClass::mutation || op == pb::Request::kSync || nobody_was_told)
     return store_.execute(request, data, std::move(reply));
@@ -89,14 +90,16 @@ bool Promises::grant(ClientId client, InodeId id) {
 void Promises::query(const pb::Request& request, Bytes data, Reply reply) {
   const ClientId client = request.client();
   if (!promises_to(client)) return store_.execute(request, data, std::move(reply));
-  const InodeId parent = request.has_lookup() ? request.lookup().parent() : 0;
-  store_.execute(request, data, [this, client, parent, reply = std::move(reply)](const pb::Outcome& outcome, Bytes result) {
-    const bool found = outcome.error() == 0;
-    const bool absent = parent != 0 && outcome.error() == ENOENT;
+  // What it is asked of: a directory, for a name, or the inode itself.
+  const InodeId id = request.has_lookup()     ? request.lookup().parent()
+                     : request.has_getxattr() ? request.getxattr().id()
+                                              : request.getattr().id();
+  store_.execute(request, data, [this, client, id, reply = std::move(reply)](const pb::Outcome& outcome, Bytes result) {
+    const auto error = outcome.error();
     // A client that has not yet forgotten everything would forget this too.
-    if ((!found && !absent) || !settled(client)) return reply(outcome, result);
-    bool kept = parent == 0 || grant(client, parent);
-    if (found) kept = kept && grant(client, outcome.attr().id());
+    if ((error != 0 && error != ENOENT && error != ENODATA) || !settled(client)) return reply(outcome, result);
+    bool kept = grant(client, id);
+    if (outcome.has_attr()) kept = kept && grant(client, outcome.attr().id());
     if (!kept) return reply(outcome, result);
     pb::Outcome told = outcome;
     told.set_promise(next_stamp());

@@ -17,6 +17,8 @@ namespace {
 // The owner that we know says that it is not (yet): it may be about to take over.
 constexpr std::chrono::milliseconds kFirstRetry{2};  // doubled each time
 constexpr std::chrono::milliseconds kLastRetry{50};
+// How long a request that nobody waits for may wait for company.
+constexpr std::chrono::milliseconds kLaziness{1};
 constexpr auto kShortestTimeoutCheck = std::chrono::milliseconds(1);
 // Requests that the Peer makes itself; the kernel's, the front end's and the site's have other bits.
 constexpr std::uint64_t kPeerSeqBit = std::uint64_t{1} << 60;
@@ -47,13 +49,14 @@ struct Peer::Impl {
   struct Pending {
     RequestKey key;
     zmq::message_t head;  // kept to be sent again; what is sent shares its bytes
-    zmq::message_t data;
+    std::vector<zmq::message_t> data;
     Reply reply;
     Reactor::Clock::time_point deadline{};
     std::uint64_t asked = 0;  // bits of the sites that it was sent to, see bit_of
     bool waits_for_lock = false;
     bool holds = false;  // its outcome changes what the mount holds
     bool retry = false;  // refused by the owner; sent again soon
+    bool lazy = false;   // not sent yet: it travels with the next request
   };
   using PendingMap = std::map<std::uint64_t, Pending>;  // by arrival
 
@@ -63,6 +66,8 @@ struct Peer::Impl {
 
   void execute(const pb::Request& request, Bytes data, Reply reply);
   void send(Pending& pending);
+  void delay(Pending& pending);
+  void send_lazy();
   void resend_soon();
   void resend();
   void set_owner(const SiteName& new_owner, Epoch new_epoch);
@@ -100,12 +105,16 @@ struct Peer::Impl {
   Reactor::TimerId retry_timer = 0;
   std::chrono::milliseconds retry_delay = kFirstRetry;
   Reactor::TimerId timeout_timer = 0;
+  std::vector<RequestKey> lazy;
+  std::string joined;  // bytes that came in several parts
+  Reactor::TimerId lazy_timer = 0;
   std::shared_ptr<int> alive = std::make_shared<int>();  // expires with this: for posted tasks
 };
 
 Peer::Impl::~Impl() {
   reactor.cancel(retry_timer);
   reactor.cancel(timeout_timer);
+  reactor.cancel(lazy_timer);
 }
 
 // ---- asking
@@ -125,7 +134,7 @@ void Peer::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
   auto& added = pending[number];
   added.key = key;
   added.head = serialize_ask(request);
-  if (!data.empty()) added.data = copy_to_message(data);
+  added.data = copy_to_parts(data);
   added.reply = std::move(reply);
   added.waits_for_lock = request.setlock().wait();
   added.holds = Holdings::concerns(request);
@@ -135,16 +144,35 @@ void Peer::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
     arm_timeouts();
   }
   // Otherwise it goes with all the others as soon as the owner is there.
-  if (!resend_due && transport.connected(owner)) send(added);
+  if (resend_due || !transport.connected(owner)) return;
+  if (request.lazy()) return delay(added);
+  send_lazy();
+  send(added);
+}
+
+// Several messages sent at once wake the threads and the machine between here and the owner once.
+void Peer::Impl::delay(Pending& which) {
+  which.lazy = true;
+  lazy.push_back(which.key);
+  if (lazy_timer == 0)
+    lazy_timer = reactor.after(kLaziness, [this] {
+      lazy_timer = 0;
+      if (!resend_due && transport.connected(owner)) send_lazy();
+    });
+}
+
+void Peer::Impl::send_lazy() {
+  for (const auto& key : std::exchange(lazy, {}))
+    if (const auto found = find(key.client, key.seq); found != pending.end() && found->second.lazy) send(found->second);
 }
 
 void Peer::Impl::send(Pending& which) {
   zmq::message_t head;
   head.copy(which.head);
   std::vector<zmq::message_t> parts;
-  if (!which.data.empty()) parts.emplace_back().copy(which.data);
+  for (auto& part : which.data) parts.emplace_back().copy(part);
   which.asked |= owner_bit;
-  which.retry = false;
+  which.retry = which.lazy = false;
   transport.send(owner, Lane::requests, std::move(head), std::move(parts));
 }
 
@@ -290,8 +318,7 @@ void Peer::Impl::resubmit_to(Executor& local) {
     pb::Envelope envelope;
     if (!envelope.ParseFromArray(one.head.data(), static_cast<int>(one.head.size())))
       throw std::logic_error("a kept request cannot be read");
-    local.execute(envelope.ask().request(), {one.data.data<std::byte>(), one.data.size()},
-                  std::move(one.reply));
+    local.execute(envelope.ask().request(), join_parts(one.data, joined), std::move(one.reply));
   }
 }
 
@@ -340,9 +367,7 @@ void Peer::on_moved(std::function<void(const SiteName&, Epoch)> moved) { impl_->
 void Peer::answer(const SiteName& from, Message message) {
   if (message.head.has_moved()) return impl_->moved(from, message.head.moved());
   if (!message.head.has_answer()) return;
-  const Bytes data =
-      message.parts.empty() ? Bytes() : Bytes(message.parts[0].data<std::byte>(), message.parts[0].size());
-  impl_->answered(from, message.head.answer(), data);
+  impl_->answered(from, message.head.answer(), join_parts(message.parts, impl_->joined));
 }
 
 void Peer::connected(const SiteName& site) {

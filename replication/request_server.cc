@@ -115,6 +115,7 @@ struct RequestServer::Impl {
   std::deque<Waiting> waiting;  // asked during a takeover
   std::deque<Execution> executions;
   std::vector<Execution*> free_executions;
+  std::string joined;  // bytes that came in several parts
   Once once{*this};
 };
 
@@ -215,9 +216,7 @@ void RequestServer::Impl::drop_oldest_client(const SiteName& site) {
 void RequestServer::Impl::ask(const SiteName& from, Message& message) {
   const pb::Request& request = message.head.ask().request();
   if (mode == Mode::redirecting) return say_moved(from, request.client(), request.seq(), owner, epoch);
-  Bytes data;
-  if (!message.parts.empty()) data = {message.parts[0].data<std::byte>(), message.parts[0].size()};
-  if (message.parts.size() > 1) return refuse(from, request, EINVAL);
+  const Bytes data = join_parts(message.parts, joined);
   if (const int error = check_request(request, data); error != 0) return refuse(from, request, error);
   if (mode == Mode::taking_over) {
     if (waiting.size() >= kMaxWaiting) return refuse(from, request, EBUSY);
@@ -262,9 +261,7 @@ void RequestServer::Impl::perform(const SiteName& from, const pb::Request& reque
 
 void RequestServer::Impl::answer(const SiteName& to, std::uint64_t client, std::uint64_t seq,
                                  const pb::Outcome& outcome, Bytes data) {
-  std::vector<zmq::message_t> parts;
-  if (!data.empty()) parts.push_back(copy_to_message(data));
-  transport.send(to, Lane::requests, serialize_answer(client, seq, outcome), std::move(parts));
+  transport.send(to, Lane::requests, serialize_answer(client, seq, outcome), copy_to_parts(data));
 }
 
 // Answers without performing anything; 0: there was nothing to do.

@@ -5,6 +5,7 @@
 
 #include <time.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <map>
@@ -501,6 +502,22 @@ CurveKeys make_curve_keys() {
 }
 
 zmq::message_t copy_to_message(Bytes bytes) { return {bytes.data(), bytes.size()}; }
+
+std::vector<zmq::message_t> copy_to_parts(Bytes bytes) {
+  const std::size_t piece = std::max(kPartBytes, (bytes.size() + kMaxParts - 1) / kMaxParts);
+  std::vector<zmq::message_t> parts;
+  for (; bytes.size() > piece; bytes = bytes.subspan(piece)) parts.push_back(copy_to_message(bytes.first(piece)));
+  if (!bytes.empty()) parts.push_back(copy_to_message(bytes));
+  return parts;
+}
+
+Bytes join_parts(const std::vector<zmq::message_t>& parts, std::string& buffer) {
+  if (parts.empty()) return {};
+  if (parts.size() == 1) return as_bytes(parts[0].to_string_view());
+  buffer.clear();
+  for (const auto& part : parts) buffer += part.to_string_view();
+  return as_bytes(buffer);
+}
 
 zmq::message_t serialize(const pb::Envelope& head) {
   const auto size = head.ByteSizeLong();

@@ -30,6 +30,8 @@ constexpr std::uint32_t protocol_major(std::uint32_t version) { return version /
 constexpr std::size_t kMaxFrame = std::size_t{64} << 20;
 // Opaque frames after the envelope; a message with more is dropped.
 constexpr std::size_t kMaxParts = 8;
+// Of the bytes of a request or an outcome.
+constexpr std::size_t kPartBytes = std::size_t{128} << 10;
 
 struct Message {
   pb::Envelope head;
@@ -46,6 +48,10 @@ CurveKeys make_curve_keys();
 
 // The bytes, copied once, as a part to send.
 zmq::message_t copy_to_message(Bytes bytes);
+// The same in pieces if they are many, so that one is encrypted while another is on its way and a third decrypted; and
+// how they are put together again: in `buffer` if they are several. Nothing for no bytes.
+std::vector<zmq::message_t> copy_to_parts(Bytes bytes);
+Bytes join_parts(const std::vector<zmq::message_t>& parts, std::string& buffer);
 // The envelope as a frame: for what is sent more than once (zmq::message_t::copy shares the bytes).
 zmq::message_t serialize(const pb::Envelope& head);
 

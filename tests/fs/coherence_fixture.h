@@ -71,6 +71,11 @@ class CoherenceTest : public ::testing::Test {
     request.mutable_detach();
     return ask(request);
   }
+  Answer& forget(ClientId client, InodeId id) {
+    pb::Request request = request_of(client, ++seq_);
+    request.mutable_forget()->add_ids(id);
+    return ask(request);
+  }
   Answer& release(ClientId client, InodeId id = kFile) {
     pb::Request request = request_of(client, ++seq_);
     request.mutable_release()->set_id(id);
@@ -127,6 +132,7 @@ class CoherenceTest : public ::testing::Test {
     std::vector<InodeId> ids;
     for (const auto& call : store_.calls) {
       if (call.request.op_case() != pb::Request::kForget) continue;
+      EXPECT_EQ(call.request.client(), 0U);
       EXPECT_EQ(call.request.client(), 0U);
       ids.insert(ids.end(), call.request.forget().ids().begin(), call.request.forget().ids().end());
     }

@@ -181,15 +181,13 @@ TEST_F(CoherenceTest, CancelEndsAWaitingLock) {
 TEST_F(CoherenceTest, AnOrphanGoesWhenNobodyRefersToIt) {
   attach_all({kA, kB});
   EXPECT_TRUE(unlink_last(kA, kFile).given()) << "the caller does not wait for the holders";
-  EXPECT_EQ(ordered(), (Clients{kA, kB}));
+  EXPECT_EQ(ordered(), Clients{kB}) << "the caller's mount says by itself when it refers to it no more";
   EXPECT_TRUE(orders_[0].what.orphan);
-  follow(kA, false);
+  forget(kA, kFile);
   EXPECT_EQ(coherence_.orphans().at(kFile), (std::set<ClientId>{kB}));
   follow(kB, true);
   EXPECT_TRUE(freed().empty());
-  pb::Request forget = request_of(kB, ++seq_);
-  forget.mutable_forget()->add_ids(kFile);
-  EXPECT_TRUE(ask(forget).given());
+  EXPECT_TRUE(forget(kB, kFile).given());
   EXPECT_EQ(freed(), (std::vector<InodeId>{kFile}));
   EXPECT_TRUE(coherence_.orphans().empty());
 }
@@ -199,6 +197,7 @@ TEST_F(CoherenceTest, AnOpenOrphanLivesUntilItsLastRelease) {
   opened(kB);
   follow_at_once_ = true;
   unlink_last(kA, kFile);
+  forget(kA, kFile);
   EXPECT_TRUE(freed().empty());
   release(kB);
   EXPECT_EQ(freed(), (std::vector<InodeId>{kFile}));
@@ -209,7 +208,7 @@ TEST_F(CoherenceTest, ASilentHolderKeepsAnOrphanUntilItDetaches) {
   attach_all({kA, kB});
   opened(kB);
   unlink_last(kA, kFile);
-  follow(kA);
+  forget(kA, kFile);
   pass_time(milliseconds(250));
   EXPECT_TRUE(freed().empty());
   coherence_.expire_site("site2");
@@ -236,8 +235,8 @@ TEST_F(CoherenceTest, LateAnswersAfterTheOwnerMovedChangeNothing) {
   attach_all({kA, kB});
   unlink_last(kA, kFile);
   coherence_.clear();
-  coherence_.restore_orphans({{kFile, {kA}}});
-  follow(kA);
+  coherence_.restore_orphans({{kFile, {kB}}});
+  follow(kB);
   EXPECT_EQ(coherence_.orphans().at(kFile).size(), 1U);
   EXPECT_TRUE(freed().empty());
 }
