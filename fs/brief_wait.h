@@ -15,8 +15,8 @@ namespace sharefs {
 
 class BriefWait {
  public:
-  // Long enough for a client on another core to be woken and to ask again.
-  static constexpr std::chrono::microseconds kLongest{40};
+  // Long enough for a client on another core to be woken from its sleep and to ask again.
+  static constexpr std::chrono::microseconds kLongest{80};
 
   // Whether to wait after this request.
   bool worth_it() {

@@ -105,7 +105,8 @@ void Liveness::doubt(Clock::time_point now) {
 
 bool Liveness::pong(Clock::time_point sent, Clock::time_point now) {
   if (sent > now || now - sent > kPlausibleRoundTrip) return false;
-  samples_[sampled_++ % samples_.size()] = now - sent;
+  // Those that come late over a connection that has been replaced say nothing of the present one.
+  if (sent >= asked_) samples_[sampled_++ % samples_.size()] = now - sent;
   asked_ = std::max(asked_, sent);
   if (proven_ || sent < proof_from_) return false;
   proven_ = announced_ = true;
