@@ -173,17 +173,18 @@ void Coherence::Impl::create(const pb::Request& request, Reply reply) {
 }
 
 void Coherence::Impl::remove_name(const pb::Request& request, Reply reply) {
-  store.execute(request, {}, [this, asker = request.client(), reply = std::move(reply)](const pb::Outcome& outcome,
-                                                                                       Bytes data) {
-    const std::vector<InodeId> ids(outcome.orphaned().begin(), outcome.orphaned().end());
-    // Every client may refer to it until it says otherwise. The caller does not wait for what they say.
-    for (const InodeId id : ids) {
-      std::set<ClientId>& holders = orphans[id];
-      for (const auto& [client, site] : opens.clients()) holders.insert(client);
-    }
-    reply(outcome, data);
-    for (const InodeId id : ids) ask_holders(id, asker);
-  });
+  store.execute(
+      request, {},
+      [this, asker = request.client(), reply = std::move(reply)](const pb::Outcome& outcome, Bytes data) {
+        const std::vector<InodeId> ids(outcome.orphaned().begin(), outcome.orphaned().end());
+        // Every client may refer to it until it says otherwise. The caller does not wait for what they say.
+        for (const InodeId id : ids) {
+          std::set<ClientId>& holders = orphans[id];
+          for (const auto& [client, site] : opens.clients()) holders.insert(client);
+        }
+        reply(outcome, data);
+        for (const InodeId id : ids) ask_holders(id, asker);
+      });
 }
 
 void Coherence::Impl::release(const pb::Request& request, Reply reply) {

@@ -1,7 +1,7 @@
 // The operations on open files: data, durability, locks. See fuse_operations.cc.
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -28,7 +28,8 @@ void on_open(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   open.set_id(id);
   open.set_handle(pending.handle);
   open.set_flags(static_cast<std::uint32_t>(file->flags));
-  if (!server.opens_at_once(id, S_IFREG)) return server.submit(request, {}, pending, &FuseServer::answer_open);
+  if (!server.opens_at_once(id, S_IFREG))
+    return server.submit(request, {}, pending, &FuseServer::answer_open);
   // The request goes ahead of whatever is asked of the open file.
   const fuse_file_info opened = server.opened_file(pending, id);
   const std::uint64_t handle = pending.handle;

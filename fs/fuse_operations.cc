@@ -257,7 +257,8 @@ void on_opendir(fuse_req_t caller, fuse_ino_t id, fuse_file_info* /*file*/) {
   pending.handle = server.new_handle();
   request.mutable_opendir()->set_id(id);
   request.mutable_opendir()->set_handle(pending.handle);
-  if (!server.opens_at_once(id, S_IFDIR)) return server.submit(request, {}, pending, &FuseServer::answer_opendir);
+  if (!server.opens_at_once(id, S_IFDIR))
+    return server.submit(request, {}, pending, &FuseServer::answer_opendir);
   fuse_file_info opened{};
   opened.fh = pending.handle;
   pending.caller = nullptr;

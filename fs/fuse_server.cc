@@ -187,7 +187,8 @@ void FuseServer::finish(PendingRequest& pending, const pb::Outcome& outcome, Byt
   if (pending.caller != nullptr && !pending.waits_for_lock) {
     longest_wait_ = std::max(longest_wait_, Reactor::Clock::now() - pending.arrived);
   }
-  // What this mount's own request left without a name: its kernel still refers to it, and says when it does not.
+  // What this mount's own request left without a name: its kernel still refers to it, and says when it does
+  // not.
   for (const InodeId id : outcome.orphaned())
     if (!watch_orphan(id)) forgotten_orphans_.push_back(id);
   (this->*pending.answer)(pending, outcome, data);

@@ -123,7 +123,9 @@ class FuseServer {
   void ask_release(InodeId id, std::uint64_t handle);
   void ask_releasedir(InodeId id, std::uint64_t handle);
   // See FrontEnd::Options.
-  bool opens_at_once(InodeId id, std::uint32_t type) const { return opens_at_once_ && opens_at_once_(id, type); }
+  bool opens_at_once(InodeId id, std::uint32_t type) const {
+    return opens_at_once_ && opens_at_once_(id, type);
+  }
   // Did this mount take POSIX locks on the inode for this owner since? Forgets about them.
   bool take_posix_locks(InodeId id, std::uint64_t owner) { return posix_locks_.erase({id, owner}) != 0; }
   void note_posix_lock(InodeId id, std::uint64_t owner) { posix_locks_.insert({id, owner}); }

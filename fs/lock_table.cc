@@ -86,7 +86,8 @@ std::optional<Lock> LockTable::conflict(const Lock& wanted) const {
   if (it == held_.end()) return std::nullopt;
   const Lock* first = nullptr;  // by offset, as the kernel's own table answers F_GETLK
   for (const Lock& lock : it->second) {
-    if (conflicts(lock, wanted) && (first == nullptr || lock.range.start() < first->range.start())) first = &lock;
+    if (conflicts(lock, wanted) && (first == nullptr || lock.range.start() < first->range.start()))
+      first = &lock;
   }
   return first != nullptr ? std::optional(*first) : std::nullopt;
 }

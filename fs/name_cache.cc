@@ -31,7 +31,8 @@ bool changes_names(pb::Request::OpCase op) {
 
 }  // namespace
 
-NameCache::NameCache(Executor& next, std::function<bool()> trusted) : next_(next), trusted_(std::move(trusted)) {}
+NameCache::NameCache(Executor& next, std::function<bool()> trusted)
+    : next_(next), trusted_(std::move(trusted)) {}
 
 void NameCache::execute(const pb::Request& request, Bytes data, Reply reply) {
   if (epoch_ == 0) return next_.execute(request, data, std::move(reply));
@@ -57,7 +58,8 @@ bool NameCache::answer(const pb::Request& request, const Reply& reply) const {
     const auto& names = directory->second.names;
     const auto found = names.find(std::string_view(request.lookup().name()));
     // Names too long to exist have an error of their own.
-    if (found == names.end() && (!directory->second.complete || request.lookup().name().size() > NAME_MAX)) return false;
+    if (found == names.end() && (!directory->second.complete || request.lookup().name().size() > NAME_MAX))
+      return false;
     id = found == names.end() ? 0 : found->second;
     if (id == 0) {
       if (!trusted_()) return false;
@@ -78,7 +80,8 @@ bool NameCache::answer_xattr(const pb::GetXattr& asked, const Reply& reply) cons
   const auto known = attributes_.find(asked.id());
   if (known == attributes_.end()) return false;
   const auto& xattrs = known->second.xattrs;
-  const auto found = std::find_if(xattrs.begin(), xattrs.end(), [&](const Xattr& one) { return one.name == asked.name(); });
+  const auto found =
+      std::find_if(xattrs.begin(), xattrs.end(), [&](const Xattr& one) { return one.name == asked.name(); });
   if (found == xattrs.end() || !trusted_()) return false;
   pb::Outcome outcome;
   outcome.set_error(found->present ? 0 : ENODATA);
@@ -89,8 +92,8 @@ bool NameCache::answer_xattr(const pb::GetXattr& asked, const Reply& reply) cons
 // Asks the owner, and keeps what it promises of names and attributes.
 void NameCache::ask(const pb::Request& request, Bytes data, Reply reply) {
   next_.execute(request, data,
-                [this, request, generation = generation_, reply = std::move(reply)](const pb::Outcome& outcome,
-                                                                                    Bytes result) {
+                [this, request, generation = generation_, reply = std::move(reply)](
+                    const pb::Outcome& outcome, Bytes result) {
                   if (believable(outcome, generation))
                     changed(request, outcome);
                   else if (op_class(request.op_case()) == OpClass::mutation && outcome.error() == 0)
@@ -100,33 +103,35 @@ void NameCache::ask(const pb::Request& request, Bytes data, Reply reply) {
 }
 
 void NameCache::ask_xattr(const pb::Request& request, Reply reply) {
-  next_.execute(request, {},
-                [this, asked = request.getxattr(), generation = generation_, reply = std::move(reply)](
-                    const pb::Outcome& outcome, Bytes value) {
-                  const auto known = attributes_.find(asked.id());
-                  if (believable(outcome, generation) && known != attributes_.end() && value.size() <= kMaxValue) {
-                    auto& xattrs = known->second.xattrs;
-                    if (xattrs.size() == kMaxXattrs) xattrs.erase(xattrs.begin());
-                    xattrs.push_back({asked.name(), outcome.error() == 0, std::string(as_text(value))});
-                  }
-                  reply(outcome, value);
-                });
+  next_.execute(
+      request, {},
+      [this, asked = request.getxattr(), generation = generation_, reply = std::move(reply)](
+          const pb::Outcome& outcome, Bytes value) {
+        const auto known = attributes_.find(asked.id());
+        if (believable(outcome, generation) && known != attributes_.end() && value.size() <= kMaxValue) {
+          auto& xattrs = known->second.xattrs;
+          if (xattrs.size() == kMaxXattrs) xattrs.erase(xattrs.begin());
+          xattrs.push_back({asked.name(), outcome.error() == 0, std::string(as_text(value))});
+        }
+        reply(outcome, value);
+      });
 }
 
 // Asks for a change of data or attributes: it has many bytes, of which nothing need be remembered.
 void NameCache::change(const pb::Request& request, Bytes data, Reply reply) {
   // Writing takes capabilities away and gives none; all else may change ACLs.
   const bool only_data = request.has_write() || request.has_fallocate() || request.has_copy_file_range();
-  next_.execute(request, data, [this, only_data, generation = generation_, reply = std::move(reply)](
-                                   const pb::Outcome& outcome, Bytes result) {
-    if (believable(outcome, generation)) {
-      if (outcome.has_attr()) learn(outcome.attr(), outcome.promise(), only_data);
-      for (const auto& attr : outcome.changed()) learn(attr, outcome.promise(), only_data);
-    } else {
-      forget_all();  // also after an error: some of it may have been done
-    }
-    reply(outcome, result);
-  });
+  next_.execute(request, data,
+                [this, only_data, generation = generation_, reply = std::move(reply)](
+                    const pb::Outcome& outcome, Bytes result) {
+                  if (believable(outcome, generation)) {
+                    if (outcome.has_attr()) learn(outcome.attr(), outcome.promise(), only_data);
+                    for (const auto& attr : outcome.changed()) learn(attr, outcome.promise(), only_data);
+                  } else {
+                    forget_all();  // also after an error: some of it may have been done
+                  }
+                  reply(outcome, result);
+                });
 }
 
 bool NameCache::believable(const pb::Outcome& outcome, std::uint64_t generation) const {
@@ -134,7 +139,8 @@ bool NameCache::believable(const pb::Outcome& outcome, std::uint64_t generation)
          generation == generation_;
 }
 
-// The newest word counts: outcomes may overtake each other. `same_xattrs`: no attribute was added or changed since.
+// The newest word counts: outcomes may overtake each other. `same_xattrs`: no attribute was added or changed
+// since.
 void NameCache::learn(const pb::Attr& attr, std::uint64_t stamp, bool same_xattrs) {
   if (attr.mode() == 0) {  // gone
     attributes_.erase(attr.id());

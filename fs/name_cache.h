@@ -1,13 +1,15 @@
 // What this site has been promised of names and attributes, so that looking again does not cross the network.
 //
-// Between the mount and the Router, on a site that is not the owner. It answers Lookup, GetAttr and GetXattr from what outcomes
-// with a promise have told (fs/promises.h), and keeps what this mount's own changes make of it; a directory that this
-// mount made is known completely, so that looking for new names costs nothing either.
+// Between the mount and the Router, on a site that is not the owner. It answers Lookup, GetAttr and GetXattr
+// from what outcomes with a promise have told (fs/promises.h), and keeps what this mount's own changes make
+// of it; a directory that this mount made is known completely, so that looking for new names costs nothing
+// either.
 //
 // Invariants
-//  - Only what carries a promise of the present owner is kept, and it is believed only while that owner has answered
-//  within kPromiseTrust.
-//  - An outcome older than the last recall is not kept, nor one that was asked for before everything was forgotten.
+//  - Only what carries a promise of the present owner is kept, and it is believed only while that owner has
+//  answered within kPromiseTrust.
+//  - An outcome older than the last recall is not kept, nor one that was asked for before everything was
+//  forgotten.
 //  - A change of this mount's own whose outcome carries no promise makes everything forgotten.
 //
 // Bounded: when it is full, everything is forgotten. Threads: reactor thread only.
@@ -38,7 +40,8 @@ class NameCache final : public Executor {
   void forget(const std::vector<InodeId>& ids, std::uint64_t stamp);
   void forget_all();
 
-  // An inode of this type (S_IFMT) that is promised to be there, so that it can be opened without waiting for the owner.
+  // An inode of this type (S_IFMT) that is promised to be there, so that it can be opened without waiting for
+  // the owner.
   bool is_there(InodeId id, std::uint32_t type) const;
 
   std::size_t size() const { return attributes_.size() + names_; }

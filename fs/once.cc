@@ -26,14 +26,14 @@ struct Once::Slot {
   std::uint64_t client;
   std::uint64_t seq;
   std::atomic<std::uint32_t> state;
-  std::uint32_t size;                    // of body
-  char body[kSlotSize - 24];             // pb::Outcome: the intent, then the outcome
+  std::uint32_t size;         // of body
+  char body[kSlotSize - 24];  // pb::Outcome: the intent, then the outcome
 };
 
 namespace {
 
-// What a request that is not idempotent names. Its intent as stored: Outcome.entries[i].attr of each name before (id 0:
-// absent), Outcome.count = the size before.
+// What a request that is not idempotent names. Its intent as stored: Outcome.entries[i].attr of each name
+// before (id 0: absent), Outcome.count = the size before.
 struct Named {
   std::vector<std::pair<std::uint64_t, const std::string*>> names;
   std::uint64_t sized = 0;  // an inode whose size tells
@@ -43,23 +43,31 @@ struct Named {
 Named named_by(const pb::Request& request) {
   const auto entry = [](const auto& op) { return Named{{{op.parent(), &op.name()}}, 0}; };
   switch (request.op_case()) {
-    case pb::Request::kCreate: return entry(request.create());
-    case pb::Request::kMkdir: return entry(request.mkdir());
-    case pb::Request::kSymlink: return entry(request.symlink());
-    case pb::Request::kLink: return entry(request.link());
-    case pb::Request::kUnlink: return entry(request.unlink());
-    case pb::Request::kRmdir: return entry(request.rmdir());
+    case pb::Request::kCreate:
+      return entry(request.create());
+    case pb::Request::kMkdir:
+      return entry(request.mkdir());
+    case pb::Request::kSymlink:
+      return entry(request.symlink());
+    case pb::Request::kLink:
+      return entry(request.link());
+    case pb::Request::kUnlink:
+      return entry(request.unlink());
+    case pb::Request::kRmdir:
+      return entry(request.rmdir());
     case pb::Request::kRename:
       return {{{request.rename().parent(), &request.rename().name()},
                {request.rename().new_parent(), &request.rename().new_name()}},
               0};
-    case pb::Request::kWrite: return {{}, request.write().append() ? request.write().id() : 0};
+    case pb::Request::kWrite:
+      return {{}, request.write().append() ? request.write().id() : 0};
     case pb::Request::kFallocate:
       return {{},
               request.fallocate().mode() & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE)
                   ? request.fallocate().id()
                   : 0};
-    default: return {};
+    default:
+      return {};
   }
 }
 
@@ -107,7 +115,8 @@ std::optional<pb::Outcome> found_performed(Executor& store, const pb::Request& r
       if (id(before, 0) == 0 || id(now, 0) == id(before, 0)) return std::nullopt;
       return outcome;
     case pb::Request::kRename:
-      if (id(before, 0) == 0 || id(now, 0) == id(before, 0) || id(now, 1) != id(before, 0)) return std::nullopt;
+      if (id(before, 0) == 0 || id(now, 0) == id(before, 0) || id(now, 1) != id(before, 0))
+        return std::nullopt;
       return outcome;
     case pb::Request::kWrite:
       if (now.count() != before.count() + request.write().size()) return std::nullopt;
@@ -121,14 +130,16 @@ std::optional<pb::Outcome> found_performed(Executor& store, const pb::Request& r
 
 }  // namespace
 
-Once::Once(Executor& store, const std::filesystem::path& file, std::uint64_t exempt) : store_(store), exempt_(exempt) {
+Once::Once(Executor& store, const std::filesystem::path& file, std::uint64_t exempt)
+    : store_(store), exempt_(exempt) {
   static_assert(sizeof(Slot) == kSlotSize);
   static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
   UniqueFd fd(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!fd || ::ftruncate(fd.get(), kSlots * kSlotSize) != 0)
     throw std::runtime_error("cannot open " + file.string() + ": " + std::strerror(errno));
   map_ = ::mmap(nullptr, kSlots * kSlotSize, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
-  if (map_ == MAP_FAILED) throw std::runtime_error("cannot map " + file.string() + ": " + std::strerror(errno));
+  if (map_ == MAP_FAILED)
+    throw std::runtime_error("cannot map " + file.string() + ": " + std::strerror(errno));
   for (std::size_t index = 0; index < kSlots; ++index) {
     const Slot& slot = at(index);
     if (slot.state == Slot::kIntent || slot.state == Slot::kOutcome) slots_[{slot.client, slot.seq}] = index;
@@ -140,7 +151,8 @@ Once::~Once() { ::munmap(map_, kSlots * kSlotSize); }
 Once::Slot& Once::at(std::size_t index) { return static_cast<Slot*>(map_)[index]; }
 
 void Once::execute(const pb::Request& request, Bytes data, Reply reply) {
-  if (request.client() == exempt_ || request.client() == 0) return store_.execute(request, data, std::move(reply));
+  if (request.client() == exempt_ || request.client() == 0)
+    return store_.execute(request, data, std::move(reply));
   if (named_by(request).empty()) return store_.execute(request, data, std::move(reply));
   const auto known = slots_.find({request.client(), request.seq()});
   if (known != slots_.end() && answer_again(at(known->second), request, reply)) return;
@@ -150,7 +162,8 @@ void Once::execute(const pb::Request& request, Bytes data, Reply reply) {
 bool Once::answer_again(Slot& slot, const pb::Request& request, const Reply& reply) {
   pb::Outcome body;
   if (slot.client != request.client() || slot.seq != request.seq() || slot.state == Slot::kFree) return false;
-  if (slot.size > sizeof slot.body || !body.ParseFromArray(slot.body, static_cast<int>(slot.size))) return false;
+  if (slot.size > sizeof slot.body || !body.ParseFromArray(slot.body, static_cast<int>(slot.size)))
+    return false;
   if (slot.state == Slot::kIntent) {
     auto outcome = found_performed(store_, request, named_by(request), body);
     if (!outcome) return false;

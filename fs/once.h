@@ -1,14 +1,15 @@
 // Performs what is not idempotent at most once, across kill -9 of this process.
 //
-// A crash can fall between an effect and its reply, and the request then comes again under the same (client, seq): from
-// another site's Peer, from the records of a handoff, from a kernel that resends. Repeating a create, unlink, rename
-// or append would show the application an error or a doubled effect. So, for those:
+// A crash can fall between an effect and its reply, and the request then comes again under the same (client,
+// seq): from another site's Peer, from the records of a handoff, from a kernel that resends. Repeating a
+// create, unlink, rename or append would show the application an error or a doubled effect. So, for those:
 //
 //   intent (what its names led to, the size before) -> effect -> outcome -> reply
 //
-// in slots of a file mapped MAP_SHARED, which survives the process. Asked again: a slot with an outcome answers; a slot
-// with an intent only is decided by comparing the tree with the intent. All other requests are idempotent and pass.
-// After a power cut the file may be stale: then an operation that was not fsynced may be lost, as on any local disk.
+// in slots of a file mapped MAP_SHARED, which survives the process. Asked again: a slot with an outcome
+// answers; a slot with an intent only is decided by comparing the tree with the intent. All other requests
+// are idempotent and pass. After a power cut the file may be stale: then an operation that was not fsynced
+// may be lost, as on any local disk.
 //
 // File: kSlots slots of kSlotSize bytes, used in a ring; see Slot in once.cc. Threads: reactor thread only.
 #pragma once
@@ -23,8 +24,8 @@ namespace sharefs {
 
 class Once final : public Executor {
  public:
-  // Maps `file`, made if missing, and reads the slots that an earlier process left. Requests of `exempt` (the mount of
-  // this very process, which ends with it) pass without a slot.
+  // Maps `file`, made if missing, and reads the slots that an earlier process left. Requests of `exempt` (the
+  // mount of this very process, which ends with it) pass without a slot.
   Once(Executor& store, const std::filesystem::path& file, std::uint64_t exempt);
   ~Once() override;
 

@@ -19,14 +19,21 @@ struct Promises::Waiting {
   }
 };
 
-Promises::Promises(Executor& store, ChangeObserver& log, const OpenTable& opens, ClientId own, Reactor& reactor,
-                   Recall recall, Reactor::Clock::duration lease)
-    : store_(store), log_(log), opens_(opens), own_(own), reactor_(reactor), recall_(std::move(recall)), lease_(lease) {}
+Promises::Promises(Executor& store, ChangeObserver& log, const OpenTable& opens, ClientId own,
+                   Reactor& reactor, Recall recall, Reactor::Clock::duration lease)
+    : store_(store),
+      log_(log),
+      opens_(opens),
+      own_(own),
+      reactor_(reactor),
+      recall_(std::move(recall)),
+      lease_(lease) {}
 
 Promises::~Promises() { end(); }
 
 void Promises::changing(const Change& change) {
-  if (collector_ != nullptr && std::find(collector_->begin(), collector_->end(), change.id) == collector_->end())
+  if (collector_ != nullptr &&
+      std::find(collector_->begin(), collector_->end(), change.id) == collector_->end())
     collector_->push_back(change.id);
   if (change.kind == Change::Kind::freed) holders_.erase(change.id);
   log_.changing(change);
@@ -43,11 +50,10 @@ void Promises::execute(const pb::Request& request, Bytes data, Reply reply) {
   // The store reports what it changes before it returns, also when a worker does the rest.
   const auto changed = std::make_shared<Ids>();
   Ids* const outer = std::exchange(collector_, changed.get());
-  store_.execute(request, data,
-                 [this, changed, client = request.client(), reply = std::move(reply)](const pb::Outcome& outcome,
-                                                                                      Bytes result) {
-                   performed(client, *changed, outcome, result, reply);
-                 });
+  store_.execute(
+      request, data,
+      [this, changed, client = request.client(), reply = std::move(reply)](
+          const pb::Outcome& outcome, Bytes result) { performed(client, *changed, outcome, result, reply); });
   collector_ = outer;
 }
 
@@ -94,22 +100,25 @@ void Promises::query(const pb::Request& request, Bytes data, Reply reply) {
   const InodeId id = request.has_lookup()     ? request.lookup().parent()
                      : request.has_getxattr() ? request.getxattr().id()
                                               : request.getattr().id();
-  store_.execute(request, data, [this, client, id, reply = std::move(reply)](const pb::Outcome& outcome, Bytes result) {
-    const auto error = outcome.error();
-    // A client that has not yet forgotten everything would forget this too.
-    if ((error != 0 && error != ENOENT && error != ENODATA) || !settled(client)) return reply(outcome, result);
-    bool kept = grant(client, id);
-    if (outcome.has_attr()) kept = kept && grant(client, outcome.attr().id());
-    if (!kept) return reply(outcome, result);
-    pb::Outcome told = outcome;
-    told.set_promise(next_stamp());
-    reply(told, result);
-  });
+  store_.execute(request, data,
+                 [this, client, id, reply = std::move(reply)](const pb::Outcome& outcome, Bytes result) {
+                   const auto error = outcome.error();
+                   // A client that has not yet forgotten everything would forget this too.
+                   if ((error != 0 && error != ENOENT && error != ENODATA) || !settled(client))
+                     return reply(outcome, result);
+                   bool kept = grant(client, id);
+                   if (outcome.has_attr()) kept = kept && grant(client, outcome.attr().id());
+                   if (!kept) return reply(outcome, result);
+                   pb::Outcome told = outcome;
+                   told.set_promise(next_stamp());
+                   reply(told, result);
+                 });
 }
 
 // ---- breaking promises
 
-void Promises::performed(ClientId client, const Ids& changed, const pb::Outcome& outcome, Bytes data, const Reply& reply) {
+void Promises::performed(ClientId client, const Ids& changed, const pb::Outcome& outcome, Bytes data,
+                         const Reply& reply) {
   recall_holders(changed, client);
   const bool promise = outcome.error() == 0 && settled(client);
   if (recalling_.empty() && !promise) return reply(outcome, data);
@@ -119,9 +128,10 @@ void Promises::performed(ClientId client, const Ids& changed, const pb::Outcome&
   waiting->outcome = outcome;
   waiting->data = as_text(data);
   for (auto& [number, one] : recalling_) {
-    const bool concerns = one.all || std::any_of(changed.begin(), changed.end(), [&ids = one.ids](InodeId id) {
-                            return std::find(ids.begin(), ids.end(), id) != ids.end();
-                          });
+    const bool concerns =
+        one.all || std::any_of(changed.begin(), changed.end(), [&ids = one.ids](InodeId id) {
+          return std::find(ids.begin(), ids.end(), id) != ids.end();
+        });
     if (one.client == client || !concerns) continue;
     ++waiting->left;
     one.waiting.push_back(waiting);

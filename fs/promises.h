@@ -1,19 +1,20 @@
 // Promises to other sites: what they were told of names and attributes stays true until they are called back.
 //
-// With several mounts the kernels cache neither names nor attributes; the daemons of the other sites do (fs/name_cache.h),
-// so that a look at what was seen before does not cross the network. The owner notes who was told what, and before a
-// change by somebody else is acknowledged, every holder has forgotten it (callback promises, as in AFS: Howard et al.,
-// «Scale and performance in a distributed file system», 1988).
+// With several mounts the kernels cache neither names nor attributes; the daemons of the other sites do
+// (fs/name_cache.h), so that a look at what was seen before does not cross the network. The owner notes who
+// was told what, and before a change by somebody else is acknowledged, every holder has forgotten it
+// (callback promises, as in AFS: Howard et al., «Scale and performance in a distributed file system», 1988).
 //
 // Invariants
 //  - A promise of a directory covers its attributes and all its names, one of any other inode its attributes.
-//  - What a mutation changes is what the store reports to the change log: whoever forgets to report loses data in a
-//  handoff first.
-//  - Stamps order promises and recalls: a holder that has been recalled at stamp s believes no older outcome, however late
-//  that arrives.
-//  - A holder that does not answer is waited for at most kPromiseLease. It stops believing by itself before that, since
-//  it believes only what it was promised by an owner that has answered it within kPromiseTrust.
-//  - A new owner knows no promises: until every client has forgotten those of its predecessor, it acknowledges no change.
+//  - What a mutation changes is what the store reports to the change log: whoever forgets to report loses
+//  data in a handoff first.
+//  - Stamps order promises and recalls: a holder that has been recalled at stamp s believes no older outcome,
+//  however late that arrives.
+//  - A holder that does not answer is waited for at most kPromiseLease. It stops believing by itself before
+//  that, since it believes only what it was promised by an owner that has answered it within kPromiseTrust.
+//  - A new owner knows no promises: until every client has forgotten those of its predecessor, it
+//  acknowledges no change.
 //
 // Nobody waits for a kernel here, so that no recall of names can deadlock.
 //
@@ -43,15 +44,15 @@ static_assert(kPromiseLease > kPromiseTrust);
 class Promises final : public Executor, public ChangeObserver {
  public:
   // `own`: the client of this site, which asks the store directly and is promised nothing.
-  Promises(Executor& store, ChangeObserver& log, const OpenTable& opens, ClientId own, Reactor& reactor, Recall recall,
-           Reactor::Clock::duration lease = kPromiseLease);
+  Promises(Executor& store, ChangeObserver& log, const OpenTable& opens, ClientId own, Reactor& reactor,
+           Recall recall, Reactor::Clock::duration lease = kPromiseLease);
   ~Promises() override;
 
   void execute(const pb::Request& request, Bytes data, Reply reply) override;
   void changing(const Change& change) override;
 
-  // This site owns at `epoch` from now on; `holders` may believe promises of the owner before (client 0: those of all
-  // other sites).
+  // This site owns at `epoch` from now on; `holders` may believe promises of the owner before (client 0:
+  // those of all other sites).
   void begin(Epoch epoch, const std::vector<ClientId>& holders);
   // This site is not the owner any more: promises nothing, forgets what it promised.
   void end();
@@ -64,7 +65,8 @@ class Promises final : public Executor, public ChangeObserver {
   static constexpr std::size_t kMaxInodes = 200'000;  // about 10 MiB
   using Ids = std::vector<InodeId>;
   struct Waiting;
-  // An order to forget that has not been followed yet. Whatever else changes one of its inodes waits for it too.
+  // An order to forget that has not been followed yet. Whatever else changes one of its inodes waits for it
+  // too.
   struct Recalling {
     ClientId client = 0;
     Ids ids;
@@ -77,7 +79,8 @@ class Promises final : public Executor, public ChangeObserver {
   bool settled(ClientId client) const;
   bool grant(ClientId client, InodeId id);
   void query(const pb::Request& request, Bytes data, Reply reply);
-  void performed(ClientId client, const Ids& changed, const pb::Outcome& outcome, Bytes data, const Reply& reply);
+  void performed(ClientId client, const Ids& changed, const pb::Outcome& outcome, Bytes data,
+                 const Reply& reply);
   bool tell_changed(ClientId client, const Ids& changed, pb::Outcome& outcome);
   void recall_holders(const Ids& ids, ClientId except);
   void forget_all();

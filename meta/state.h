@@ -60,7 +60,7 @@ class State {
   std::vector<SiteRecord> sites();  // the others, not setting("site")
   void put_site(const SiteRecord& site);
   void add_invitation(const std::string& public_key, std::int64_t expires);  // seconds since 1970
-  std::vector<std::string> invitations(std::int64_t now);  // now: seconds since 1970
+  std::vector<std::string> invitations(std::int64_t now);                    // now: seconds since 1970
   bool use_invitation(const std::string& public_key);  // false: unknown or used; durable
 
   void put_handoff(const HandoffRecord& handoff, Durability durability);

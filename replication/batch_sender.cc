@@ -12,8 +12,8 @@
 
 namespace sharefs {
 
-// Buffers of batches, used again once ZeroMQ has let go of them: the page faults of a fresh megabyte cost as much as
-// filling it. Thread-safe; lives until the last buffer is back.
+// Buffers of batches, used again once ZeroMQ has let go of them: the page faults of a fresh megabyte cost as
+// much as filling it. Thread-safe; lives until the last buffer is back.
 class BufferPool : public std::enable_shared_from_this<BufferPool> {
  public:
   using Buffer = std::unique_ptr<std::byte[]>;
@@ -107,7 +107,8 @@ void BatchSender::add_data(InodeId id, std::uint64_t offset, std::size_t length)
 void BatchSender::checkpoint() {
   std::size_t listings = 0;
   if (cells_.directories_size() > 0) listings = cells_.ByteSizeLong();
-  if (used_ == kBatchBytes || cell_bytes_ + listings >= kCellBytes || cells_.inodes_size() >= kMaxStates) flush();
+  if (used_ == kBatchBytes || cell_bytes_ + listings >= kCellBytes || cells_.inodes_size() >= kMaxStates)
+    flush();
 }
 
 void BatchSender::flush() {

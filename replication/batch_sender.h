@@ -1,7 +1,8 @@
 // Collects cells and bytes into batches of about 1 MiB and sends them.
 //
-// The bytes of extents are read straight into the buffer that becomes the second part of the message. Cells of a
-// batch are applied together, in an order of the target's (see cells_apply.h), and batches one after the other.
+// The bytes of extents are read straight into the buffer that becomes the second part of the message. Cells
+// of a batch are applied together, in an order of the target's (see cells_apply.h), and batches one after the
+// other.
 //
 // Threads: the shipping thread only.
 #pragma once
@@ -47,7 +48,8 @@ class BatchSender {
   std::uint64_t bytes() const { return bytes_; }
 
  private:
-  // The cells of a batch are split when their encoding is about this large, or when there are this many inodes.
+  // The cells of a batch are split when their encoding is about this large, or when there are this many
+  // inodes.
   static constexpr std::size_t kCellBytes = std::size_t{512} << 10;
   static constexpr int kMaxStates = 4096;
 

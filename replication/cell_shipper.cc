@@ -22,7 +22,7 @@ constexpr std::size_t kLeastRead = std::size_t{16} << 10;
 constexpr std::int64_t kTicks = 20'000'000;
 
 bool too_fresh(std::int64_t ctime) {
-  struct timespec now{};
+  struct timespec now {};
   clock_gettime(CLOCK_REALTIME, &now);
   return ctime > now.tv_sec * std::int64_t{1'000'000'000} + now.tv_nsec - kTicks;
 }
@@ -137,13 +137,14 @@ void CellShipper::changed_blocks(InodeId id, const OpenedInode& opened, const pb
 void CellShipper::extent(InodeId id, const OpenedInode& opened, std::uint64_t from, std::uint64_t to) {
   const std::uint64_t size = opened.backing.stx_size;
   if (from < size) data(id, opened.fd.get(), opened.backing, from, std::min(to, size), Holes::send);
-  // The file may have been cut off here and may grow again before its size is read: then it grows by zeros, and so
-  // must the target's copy.
+  // The file may have been cut off here and may grow again before its size is read: then it grows by zeros,
+  // and so must the target's copy.
   hole(id, std::max(from, size), to);
   sender_.checkpoint();
 }
 
-void CellShipper::data(InodeId id, int fd, const Backing& backing, std::uint64_t from, std::uint64_t to, Holes holes) {
+void CellShipper::data(InodeId id, int fd, const Backing& backing, std::uint64_t from, std::uint64_t to,
+                       Holes holes) {
   const bool dense = has_no_holes(backing);
   while (from < to) {
     const Segment next = next_data(fd, dense, from, to);

@@ -17,7 +17,8 @@
 
 namespace sharefs {
 
-// What the target may have where the source has a hole: nothing (skip the hole) or old data (say that it is one).
+// What the target may have where the source has a hole: nothing (skip the hole) or old data (say that it is
+// one).
 enum class Holes { skip, send };
 
 // The name under which an inode is sent, so that the target creates it in its place.
@@ -39,15 +40,17 @@ class CellShipper {
   // Inodes whose states must be sent again, since the last call; see state().
   std::set<InodeId> take_too_fresh() { return std::exchange(too_fresh_, {}); }
   void count(const Backing& backing);  // an inode of the image, whether or not the target has it already
-  pb::Attr attributes(InodeId id, const OpenedInode& opened) { return store_.attributes(id, opened.fd.get()); }
+  pb::Attr attributes(InodeId id, const OpenedInode& opened) {
+    return store_.attributes(id, opened.fd.get());
+  }
 
   void entry(const EntryName& entry, InodeId id, std::uint32_t mode) {
     sender_.add_entry(entry.parent, entry.name, id, mode & static_cast<std::uint32_t>(S_IFMT));
     sender_.checkpoint();
   }
-  // The attributes, and with `complete` everything else that is not data. A ctime that is only a few clock ticks old
-  // would also be that of the next change, and a copy made before that change would later be taken for a good one:
-  // such an inode is sent with an older ctime, and its state is due again.
+  // The attributes, and with `complete` everything else that is not data. A ctime that is only a few clock
+  // ticks old would also be that of the next change, and a copy made before that change would later be taken
+  // for a good one: such an inode is sent with an older ctime, and its state is due again.
   void state(InodeId id, const OpenedInode& opened, bool complete);
   // Everything of an inode that is not a directory: creation in its place, data, state.
   void whole(InodeId id, const OpenedInode& opened, const EntryName* entry, Holes holes);

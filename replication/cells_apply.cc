@@ -28,7 +28,8 @@ std::uint32_t type_of(const pb::InodeState& state) { return state.attr().mode() 
 void check_state(const pb::InodeState& state) {
   const pb::Attr& attr = state.attr();
   const std::uint32_t type = type_of(state);
-  constexpr std::array<std::uint32_t, 7> kTypes{S_IFREG, S_IFDIR, S_IFLNK, S_IFIFO, S_IFSOCK, S_IFCHR, S_IFBLK};
+  constexpr std::array<std::uint32_t, 7> kTypes{S_IFREG,  S_IFDIR, S_IFLNK, S_IFIFO,
+                                                S_IFSOCK, S_IFCHR, S_IFBLK};
   if (attr.id() == 0) throw Malformed("an inode without an id");
   if (std::find(kTypes.begin(), kTypes.end(), type) == kTypes.end() ||
       (attr.mode() & ~(kTypeBits | kPermissionBits)) != 0) {
@@ -37,7 +38,8 @@ void check_state(const pb::InodeState& state) {
   if (attr.id() == kRootInode && type != S_IFDIR) throw Malformed("the root is not a directory");
   if (attr.size() > kMaxFileSize) throw Malformed("a size that no file can have");
   const std::string& target = state.link_target();
-  if (type == S_IFLNK && (target.empty() || target.size() >= PATH_MAX || target.find('\0') != std::string::npos)) {
+  if (type == S_IFLNK &&
+      (target.empty() || target.size() >= PATH_MAX || target.find('\0') != std::string::npos)) {
     throw Malformed("a link target that no symbolic link can have");
   }
   for (const auto& xattr : state.xattrs()) {
@@ -108,8 +110,8 @@ void punch(int fd, std::uint64_t offset, std::uint64_t length) {
 void set_owner(const OpenedInode& opened, const pb::Attr& attr) {
   if (fchownat(opened.fd.get(), "", attr.uid(), attr.gid(), AT_EMPTY_PATH) == 0) return;
   if (errno == EPERM) {
-    throw_errno("cannot give a file to user " + std::to_string(attr.uid()) + ", group " + std::to_string(attr.gid()) +
-                " (sharefs must run as root here)");
+    throw_errno("cannot give a file to user " + std::to_string(attr.uid()) + ", group " +
+                std::to_string(attr.gid()) + " (sharefs must run as root here)");
   }
   throw_errno("cannot set an owner");
 }
@@ -167,7 +169,8 @@ void CellsApply::apply(const pb::Cells& cells, Bytes data) {
     }
   }
   for (const auto& state : cells.inodes()) {
-    if (state.complete() && type_of(state) == S_IFDIR) apply_state(tree_.open(state.attr().id(), S_IFDIR), state);
+    if (state.complete() && type_of(state) == S_IFDIR)
+      apply_state(tree_.open(state.attr().id(), S_IFDIR), state);
   }
   for (const InodeId id : cells.freed()) tree_.freed(id);
 }
@@ -186,7 +189,8 @@ std::vector<CellsApply::Piece> CellsApply::pieces_by_inode(const pb::Cells& cell
 }
 
 // Returns whether the inode was created in its place.
-bool CellsApply::apply_inode(const pb::InodeState& state, const pb::EntryState* place, Pieces pieces, Bytes data) {
+bool CellsApply::apply_inode(const pb::InodeState& state, const pb::EntryState* place, Pieces pieces,
+                             Bytes data) {
   const InodeId id = state.attr().id();
   const bool held = tree_.known(id);
   if (held && type_of(state) == S_IFDIR) return false;  // its state comes last
@@ -210,12 +214,14 @@ void CellsApply::write(const OpenedInode& opened, Pieces pieces, Bytes data) {
   }
 }
 
-// Owner before xattrs (chown strips capabilities), both before the mode (chown strips setuid, an ACL sets it).
+// Owner before xattrs (chown strips capabilities), both before the mode (chown strips setuid, an ACL sets
+// it).
 void CellsApply::apply_state(const OpenedInode& opened, const pb::InodeState& state) {
   const pb::Attr& attr = state.attr();
   const int fd = opened.fd.get();
   const Backing before = stat_inode(fd);
-  if (is_regular(before) && before.stx_size != attr.size() && ftruncate(fd, static_cast<off_t>(attr.size())) != 0) {
+  if (is_regular(before) && before.stx_size != attr.size() &&
+      ftruncate(fd, static_cast<off_t>(attr.size())) != 0) {
     throw_errno("cannot set a size");
   }
   const bool new_owner = before.stx_uid != attr.uid() || before.stx_gid != attr.gid();
@@ -243,7 +249,8 @@ pb::Need CellsApply::need(const pb::Manifest& manifest) {
 pb::Need::Inode CellsApply::need_of(const pb::Attr& attr) {
   pb::Need::Inode need;
   need.set_what(pb::Need::ALL);
-  const UniqueFd path = tree_.known(attr.id()) ? inodes_.open(attr.id(), O_PATH | O_NOFOLLOW | O_CLOEXEC) : UniqueFd();
+  const UniqueFd path =
+      tree_.known(attr.id()) ? inodes_.open(attr.id(), O_PATH | O_NOFOLLOW | O_CLOEXEC) : UniqueFd();
   if (!path) return need;
   const Backing here = stat_inode(path.get());
   const bool regular = is_regular(here);
@@ -263,7 +270,8 @@ pb::Need::Inode CellsApply::need_of(const pb::Attr& attr) {
     const std::uint64_t wanted = std::min<std::uint64_t>(kBlockBytes, here.stx_size - at);
     std::uint64_t filled = 0;
     while (filled < wanted) {
-      const ssize_t count = pread(fd.get(), block.data() + filled, wanted - filled, static_cast<off_t>(at + filled));
+      const ssize_t count =
+          pread(fd.get(), block.data() + filled, wanted - filled, static_cast<off_t>(at + filled));
       if (count < 0) throw_errno("cannot read inode " + std::to_string(attr.id()));
       if (count == 0) break;
       filled += static_cast<std::uint64_t>(count);

@@ -1,9 +1,10 @@
 // Applies one batch of cells to a tree: the one function that image and log go through.
 //
-// A batch is checked as a whole before anything is touched. Then, in this order: names that are gone; inodes, created
-// in their place where the batch names it, with their data and, if complete, their state; names; listings of
-// directories; data of inodes whose state came before; states of directories (everything above moves their times); ids
-// that are free. The ctime of a state is noted as imported last, after whatever moves the backing one.
+// A batch is checked as a whole before anything is touched. Then, in this order: names that are gone; inodes,
+// created in their place where the batch names it, with their data and, if complete, their state; names;
+// listings of directories; data of inodes whose state came before; states of directories (everything above
+// moves their times); ids that are free. The ctime of a state is noted as imported last, after whatever moves
+// the backing one.
 //
 // Threads: the applying thread only.
 #pragma once

@@ -18,7 +18,7 @@ class EarlySync {
   EarlySync& operator=(const EarlySync&) = delete;
 
   void written(std::uint64_t bytes);  // starts a sync now and then; never waits for one
-  void check();                       // throws std::system_error if one has failed: what it lost, no later sync tells
+  void check();  // throws std::system_error if one has failed: what it lost, no later sync tells
 
  private:
   static constexpr std::uint64_t kEvery = std::uint64_t{128} << 20;

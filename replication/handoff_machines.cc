@@ -51,32 +51,51 @@ std::optional<State> look_up(const Table& table, State state, Event event) {
 
 }  // namespace
 
-std::optional<SourceState> next(SourceState state, SourceEvent event) { return look_up(kSource, state, event); }
-std::optional<TargetState> next(TargetState state, TargetEvent event) { return look_up(kTarget, state, event); }
+std::optional<SourceState> next(SourceState state, SourceEvent event) {
+  return look_up(kSource, state, event);
+}
+std::optional<TargetState> next(TargetState state, TargetEvent event) {
+  return look_up(kTarget, state, event);
+}
 
 std::string_view name(SourceState state) {
   switch (state) {
-    case S::preparing: return "preparing";
-    case S::imaging: return "image";
-    case S::catching_up: return "catch-up";
-    case S::closing: return "closing";
-    case S::finishing: return "finishing";
-    case S::committing: return "committing";
-    case S::committed: return "committed";
-    case S::done: return "done";
-    case S::rolled_back: return "rolled back";
+    case S::preparing:
+      return "preparing";
+    case S::imaging:
+      return "image";
+    case S::catching_up:
+      return "catch-up";
+    case S::closing:
+      return "closing";
+    case S::finishing:
+      return "finishing";
+    case S::committing:
+      return "committing";
+    case S::committed:
+      return "committed";
+    case S::done:
+      return "done";
+    case S::rolled_back:
+      return "rolled back";
   }
   return "?";
 }
 
 std::string_view name(TargetState state) {
   switch (state) {
-    case T::receiving: return "receiving";
-    case T::finishing: return "finishing";
-    case T::prepared: return "prepared";
-    case T::performing: return "performing";
-    case T::serving: return "serving";
-    case T::abandoned: return "abandoned";
+    case T::receiving:
+      return "receiving";
+    case T::finishing:
+      return "finishing";
+    case T::prepared:
+      return "prepared";
+    case T::performing:
+      return "performing";
+    case T::serving:
+      return "serving";
+    case T::abandoned:
+      return "abandoned";
   }
   return "?";
 }

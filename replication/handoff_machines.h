@@ -2,9 +2,11 @@
 // handoff_target.h) feed them events and act on the states they enter; tests drive them without a network.
 //
 // Invariants, checked for every reachable path by tests/replication/handoff_machines_test.cc:
-//  - The source performs mutations in every state up to `closing`, holds them from there on, and never performs one
+//  - The source performs mutations in every state up to `closing`, holds them from there on, and never
+//  performs one
 //    again after `committed`.
-//  - The only way to `committed` leads through `log_applied` of the same attempt; nothing leads back out of it but
+//  - The only way to `committed` leads through `log_applied` of the same attempt; nothing leads back out of
+//  it but
 //    `taken_over`.
 //  - The target becomes owner by `commit` only, and only when prepared; losing the source never promotes it.
 #pragma once
@@ -27,14 +29,14 @@ enum class SourceState {
 };
 
 enum class SourceEvent {
-  prepared,        // the target can
-  image_complete,  // the target has the image
-  rest_is_small,   // the prediction says that the rest fits into max-pause
-  drained,         // no mutation is in flight behind the closed gate
-  log_applied,     // the target has everything, durable, and is prepared
-  ownership_given, // «owner = target» is durable here
-  taken_over,      // the target has performed the records and serves
-  give_up,         // abort, refusal, overrun of max-pause, connection or target lost
+  prepared,         // the target can
+  image_complete,   // the target has the image
+  rest_is_small,    // the prediction says that the rest fits into max-pause
+  drained,          // no mutation is in flight behind the closed gate
+  log_applied,      // the target has everything, durable, and is prepared
+  ownership_given,  // «owner = target» is durable here
+  taken_over,       // the target has performed the records and serves
+  give_up,          // abort, refusal, overrun of max-pause, connection or target lost
 };
 
 enum class TargetState {
@@ -54,8 +56,8 @@ enum class TargetEvent {
   abandon,    // the source says so, the attempt was replaced, or this site cannot go on
 };
 
-// The state that `event` leads to; nullopt: the event has no meaning in this state (a late or hostile message) and is
-// ignored.
+// The state that `event` leads to; nullopt: the event has no meaning in this state (a late or hostile
+// message) and is ignored.
 std::optional<SourceState> next(SourceState state, SourceEvent event);
 std::optional<TargetState> next(TargetState state, TargetEvent event);
 

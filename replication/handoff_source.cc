@@ -11,8 +11,9 @@
 namespace sharefs {
 namespace {
 
-// A handoff whose pause ran over is tried this often before it fails. One that lost its connection goes on from what has
-// arrived, so it is tried as long as the connection comes back; the larger bound is for a target that fails each time.
+// A handoff whose pause ran over is tried this often before it fails. One that lost its connection goes on
+// from what has arrived, so it is tried as long as the connection comes back; the larger bound is for a
+// target that fails each time.
 constexpr unsigned kMaxOverruns = 6;
 constexpr unsigned kMaxAttempts = 50;
 constexpr auto kRetryDelay = std::chrono::milliseconds(300);
@@ -21,18 +22,22 @@ constexpr auto kLongestRetryDelay = std::chrono::milliseconds(3000);
 constexpr auto kConnectionPatience = std::chrono::seconds(60);
 // Rounds after which writers are known to outrun the link.
 constexpr std::uint32_t kMaxRounds = 40;
-// The question whose answer allows the commit must not be older than this, and a few round trips, at the commit point.
+// The question whose answer allows the commit must not be older than this, and a few round trips, at the
+// commit point.
 constexpr auto kFreshness = std::chrono::milliseconds(50);
 constexpr auto kResendInterval = std::chrono::seconds(1);
 
-double ms(Reactor::Clock::duration duration) { return std::chrono::duration<double, std::milli>(duration).count(); }
+double ms(Reactor::Clock::duration duration) {
+  return std::chrono::duration<double, std::milli>(duration).count();
+}
 
 std::uint64_t random_id() {
   std::random_device device;
   return (std::uint64_t{device()} << 31 | device()) & 0x7fffffffffffffff;
 }
 
-// Requests that may wait for others: the sequence of records must not, so they are asked again at the new owner.
+// Requests that may wait for others: the sequence of records must not, so they are asked again at the new
+// owner.
 bool may_wait(const pb::Request& request) { return request.setlock().wait() || request.has_attach(); }
 
 }  // namespace
@@ -84,7 +89,8 @@ void HandoffSource::begin_attempt() {
   records_total_ = 0;
   give_up_reason_.clear();
   const auto bytes_sent = record_.image_bytes_sent;
-  record_ = HandoffRecord{.attempt = random_id(), .source = parts_.self, .target = options_.target, .role = "source"};
+  record_ = HandoffRecord{
+      .attempt = random_id(), .source = parts_.self, .target = options_.target, .role = "source"};
   record_.image_bytes_sent = bytes_sent;
   record_.started = wall_clock_ns();
   state_ = SourceState::preparing;
@@ -95,10 +101,12 @@ void HandoffSource::begin_attempt() {
   ownership.burnt = record_.epoch;
   parts_.state.set_ownership(ownership);
   persist(Durability::normal);
-  spdlog::info("handoff {} to {}: attempt {}, epoch {}", record_.attempt, options_.target, attempts_, record_.epoch);
+  spdlog::info("handoff {} to {}: attempt {}, epoch {}", record_.attempt, options_.target, attempts_,
+               record_.epoch);
 
   if (!parts_.transport.connected(options_.target))
-    return give_up(fmt::format("{} is not reachable: is its daemon running?", options_.target), attempts_ > 1);
+    return give_up(fmt::format("{} is not reachable: is its daemon running?", options_.target),
+                   attempts_ > 1);
   pb::Envelope envelope;
   auto* prepare = envelope.mutable_prepare();
   prepare->set_attempt(record_.attempt);
@@ -120,19 +128,33 @@ void HandoffSource::handle(SourceEvent event) {
 
 void HandoffSource::enter(SourceState state) {
   switch (state) {
-    case SourceState::preparing: break;
-    case SourceState::imaging: break;  // start_image() follows, with what the target said
+    case SourceState::preparing:
+      break;
+    case SourceState::imaging:
+      break;  // start_image() follows, with what the target said
     case SourceState::catching_up:
       fault_point("source.image_complete");
       persist(Durability::normal);
       next_round();
       break;
-    case SourceState::closing: close_gate(); break;
-    case SourceState::finishing: ship_rest(); break;
-    case SourceState::committing: prepare_commit(); break;
-    case SourceState::committed: hand_over(); break;
-    case SourceState::done: finished(); break;
-    case SourceState::rolled_back: roll_back(); break;
+    case SourceState::closing:
+      close_gate();
+      break;
+    case SourceState::finishing:
+      ship_rest();
+      break;
+    case SourceState::committing:
+      prepare_commit();
+      break;
+    case SourceState::committed:
+      hand_over();
+      break;
+    case SourceState::done:
+      finished();
+      break;
+    case SourceState::rolled_back:
+      roll_back();
+      break;
   }
 }
 
@@ -203,27 +225,32 @@ void HandoffSource::round_done(std::uint64_t entries, Clock::duration took) {
   const double limit = ms(options_.max_pause);
   const double least = predicted_pause_ms(0);
   if (least > limit && image_->counters().rounds >= 3)
-    return give_up(fmt::format("this link and these disks need a pause of about {:.0f} ms: use --max-pause {}ms or more",
-                               least, static_cast<long>(least * 1.5) + 1),
-                   false);
-  // The rest shrinks from round to round until it is what arrives during one round; then waiting gains nothing.
+    return give_up(
+        fmt::format("this link and these disks need a pause of about {:.0f} ms: use --max-pause {}ms or more",
+                    least, static_cast<long>(least * 1.5) + 1),
+        false);
+  // The rest shrinks from round to round until it is what arrives during one round; then waiting gains
+  // nothing.
   const bool settled = rest <= entries || predicted < limit / 4;
   if (predicted <= limit * 0.8 && settled) return handle(SourceEvent::rest_is_small);
   if (image_->counters().rounds >= kMaxRounds)
-    return give_up(fmt::format("applications write faster than {} can follow: the pause would be about {:.0f} ms; use "
-                               "--max-pause {}ms",
-                               options_.target, predicted, static_cast<long>(predicted * 1.5) + 1),
-                   false);
+    return give_up(
+        fmt::format("applications write faster than {} can follow: the pause would be about {:.0f} ms; use "
+                    "--max-pause {}ms",
+                    options_.target, predicted, static_cast<long>(predicted * 1.5) + 1),
+        false);
   next_round();
 }
 
 double HandoffSource::predicted_pause_ms(std::uint64_t rest_entries) const {
   const double round_trip = ms(parts_.transport.round_trip(options_.target));
-  const double target_sync = image_ ? ms(std::chrono::duration_cast<Clock::duration>(image_->target_sync())) : 0;
+  const double target_sync =
+      image_ ? ms(std::chrono::duration_cast<Clock::duration>(image_->target_sync())) : 0;
   // The rest and «log applied»; the confirmation; records and their outcomes.
   const double fixed = 3 * round_trip + target_sync + ms(own_sync_);
   const double shipping = std::max(0.0, ms(last_round_) - round_trip - target_sync);
-  const double share = static_cast<double>(rest_entries) / static_cast<double>(std::max<std::uint64_t>(1, last_round_entries_));
+  const double share = static_cast<double>(rest_entries) /
+                       static_cast<double>(std::max<std::uint64_t>(1, last_round_entries_));
   return fixed + shipping * std::min(share, 10.0);
 }
 
@@ -264,7 +291,8 @@ void HandoffSource::ship_rest() {
        });
 }
 
-// Three things run at once: the target confirms that it is still there, the records become durable, queries drain.
+// Three things run at once: the target confirms that it is still there, the records become durable, queries
+// drain.
 void HandoffSource::prepare_commit() {
   record_.t2 = wall_clock_ns();
   fault_point("source.log_applied");
@@ -295,11 +323,13 @@ void HandoffSource::commit() {
   parts_.gate.make_durable();  // what arrived while queries drained
   record_.records = parts_.gate.held();
   fault_point("source.before_commit");
-  // After the commit point callers can only wait for the target: so it must have been heard of just now, not merely
-  // before its silence could be noticed (this process may have been stopped meanwhile).
-  if (Clock::now() - asked_at_ > kFreshness + 4 * parts_.transport.round_trip(options_.target)) return ask_confirmation();
-  // The commit point: from here this site never performs another mutation at the old epoch, whatever happens. The phase
-  // goes first: a handoff that says «committed» under an old owner is read as rolled back by a restarted process.
+  // After the commit point callers can only wait for the target: so it must have been heard of just now, not
+  // merely before its silence could be noticed (this process may have been stopped meanwhile).
+  if (Clock::now() - asked_at_ > kFreshness + 4 * parts_.transport.round_trip(options_.target))
+    return ask_confirmation();
+  // The commit point: from here this site never performs another mutation at the old epoch, whatever happens.
+  // The phase goes first: a handoff that says «committed» under an old owner is read as rolled back by a
+  // restarted process.
   record_.phase = name(SourceState::committed);
   parts_.state.put_handoff(record_, Durability::normal);
   parts_.state.set_ownership({.epoch = record_.epoch, .owner = options_.target, .burnt = record_.epoch});
@@ -327,7 +357,8 @@ void HandoffSource::hand_over() {
   for (auto& record : asked_again) {
     // Those of other sites are asked again by their own Peers, which learn of the new owner.
     const auto client = clients.find(record.request.client());
-    if (client != clients.end() ? client->second == parts_.self : record.request.attach().site() == parts_.self)
+    if (client != clients.end() ? client->second == parts_.self
+                                : record.request.attach().site() == parts_.self)
       parts_.peer.execute(record.request, as_bytes(record.data), std::move(record.reply));
   }
 }
@@ -423,8 +454,8 @@ void HandoffSource::roll_back() {
   persist(Durability::normal);
   waiting_ = true;
   if (parts_.transport.connected(options_.target)) {
-    retry_timer_ = parts_.reactor.after(std::min<Clock::duration>(kRetryDelay * attempts_, kLongestRetryDelay),
-                                        [this] { begin_attempt(); });
+    retry_timer_ = parts_.reactor.after(
+        std::min<Clock::duration>(kRetryDelay * attempts_, kLongestRetryDelay), [this] { begin_attempt(); });
   } else {
     retry_timer_ = parts_.reactor.after(kConnectionPatience, [this] {
       conclude("failed", fmt::format("{} has not been reachable for {} s", options_.target,
@@ -499,7 +530,8 @@ void HandoffSource::message(Message message) {
     case pb::Envelope::kTakenOver:
       if (mine(head.taken_over()) && outstanding_.empty()) handle(SourceEvent::taken_over);
       break;
-    default: break;
+    default:
+      break;
   }
 }
 
@@ -509,7 +541,8 @@ void HandoffSource::connected(bool interrupted) {
     parts_.reactor.cancel(retry_timer_);
     retry_timer_ = parts_.reactor.after(kRetryDelay, [this] { begin_attempt(); });
   } else if (interrupted) {
-    // Broken and made again, or restarted, too quickly for the silence to be noticed: what was on its way is lost.
+    // Broken and made again, or restarted, too quickly for the silence to be noticed: what was on its way is
+    // lost.
     give_up(fmt::format("the connection to {} was interrupted", options_.target), true);
   }
 }
@@ -537,7 +570,9 @@ nlohmann::json HandoffSource::progress() const {
     json["log_bytes"] = counters.log_bytes.load();
     json["rounds"] = counters.rounds.load();
     json["rate"] = rate;
-    json["eta_s"] = rate > 0 ? static_cast<double>(total - std::min<std::uint64_t>(total, counters.image_bytes)) / rate : 0;
+    json["eta_s"] =
+        rate > 0 ? static_cast<double>(total - std::min<std::uint64_t>(total, counters.image_bytes)) / rate
+                 : 0;
     json["log_left_bytes"] = parts_.log.unshipped_bytes();
     json["predicted_pause_ms"] = predicted_pause_ms(parts_.log.entries() - entries_at_cut_);
   }

@@ -1,10 +1,12 @@
-// The owner's side of a handoff: drives SourceState through its states, attempt after attempt, until ownership has moved,
-// or it was aborted, or it cannot be done.
+// The owner's side of a handoff: drives SourceState through its states, attempt after attempt, until
+// ownership has moved, or it was aborted, or it cannot be done.
 //
-// Promise P2: from t1 on a timer of max-pause runs; if it ends before the commit point, the gate is opened, the records
-// are performed here, and another attempt follows (a new epoch; the target keeps what it has, so little is sent again).
+// Promise P2: from t1 on a timer of max-pause runs; if it ends before the commit point, the gate is opened,
+// the records are performed here, and another attempt follows (a new epoch; the target keeps what it has, so
+// little is sent again).
 //
-// After the commit point this object lives until the target has taken over, across restarts of the process: resume().
+// After the commit point this object lives until the target has taken over, across restarts of the process:
+// resume().
 //
 // Threads: reactor thread; the image and the rounds are shipped by one worker.
 #pragma once
@@ -29,14 +31,15 @@ class HandoffSource {
   struct Options {
     SiteName target;
     std::chrono::milliseconds max_pause{100};
-    std::uint64_t rate = 0;   // bytes per second, 0: unlimited
+    std::uint64_t rate = 0;  // bytes per second, 0: unlimited
     // What the tree takes, measured before: what the target must have room for.
     std::uint64_t bytes_needed = 0;
     std::uint64_t files_needed = 0;
     bool privileged = false;
   };
   struct Events {
-    // The commit point has passed: this site is not the owner any more; requests must go to `owner` from now on.
+    // The commit point has passed: this site is not the owner any more; requests must go to `owner` from now
+    // on.
     std::function<void(const SiteName& owner, Epoch epoch)> ownership_given;
     std::function<void()> ended;  // destroys this object (later, not within the call)
   };
@@ -50,7 +53,7 @@ class HandoffSource {
   // False with a reason when the commit point has passed.
   bool abort(std::string& why_not);
 
-  void message(Message message);         // from the target
+  void message(Message message);  // from the target
   // The target is connected; `interrupted`: messages may have been lost, or its process is another one.
   void connected(bool interrupted);
   void lost();
@@ -99,19 +102,19 @@ class HandoffSource {
   SourceState state_ = SourceState::preparing;
   HandoffRecord record_;
   unsigned attempts_ = 0;
-  unsigned overruns_ = 0;                // attempts that the pause ended
-  bool waiting_ = false;                 // between attempts, or for the connection
+  unsigned overruns_ = 0;  // attempts that the pause ended
+  bool waiting_ = false;   // between attempts, or for the connection
   bool ended_ = false;
   std::string give_up_reason_;
   bool give_up_retry_ = false;
-  std::uint64_t cut_ = 0;                // the log has been shipped up to here
+  std::uint64_t cut_ = 0;  // the log has been shipped up to here
   std::uint64_t entries_at_cut_ = 0;
   std::uint64_t last_round_entries_ = 0;
   Clock::duration last_round_{};
   Clock::duration own_sync_{std::chrono::milliseconds(1)};
   Clock::time_point closed_at_{};
-  Clock::time_point asked_at_{};         // when the target was asked to confirm that it is there
-  std::uint64_t confirmation_ = 0;       // number of that question
+  Clock::time_point asked_at_{};    // when the target was asked to confirm that it is there
+  std::uint64_t confirmation_ = 0;  // number of that question
   bool confirmed_ = false;
   bool queries_drained_ = false;
   Clock::time_point started_at_ = Clock::now();

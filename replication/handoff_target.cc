@@ -37,10 +37,11 @@ std::string HandoffTarget::refusal(const SiteParts& parts, const pb::Prepare& pr
     return fmt::format("{} runs another version of sharefs (protocol {}, here {}): upgrade first", parts.self,
                        kProtocolVersion, prepare.version());
   if (prepare.epoch() <= now.epoch || prepare.epoch() <= now.burnt)
-    return fmt::format("epoch {} is not newer than {} known to {}", prepare.epoch(), std::max(now.epoch, now.burnt),
-                       parts.self);
+    return fmt::format("epoch {} is not newer than {} known to {}", prepare.epoch(),
+                       std::max(now.epoch, now.burnt), parts.self);
   if (prepare.privileged() && ::geteuid() != 0)
-    return fmt::format("the data set holds files of several owners or devices, and {} does not run as root", parts.self);
+    return fmt::format("the data set holds files of several owners or devices, and {} does not run as root",
+                       parts.self);
   struct statvfs fs {};
   if (::statvfs(parts.store_directory.c_str(), &fs) != 0)
     return fmt::format("the store {} of {} cannot be read: {}", parts.state.setting("store"), parts.self,
@@ -54,13 +55,13 @@ std::string HandoffTarget::refusal(const SiteParts& parts, const pb::Prepare& pr
     return fmt::format("{} has not enough space in {}: needs {} MiB, has {} MiB", parts.self,
                        parts.state.setting("store"), prepare.bytes_needed() >> 20, room >> 20);
   if (fs.f_files != 0 && prepare.files_needed() > fs.f_favail + held_files)
-    return fmt::format("{} has not enough inodes in {}: needs {}, has {}", parts.self, parts.state.setting("store"),
-                       prepare.files_needed(), fs.f_favail + held_files);
+    return fmt::format("{} has not enough inodes in {}: needs {}, has {}", parts.self,
+                       parts.state.setting("store"), prepare.files_needed(), fs.f_favail + held_files);
   return {};
 }
 
-HandoffTarget::HandoffTarget(const SiteParts& parts, SiteName source, const pb::Prepare& prepare, bool holds_image,
-                             Events events)
+HandoffTarget::HandoffTarget(const SiteParts& parts, SiteName source, const pb::Prepare& prepare,
+                             bool holds_image, Events events)
     : parts_(parts), source_(std::move(source)), events_(std::move(events)) {
   record_.attempt = prepare.attempt();
   record_.epoch = prepare.epoch();
@@ -126,17 +127,28 @@ bool HandoffTarget::handle(TargetEvent event) {
 bool HandoffTarget::concerns(const SiteName& from, const pb::Envelope& head) const {
   if (from != source_ || state_ == TargetState::serving || state_ == TargetState::abandoned) return false;
   switch (head.body_case()) {
-    case pb::Envelope::kBatch: return head.batch().attempt() == record_.attempt;
-    case pb::Envelope::kManifest: return head.manifest().attempt() == record_.attempt;
-    case pb::Envelope::kImageEnd: return head.image_end().attempt() == record_.attempt;
-    case pb::Envelope::kRoundEnd: return head.round_end().attempt() == record_.attempt;
-    case pb::Envelope::kFinalEnd: return head.final_end().attempt() == record_.attempt;
-    case pb::Envelope::kConfirm: return head.confirm().attempt() == record_.attempt;
-    case pb::Envelope::kCommit: return head.commit().attempt() == record_.attempt;
-    case pb::Envelope::kRecord: return head.record().attempt() == record_.attempt;
-    case pb::Envelope::kAbandon: return head.abandon().attempt() == record_.attempt;
-    case pb::Envelope::kVerdict: return head.verdict().attempt() == record_.attempt;
-    default: return false;
+    case pb::Envelope::kBatch:
+      return head.batch().attempt() == record_.attempt;
+    case pb::Envelope::kManifest:
+      return head.manifest().attempt() == record_.attempt;
+    case pb::Envelope::kImageEnd:
+      return head.image_end().attempt() == record_.attempt;
+    case pb::Envelope::kRoundEnd:
+      return head.round_end().attempt() == record_.attempt;
+    case pb::Envelope::kFinalEnd:
+      return head.final_end().attempt() == record_.attempt;
+    case pb::Envelope::kConfirm:
+      return head.confirm().attempt() == record_.attempt;
+    case pb::Envelope::kCommit:
+      return head.commit().attempt() == record_.attempt;
+    case pb::Envelope::kRecord:
+      return head.record().attempt() == record_.attempt;
+    case pb::Envelope::kAbandon:
+      return head.abandon().attempt() == record_.attempt;
+    case pb::Envelope::kVerdict:
+      return head.verdict().attempt() == record_.attempt;
+    default:
+      return false;
   }
 }
 
@@ -155,7 +167,9 @@ void HandoffTarget::message(Message message) {
     case pb::Envelope::kRoundEnd:
       if (receiving) image_->round_end(message.head.round_end().round());
       break;
-    case pb::Envelope::kFinalEnd: final_end(message.head.final_end()); break;
+    case pb::Envelope::kFinalEnd:
+      final_end(message.head.final_end());
+      break;
     case pb::Envelope::kConfirm:
       if (state_ == TargetState::prepared) say_log_applied(message.head.confirm().number());
       break;
@@ -163,13 +177,18 @@ void HandoffTarget::message(Message message) {
       if (!message.parts.empty()) note_figures(message.parts[0].to_string_view());
       commit(message.head.commit());
       break;
-    case pb::Envelope::kRecord: record(std::move(message)); break;
-    case pb::Envelope::kAbandon: abandon("the source gave the attempt up"); break;
+    case pb::Envelope::kRecord:
+      record(std::move(message));
+      break;
+    case pb::Envelope::kAbandon:
+      abandon("the source gave the attempt up");
+      break;
     case pb::Envelope::kVerdict:
       // «Committed» is followed by the commit itself; anything else means that it will never come.
       if (!message.head.verdict().committed()) abandon("the source never committed the attempt");
       break;
-    default: break;
+    default:
+      break;
   }
 }
 
@@ -266,8 +285,9 @@ void HandoffTarget::perform() {
   performing_ = true;
   const auto number = next_;
   fault_point("target.record");
-  performer_->perform(number, found->second.request, as_bytes(found->second.data),
-                      [this, number](const pb::Outcome& outcome, Bytes data) { performed(number, outcome, data); });
+  performer_->perform(
+      number, found->second.request, as_bytes(found->second.data),
+      [this, number](const pb::Outcome& outcome, Bytes data) { performed(number, outcome, data); });
 }
 
 bool HandoffTarget::performed() const { return next_ > records_total_; }

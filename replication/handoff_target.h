@@ -1,7 +1,8 @@
-// The new owner's side of a handoff: receives, becomes prepared, and — told so by the source, never by itself — owner.
+// The new owner's side of a handoff: receives, becomes prepared, and — told so by the source, never by itself
+// — owner.
 //
-// Records are performed one after the other, each marked done in SQLite with its outcome before the next one starts
-// (record_performer.h); nobody else is served before the last.
+// Records are performed one after the other, each marked done in SQLite with its outcome before the next one
+// starts (record_performer.h); nobody else is served before the last.
 //
 // Threads: reactor thread.
 #pragma once
@@ -22,7 +23,8 @@ namespace sharefs {
 class HandoffTarget {
  public:
   struct Events {
-    // Commit: this site owns at `epoch`; the tree must become the served one and requests be held until serving().
+    // Commit: this site owns at `epoch`; the tree must become the served one and requests be held until
+    // serving().
     std::function<void(Epoch epoch)> ownership_taken;
     // The records are performed: everybody may be served.
     std::function<void()> serving;
@@ -35,7 +37,8 @@ class HandoffTarget {
   // The source knows the outcome of a completed attempt: what was kept to tell it again goes.
   static void forget(State& state, std::uint64_t attempt);
 
-  HandoffTarget(const SiteParts& parts, SiteName source, const pb::Prepare& prepare, bool holds_image, Events events);
+  HandoffTarget(const SiteParts& parts, SiteName source, const pb::Prepare& prepare, bool holds_image,
+                Events events);
   // After a restart in `prepared` or `performing`.
   HandoffTarget(const SiteParts& parts, const HandoffRecord& stored, Events events);
   ~HandoffTarget();
@@ -60,7 +63,7 @@ class HandoffTarget {
   void commit(const pb::Commit& message);
   void record(Message message);
   void perform();
-  bool performed() const;                        // all records are
+  bool performed() const;  // all records are
   void performed(std::uint64_t number, const pb::Outcome& outcome, Bytes data);
   void all_performed();
   void answer(std::uint64_t number, const pb::Outcome& outcome, Bytes data);
@@ -79,8 +82,8 @@ class HandoffTarget {
   HandoffRecord record_;
   pb::LiveState live_;
   std::uint64_t records_total_ = 0;
-  std::uint64_t next_ = 1;                       // the record to be performed next
-  bool performing_ = false;                      // one is under way
+  std::uint64_t next_ = 1;   // the record to be performed next
+  bool performing_ = false;  // one is under way
   struct Arrived {
     pb::Request request;
     std::string data;

@@ -9,9 +9,12 @@ bool Holdings::concerns(const pb::Request& request) {
     case pb::Request::kRelease:
     case pb::Request::kReleasedir:
     case pb::Request::kFlush:
-    case pb::Request::kSetlock: return true;
-    case pb::Request::kCreate: return request.create().has_handle();
-    default: return false;
+    case pb::Request::kSetlock:
+      return true;
+    case pb::Request::kCreate:
+      return request.create().has_handle();
+    default:
+      return false;
   }
 }
 
@@ -22,8 +25,10 @@ void Holdings::answered(const pb::Request& request, const pb::Outcome& outcome) 
       opens_.open({.client = client, .handle = handle, .id = id, .flags = flags, .directory = directory});
   };
   switch (request.op_case()) {
-    case pb::Request::kOpen: return opened(request.open().handle(), request.open().id(), request.open().flags(), false);
-    case pb::Request::kOpendir: return opened(request.opendir().handle(), request.opendir().id(), 0, true);
+    case pb::Request::kOpen:
+      return opened(request.open().handle(), request.open().id(), request.open().flags(), false);
+    case pb::Request::kOpendir:
+      return opened(request.opendir().handle(), request.opendir().id(), 0, true);
     case pb::Request::kCreate:
       return opened(request.create().handle(), outcome.attr().id(), request.create().flags(), false);
     case pb::Request::kRelease: {
@@ -32,15 +37,23 @@ void Holdings::answered(const pb::Request& request, const pb::Outcome& outcome) 
       if (release.unlock_flock()) locks_.release_flock(client, release.lock_owner(), release.id());
       return;
     }
-    case pb::Request::kReleasedir: opens_.close(client, request.releasedir().handle()); return;
-    case pb::Request::kFlush: return locks_.release_posix(client, request.flush().lock_owner(), request.flush().id());
+    case pb::Request::kReleasedir:
+      opens_.close(client, request.releasedir().handle());
+      return;
+    case pb::Request::kFlush:
+      return locks_.release_posix(client, request.flush().lock_owner(), request.flush().id());
     case pb::Request::kSetlock: {
       const auto& lock = request.setlock();
       if (outcome.error() == 0)
-        locks_.set({.client = client, .owner = lock.lock_owner(), .id = lock.id(), .range = lock.range(), .flock = lock.flock()});
+        locks_.set({.client = client,
+                    .owner = lock.lock_owner(),
+                    .id = lock.id(),
+                    .range = lock.range(),
+                    .flock = lock.flock()});
       return;
     }
-    default: return;
+    default:
+      return;
   }
 }
 

@@ -1,6 +1,6 @@
-// What this site's mount holds at the owner — open handles and locks — remembered here as well, so that it can be told
-// again to an owner whose process was another: live state dies with the owner's process, but not with the
-// applications that rely on it.
+// What this site's mount holds at the owner — open handles and locks — remembered here as well, so that it
+// can be told again to an owner whose process was another: live state dies with the owner's process, but not
+// with the applications that rely on it.
 //
 // Threads: reactor thread only.
 #pragma once
@@ -18,8 +18,8 @@ class Holdings {
   static bool concerns(const pb::Request& request);
   void answered(const pb::Request& request, const pb::Outcome& outcome);
 
-  // The requests that make an owner know again what `client` holds; without seqs. A lock that somebody else was granted
-  // meanwhile cannot be had back.
+  // The requests that make an owner know again what `client` holds; without seqs. A lock that somebody else
+  // was granted meanwhile cannot be had back.
   std::vector<pb::Request> requests(ClientId client) const;
 
   // This site was the owner until now: its own tables say what its mount holds.

@@ -39,7 +39,7 @@ struct ImageSource::Impl {
 
 ImageSource::ImageSource(Options options, InodeTable& inodes, Store& store, Send send, Reactor& reactor)
     : impl_(std::make_unique<Impl>(std::move(options), inodes, store, std::move(send), reactor)) {
-  struct statvfs space{};
+  struct statvfs space {};
   if (fstatvfs(inodes.root(), &space) == 0) impl_->counters.estimated_files = space.f_files - space.f_ffree;
 }
 
@@ -82,7 +82,9 @@ void ImageSource::ship_round(std::uint64_t after, std::uint64_t through, bool fi
 
 void ImageSource::credit(const pb::Credit& credit) { impl_->link.credit(credit.bytes()); }
 void ImageSource::need(const pb::Need& need) { impl_->link.need(need); }
-void ImageSource::image_complete(const pb::ImageComplete& message) { impl_->link.image_complete(message.sync_ns()); }
+void ImageSource::image_complete(const pb::ImageComplete& message) {
+  impl_->link.image_complete(message.sync_ns());
+}
 void ImageSource::round_applied(const pb::RoundApplied& message) {
   impl_->link.round_applied(message.round(), message.sync_ns());
 }

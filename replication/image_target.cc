@@ -37,8 +37,8 @@ struct Outlet {
   bool open = true;
 };
 
-// Threads inherit the file-system identity that the reactor thread has just now for some caller's sake (fs/caller.h).
-// Files get their own modes: the private area that they lie in is closed.
+// Threads inherit the file-system identity that the reactor thread has just now for some caller's sake
+// (fs/caller.h). Files get their own modes: the private area that they lie in is closed.
 void take_own_identity() {
   if (unshare(CLONE_FS) == 0) umask(0);
   syscall(SYS_setfsuid, geteuid());
@@ -159,7 +159,8 @@ void ImageTarget::Impl::apply(const Message& message) {
   if (fault_point("image.target.batch")) throw std::runtime_error("fault point image.target.batch");
   if (batch.attempt() != options.attempt) return;
   if (batch.number() != batches + 1) throw Malformed("it is not the next one");
-  if (batch.compressed() || message.parts.size() != 2) throw Malformed("it is of a form that is not known here");
+  if (batch.compressed() || message.parts.size() != 2)
+    throw Malformed("it is of a form that is not known here");
   const zmq::message_t& head = message.parts[0];
   const zmq::message_t& body = message.parts[1];
   if (checksum(head, body) != batch.checksum()) throw Malformed("its checksum is wrong");
@@ -185,8 +186,8 @@ std::uint64_t ImageTarget::Impl::sync() {
   return static_cast<std::uint64_t>(std::chrono::nanoseconds(Clock::now() - began).count());
 }
 
-ImageTarget::ImageTarget(Options options, InodeTable& inodes, Reactor& reactor, std::function<void(pb::Envelope)> send,
-                         std::function<void(std::string)> failed)
+ImageTarget::ImageTarget(Options options, InodeTable& inodes, Reactor& reactor,
+                         std::function<void(pb::Envelope)> send, std::function<void(std::string)> failed)
     : impl_((become_self(), std::make_unique<Impl>(std::move(options), inodes, reactor, std::move(send),
                                                    std::move(failed)))) {}
 
@@ -234,11 +235,13 @@ void ImageTarget::round_end(std::uint32_t round) {
 void ImageTarget::final_end(std::uint64_t batches, std::function<void()> applied) {
   impl_->queue([impl = impl_.get(), batches, applied = std::move(applied)] {
     if (impl->batches != batches) {
-      throw Malformed("there are " + std::to_string(impl->batches) + " batches instead of " + std::to_string(batches));
+      throw Malformed("there are " + std::to_string(impl->batches) + " batches instead of " +
+                      std::to_string(batches));
     }
     impl->tree.settle();
     if (const std::size_t left = impl->tree.set_aside(); left > 0) {
-      throw std::runtime_error("the tree received is not whole: " + std::to_string(left) + " names have no inode");
+      throw std::runtime_error("the tree received is not whole: " + std::to_string(left) +
+                               " names have no inode");
     }
     impl->sync();
     impl->inodes.sync(kRootInode);

@@ -1,15 +1,19 @@
-// The receiving half: applies batches of image and log to this site's store, in the order in which they arrive.
+// The receiving half: applies batches of image and log to this site's store, in the order in which they
+// arrive.
 //
-// Every batch is applied by one function, in an order that always works: park every inode that moves or loses its
-// name, create what is new, attach (parents before children), write data and punch holes, set size, owner, mode,
-// xattrs and times of everything touched, directories last; then note ctime as imported (InodeTable).
+// Every batch is applied by one function, in an order that always works: park every inode that moves or loses
+// its name, create what is new, attach (parents before children), write data and punch holes, set size,
+// owner, mode, xattrs and times of everything touched, directories last; then note ctime as imported
+// (InodeTable).
 //
 // Invariants
-//  - Nothing outside the tree directory is ever touched, whatever a batch says; a malformed one ends the attempt.
+//  - Nothing outside the tree directory is ever touched, whatever a batch says; a malformed one ends the
+//  attempt.
 //  - An inode without a name is parked (private area, `parked/<id in hex>`), never deleted before finish().
 //  - What was applied is kept when the attempt is abandoned, and is offered again as what this site holds.
 //
-// Threads: batches are queued by the reactor and applied on one thread; answers are posted back to the reactor.
+// Threads: batches are queued by the reactor and applied on one thread; answers are posted back to the
+// reactor.
 #pragma once
 
 #include <functional>
@@ -29,8 +33,8 @@ class ImageTarget {
     SiteName source;
     std::filesystem::path private_area;  // holds tree/, parked/, orphans/
   };
-  // `send` posts an answer to the source (called on the reactor thread); `failed` is called once, on the reactor
-  // thread, with one clear line when the attempt cannot go on (disk full, malformed batch, checksum).
+  // `send` posts an answer to the source (called on the reactor thread); `failed` is called once, on the
+  // reactor thread, with one clear line when the attempt cannot go on (disk full, malformed batch, checksum).
   ImageTarget(Options options, InodeTable& inodes, Reactor& reactor, std::function<void(pb::Envelope)> send,
               std::function<void(std::string)> failed);
   ~ImageTarget();
@@ -38,13 +42,13 @@ class ImageTarget {
   // --- reactor thread; each queues behind what came before
   void batch(Message message);
   void manifest(pb::Manifest manifest);
-  void image_end();                                   // syncs, then sends ImageComplete
-  void round_end(std::uint32_t round);                // syncs, then sends RoundApplied
+  void image_end();                     // syncs, then sends ImageComplete
+  void round_end(std::uint32_t round);  // syncs, then sends RoundApplied
   // Checks that all batches arrived, syncs everything; then `applied` on the reactor thread.
   void final_end(std::uint64_t batches, std::function<void()> applied);
-  // The attempt won: moves what is in `orphans` to orphans/ before it returns, then removes everything else that is
-  // parked, on the thread; `discarded` is called when that is done. The destructor interrupts it: what is left goes
-  // with the next attempt that wins.
+  // The attempt won: moves what is in `orphans` to orphans/ before it returns, then removes everything else
+  // that is parked, on the thread; `discarded` is called when that is done. The destructor interrupts it:
+  // what is left goes with the next attempt that wins.
   void finish(const std::set<InodeId>& orphans, std::function<void()> discarded = {});
 
   static constexpr std::uint64_t kCredit = 16u << 20;  // bytes in flight

@@ -22,8 +22,8 @@ constexpr std::size_t kListingBuffer = std::size_t{64} << 10;
 // Labels that a security module of this machine gives by itself; they mean nothing on another one.
 bool machine_bound(std::string_view xattr) { return xattr == "security.selinux"; }
 
-// The xattr calls know no O_PATH descriptors: those are reached through /proc, whose link leads to the inode itself,
-// even when that is a symbolic link.
+// The xattr calls know no O_PATH descriptors: those are reached through /proc, whose link leads to the inode
+// itself, even when that is a symbolic link.
 class XattrAccess {
  public:
   XattrAccess(int fd, bool path_only) : fd_(fd) {
@@ -136,8 +136,8 @@ std::optional<OpenedInode> open_inode(InodeTable& inodes, InodeId id) {
   throw_errno("cannot open inode " + std::to_string(id));
 }
 
-std::optional<InodeId> identify_opened(InodeTable& inodes, InodeId parent, const std::string& name, int directory,
-                                       const OpenedInode& opened) {
+std::optional<InodeId> identify_opened(InodeTable& inodes, InodeId parent, const std::string& name,
+                                       int directory, const OpenedInode& opened) {
   try {
     // By its own descriptor where possible: the name may lead elsewhere by now.
     if (inodes.uses_handles()) return inodes.identify(parent, "", opened.fd.get(), opened.backing);
@@ -185,8 +185,8 @@ Xattrs read_xattrs(int fd, bool path_only) {
     at += name.size() + 1;
     if (machine_bound(name)) continue;
     std::string value(256, '\0');
-    const ssize_t length =
-        call_with_room(value, [&](char* data, std::size_t room) { return access.get(name.c_str(), data, room); });
+    const ssize_t length = call_with_room(
+        value, [&](char* data, std::size_t room) { return access.get(name.c_str(), data, room); });
     if (length < 0 && errno == ENODATA) continue;  // removed meanwhile
     if (length < 0) throw_errno("cannot read extended attribute " + name);
     value.resize(static_cast<std::size_t>(length));

@@ -1,6 +1,6 @@
-// System calls on inodes that both halves of the image, verify and relocation need: statx, listings, xattrs, link
-// targets. All of them work on descriptors, or on one name in a directory descriptor, and never follow a symbolic link.
-// On failure they throw std::system_error, whose what() is one clear line.
+// System calls on inodes that both halves of the image, verify and relocation need: statx, listings, xattrs,
+// link targets. All of them work on descriptors, or on one name in a directory descriptor, and never follow a
+// symbolic link. On failure they throw std::system_error, whose what() is one clear line.
 #pragma once
 
 #include <sys/stat.h>
@@ -16,7 +16,7 @@
 
 namespace sharefs {
 
-[[noreturn]] void throw_errno(const std::string& what);            // of the current errno
+[[noreturn]] void throw_errno(const std::string& what);  // of the current errno
 [[noreturn]] void throw_errno(int error, const std::string& what);
 
 Backing stat_inode(int fd);
@@ -29,8 +29,8 @@ bool same_inode(const Backing& a, const Backing& b);
 std::int64_t nanoseconds(const struct statx_timestamp& time);
 struct timespec to_timespec(std::int64_t nanoseconds);
 
-// An inode opened by its name. What is not a regular file is only opened as a path (O_PATH): opening a device or a
-// FIFO does something.
+// An inode opened by its name. What is not a regular file is only opened as a path (O_PATH): opening a device
+// or a FIFO does something.
 struct OpenedInode {
   UniqueFd fd;
   Backing backing{};
@@ -42,15 +42,16 @@ std::optional<OpenedInode> open_name(int directory, const std::string& name, uns
 std::optional<OpenedInode> open_inode(InodeTable& inodes, InodeId id);
 
 // The id of what was opened as `name`; nothing if it is gone meanwhile.
-std::optional<InodeId> identify_opened(InodeTable& inodes, InodeId parent, const std::string& name, int directory,
-                                       const OpenedInode& opened);
+std::optional<InodeId> identify_opened(InodeTable& inodes, InodeId parent, const std::string& name,
+                                       int directory, const OpenedInode& opened);
 
 struct ListedName {
   std::string name;
   std::uint64_t ino = 0;
   unsigned char type = 0;  // DT_*
 };
-// Everything in the directory but "." and "..", in order of inode number (the order in which reading them is cheapest).
+// Everything in the directory but "." and "..", in order of inode number (the order in which reading them is
+// cheapest).
 std::vector<ListedName> list_directory(int fd);
 
 using Xattrs = std::map<std::string, std::string>;
@@ -71,7 +72,8 @@ struct Place {
 };
 Place find_directory(int fd);
 
-// Keeps the ctime that an inode presents over a change of its names by this site: construct before, restore() after.
+// Keeps the ctime that an inode presents over a change of its names by this site: construct before, restore()
+// after.
 class CtimeKeeper {
  public:
   CtimeKeeper(InodeTable& inodes, InodeId id, const Backing& before)

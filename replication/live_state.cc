@@ -17,13 +17,18 @@ pb::Lock to_wire(const LockTable::Lock& lock, std::uint64_t seq) {
 }
 
 LockTable::Lock from_wire(const pb::Lock& wire) {
-  return {.client = wire.client(), .owner = wire.owner(), .id = wire.id(), .range = wire.range(), .flock = wire.flock()};
+  return {.client = wire.client(),
+          .owner = wire.owner(),
+          .id = wire.id(),
+          .range = wire.range(),
+          .flock = wire.flock()};
 }
 
 }  // namespace
 
 std::int64_t wall_clock_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch())
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
       .count();
 }
 
@@ -99,7 +104,8 @@ void restore_live_state(const SiteParts& parts, const pb::LiveState& live) {
   std::vector<LockTable::Lock> held;
   for (const auto& lock : live.held()) held.push_back(from_wire(lock));
   std::vector<LockTable::Waiter> waiting;
-  for (const auto& lock : live.waiting()) waiting.push_back({.lock = from_wire(lock), .seq = lock.seq(), .reply = {}});
+  for (const auto& lock : live.waiting())
+    waiting.push_back({.lock = from_wire(lock), .seq = lock.seq(), .reply = {}});
   parts.locks.restore(std::move(held), std::move(waiting));
   std::map<InodeId, std::set<ClientId>> orphans;
   for (const auto& orphan : live.orphans())

@@ -163,7 +163,8 @@ void Peer::Impl::delay(Pending& which) {
 
 void Peer::Impl::send_lazy() {
   for (const auto& key : std::exchange(lazy, {}))
-    if (const auto found = find(key.client, key.seq); found != pending.end() && found->second.lazy) send(found->second);
+    if (const auto found = find(key.client, key.seq); found != pending.end() && found->second.lazy)
+      send(found->second);
 }
 
 void Peer::Impl::send(Pending& which) {

@@ -12,7 +12,8 @@ RecordPerformer::RecordPerformer(State& state, Executor& store, std::uint64_t at
 
 std::optional<std::string> RecordPerformer::outcome(State& state, std::uint64_t attempt, std::uint64_t number,
                                                     pb::Outcome& outcome) {
-  Statement select(state.database(), "SELECT outcome, outcome_data FROM record WHERE attempt = ? AND number = ? AND done");
+  Statement select(state.database(),
+                   "SELECT outcome, outcome_data FROM record WHERE attempt = ? AND number = ? AND done");
   select.bind(attempt, number);
   if (!select.step()) return std::nullopt;
   if (!outcome.ParseFromString(std::string(select.blob(0)))) outcome.set_error(EIO);
@@ -22,16 +23,18 @@ std::optional<std::string> RecordPerformer::outcome(State& state, std::uint64_t 
 void RecordPerformer::perform(std::uint64_t number, const pb::Request& request, Bytes data, Reply done) {
   pb::Outcome known;
   if (const auto bytes = outcome(state_, attempt_, number, known)) return done(known, as_bytes(*bytes));
-  state_.put_record(attempt_,
-                    {.number = number, .request = request.SerializeAsString(), .data = std::string(as_text(data))},
-                    request.client(), request.seq(),
-                    pb::Request::descriptor()->FindFieldByNumber(request.op_case())->name());
+  state_.put_record(
+      attempt_,
+      {.number = number, .request = request.SerializeAsString(), .data = std::string(as_text(data))},
+      request.client(), request.seq(),
+      pb::Request::descriptor()->FindFieldByNumber(request.op_case())->name());
   fault_point("target.record.stored");
-  store_.execute(request, data, [this, number, done = std::move(done)](const pb::Outcome& outcome, Bytes bytes) {
-    fault_point("target.record.performed");
-    state_.finish_record(attempt_, number, outcome.SerializeAsString(), as_text(bytes));
-    done(outcome, bytes);
-  });
+  store_.execute(request, data,
+                 [this, number, done = std::move(done)](const pb::Outcome& outcome, Bytes bytes) {
+                   fault_point("target.record.performed");
+                   state_.finish_record(attempt_, number, outcome.SerializeAsString(), as_text(bytes));
+                   done(outcome, bytes);
+                 });
 }
 
 }  // namespace sharefs

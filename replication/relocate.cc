@@ -82,7 +82,8 @@ Relocation::Impl::Impl(InodeTable& inode_table, const std::filesystem::path& sto
   const bool up = direction == Direction::up;
   from = open_directory(AT_FDCWD, store.string());
   area = open_directory(from.get(), std::string(kPrivateArea));
-  if (mkdirat(area.get(), kTree, 0700) != 0 && errno != EEXIST) throw_errno("cannot create the tree's directory");
+  if (mkdirat(area.get(), kTree, 0700) != 0 && errno != EEXIST)
+    throw_errno("cannot create the tree's directory");
   to = open_directory(area.get(), kTree);
   if (up) std::swap(from, to);
 
@@ -116,7 +117,8 @@ bool Relocation::Impl::move(const std::string& name) {
   if (const auto id = inodes.find(*backing)) ctime.emplace(inodes, *id, *backing);
   if (renameat2(from.get(), name.c_str(), to.get(), name.c_str(), RENAME_NOREPLACE) != 0) {
     if (errno == EEXIST) {
-      throw std::runtime_error("'" + name + "' is both in the store and in its .sharefs/tree: move one of them away");
+      throw std::runtime_error("'" + name +
+                               "' is both in the store and in its .sharefs/tree: move one of them away");
     }
     throw_errno("cannot move '" + name + "' in the store");
   }
@@ -126,7 +128,8 @@ bool Relocation::Impl::move(const std::string& name) {
 }
 
 void Relocation::Impl::finish() {
-  if (unlinkat(area.get(), kMarker, 0) != 0 && errno != ENOENT) throw_errno("cannot remove the relocation marker");
+  if (unlinkat(area.get(), kMarker, 0) != 0 && errno != ENOENT)
+    throw_errno("cannot remove the relocation marker");
   done = true;
 }
 
@@ -180,13 +183,20 @@ void Relocation::before(const pb::Request& request) {
     if (op.parent() == kRootInode) pull(op.name());
   };
   switch (request.op_case()) {
-    case pb::Request::kLookup: return named(request.lookup());
-    case pb::Request::kCreate: return named(request.create());
-    case pb::Request::kMkdir: return named(request.mkdir());
-    case pb::Request::kSymlink: return named(request.symlink());
-    case pb::Request::kLink: return named(request.link());
-    case pb::Request::kUnlink: return named(request.unlink());
-    case pb::Request::kRmdir: return named(request.rmdir());
+    case pb::Request::kLookup:
+      return named(request.lookup());
+    case pb::Request::kCreate:
+      return named(request.create());
+    case pb::Request::kMkdir:
+      return named(request.mkdir());
+    case pb::Request::kSymlink:
+      return named(request.symlink());
+    case pb::Request::kLink:
+      return named(request.link());
+    case pb::Request::kUnlink:
+      return named(request.unlink());
+    case pb::Request::kRmdir:
+      return named(request.rmdir());
     case pb::Request::kRename:
       named(request.rename());
       if (request.rename().new_parent() == kRootInode) pull(request.rename().new_name());

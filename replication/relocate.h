@@ -1,20 +1,23 @@
-// Moves the top-level entries of the tree between S/.sharefs/tree (a site that is not the owner) and S (the owner), in
-// the background, while the tree is served.
+// Moves the top-level entries of the tree between S/.sharefs/tree (a site that is not the owner) and S (the
+// owner), in the background, while the tree is served.
 //
-// How: the directory that the entries move to becomes the root (InodeTable::set_root) at once, with the attributes of
-// the old one; from then on the store performs every request there. A name that is still behind is pulled over before
-// a request that mentions it reaches the store (before()), so no request can see a half-moved root.
+// How: the directory that the entries move to becomes the root (InodeTable::set_root) at once, with the
+// attributes of the old one; from then on the store performs every request there. A name that is still behind
+// is pulled over before a request that mentions it reaches the store (before()), so no request can see a
+// half-moved root.
 //
 // Invariants
-//  - A name is in exactly one of the two directories: a name is created in the new root only after before() found it in
+//  - A name is in exactly one of the two directories: a name is created in the new root only after before()
+//  found it in
 //    neither or pulled it.
 //  - A moved entry and the root itself present the same ctime and mtime as before the move.
-//  - Crash-safe: the private area's symbolic link `relocation` says `up` or `down` from when the root's attributes have
-//    been copied until the last entry has been moved. A Relocation made again in the same direction goes on; one in
-//    the other direction turns round. (The root's own times may show the moment of a crash.)
+//  - Crash-safe: the private area's symbolic link `relocation` says `up` or `down` from when the root's
+//  attributes have
+//    been copied until the last entry has been moved. A Relocation made again in the same direction goes on;
+//    one in the other direction turns round. (The root's own times may show the moment of a crash.)
 //
-// Threads: reactor thread only; nothing else may walk the root while it is under way (call all() before a handoff or a
-// verification).
+// Threads: reactor thread only; nothing else may walk the root while it is under way (call all() before a
+// handoff or a verification).
 #pragma once
 
 #include <filesystem>
@@ -39,8 +42,8 @@ class Relocation {
   // True if a relocation of this store was begun and has not ended (the process died): make one to go on.
   static bool under_way(const std::filesystem::path& store);
 
-  bool step(unsigned entries);          // moves up to `entries`; false: everything has been moved
-  bool pull(const std::string& name);   // moves this one now; false: it was not behind
+  bool step(unsigned entries);         // moves up to `entries`; false: everything has been moved
+  bool pull(const std::string& name);  // moves this one now; false: it was not behind
   void all();
   bool done() const;
 

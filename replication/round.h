@@ -1,19 +1,22 @@
 // Ships one round of the change log: what the cells named in it are now.
 //
-// The invariant that lets the target apply it in order, whatever was renamed: the edges "directory D is entry n of P" that
-// the target has are, after the first part of the round, edges that the tree has at the cut or edges that a later round
-// names. So attaching a directory never closes a cycle, except between cells read at different times, and then a
-// later round names one of them; the target sets such an entry aside until it fits (target_tree.h).
+// The invariant that lets the target apply it in order, whatever was renamed: the edges "directory D is entry
+// n of P" that the target has are, after the first part of the round, edges that the tree has at the cut or
+// edges that a later round names. So attaching a directory never closes a cycle, except between cells read at
+// different times, and then a later round names one of them; the target sets such an entry aside until it
+// fits (target_tree.h).
 //
 // To that end a round is sent as
-//   1. names that are gone; if the round moves a directory, all names of the round, so that everything that moves is
+//   1. names that are gone; if the round moves a directory, all names of the round, so that everything that
+//   moves is
 //      detached first (a/b -> b/a, exchanged directories)
 //   2. inodes never sent, whole, directories with their subtree, at their names
 //   3. names of inodes sent before: moves, hard links, replacements
 //   4. data and holes of inodes sent before
 //   5. states of everything touched, directories last
 //   6. ids that are free.
-// A name whose directory is gone is gone. An inode that is gone when it is read is left out: a later entry tells.
+// A name whose directory is gone is gone. An inode that is gone when it is read is left out: a later entry
+// tells.
 //
 // Memory: bounded by the number of cells changed. Threads: the shipping thread only.
 #pragma once
@@ -40,9 +43,9 @@ class Round {
   struct Cell {
     InodeId parent = 0;
     std::string name;
-    InodeId id = 0;           // 0: no such name
+    InodeId id = 0;  // 0: no such name
     std::uint32_t mode = 0;
-    bool settled = false;     // sent together with its inode
+    bool settled = false;  // sent together with its inode
   };
   struct Range {
     std::uint64_t begin, end;
@@ -63,12 +66,12 @@ class Round {
   SentSet& sent_;
   TreeWalk& walk_;
 
-  std::map<InodeId, std::set<std::string>> names_;               // by directory
-  std::map<InodeId, std::vector<Range>> extents_;                // by inode
+  std::map<InodeId, std::set<std::string>> names_;  // by directory
+  std::map<InodeId, std::vector<Range>> extents_;   // by inode
   std::set<InodeId> touched_;
   std::set<InodeId> freed_;
   std::vector<Cell> cells_;
-  std::set<InodeId> new_;                                        // of touched_: sent whole in this round
+  std::set<InodeId> new_;  // of touched_: sent whole in this round
 };
 
 }  // namespace sharefs

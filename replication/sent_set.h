@@ -1,6 +1,7 @@
 // A set of inode ids, one bit for each: which inodes of a tree have been sent, or seen.
 //
-// Ids are issued in a row, so pages of 65536 bits (8 KiB), made when first touched, keep it near one bit per inode.
+// Ids are issued in a row, so pages of 65536 bits (8 KiB), made when first touched, keep it near one bit per
+// inode.
 #pragma once
 
 #include <bitset>

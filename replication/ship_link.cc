@@ -7,8 +7,8 @@ namespace sharefs {
 
 namespace {
 
-constexpr double kMeasuredSeconds = 3;   // of busy time that the measured throughput remembers
-constexpr double kBurstSeconds = 0.05;   // how far the rate limit may be overdrawn
+constexpr double kMeasuredSeconds = 3;  // of busy time that the measured throughput remembers
+constexpr double kBurstSeconds = 0.05;  // how far the rate limit may be overdrawn
 
 struct Outgoing {
   pb::Envelope head;

@@ -1,6 +1,7 @@
 // What the shipping thread of an ImageSource waits for, and how its messages get to the reactor.
 //
-// Threads: send(), the waits and take_need() on the shipping thread; feed methods on the reactor thread; one mutex inside.
+// Threads: send(), the waits and take_need() on the shipping thread; feed methods on the reactor thread; one
+// mutex inside.
 #pragma once
 
 #include <chrono>
@@ -23,8 +24,8 @@ class ShipLink {
   ShipLink(const ImageSource::Options& options, ImageSource::Send send, Reactor& reactor);
 
   // --- shipping thread; all throw ImageSource::Cancelled after cancel()
-  // Waits until `bytes` more fit into the credit and the rate, and counts them as in flight. A batch larger than the
-  // whole credit goes alone.
+  // Waits until `bytes` more fit into the credit and the rate, and counts them as in flight. A batch larger
+  // than the whole credit goes alone.
   void acquire(std::uint64_t bytes);
   void send(pb::Envelope head, std::vector<zmq::message_t> parts);
   void wait_image_complete();

@@ -20,7 +20,8 @@ constexpr unsigned kDescriptorLimit = 400;  // leaves room for sockets and SQLit
 constexpr unsigned kRelocationStep = 32;
 constexpr auto kAttachPatience = std::chrono::seconds(15);
 constexpr auto kDetachPatience = std::chrono::seconds(2);
-// Requests of the site itself, not of its kernel: bit 63 marks resent FUSE requests, bit 62 the front end's own.
+// Requests of the site itself, not of its kernel: bit 63 marks resent FUSE requests, bit 62 the front end's
+// own.
 constexpr std::uint64_t kOwnSeqBit = std::uint64_t{1} << 61;
 
 std::uint64_t random_id() {
@@ -30,7 +31,9 @@ std::uint64_t random_id() {
 
 UniqueFd open_directory(const std::filesystem::path& path) {
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!fd) throw std::runtime_error(fmt::format("cannot open the store {}: {}", path.string(), std::strerror(errno)));
+  if (!fd)
+    throw std::runtime_error(
+        fmt::format("cannot open the store {}: {}", path.string(), std::strerror(errno)));
   return fd;
 }
 
@@ -44,7 +47,8 @@ bool holds_entries(const std::filesystem::path& directory) {
 
 std::string required(State& state, std::string_view key) {
   auto value = state.setting(key);
-  if (value.empty()) throw std::runtime_error(fmt::format("state.db lacks «{}»: run sharefs init or join first", key));
+  if (value.empty())
+    throw std::runtime_error(fmt::format("state.db lacks «{}»: run sharefs init or join first", key));
   return value;
 }
 
@@ -70,8 +74,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
       store_fd(open_directory(required(state, "store"))),
       store_path(fmt::format("/proc/self/fd/{}/.", store_fd.get())),
       workers(reactor, kWorkers),
-      inodes(options.folder / "state.db", options.folder / "inodes.journal",
-             open_directory(store_path)),
+      inodes(options.folder / "state.db", options.folder / "inodes.journal", open_directory(store_path)),
       log(database),
       store(Store::Options{.directory = store_path,
                            .data_set = required(state, "data_set_id"),
@@ -80,13 +83,18 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
       relocating(store),
       once(relocating, options.folder / "once.slots", client),
       promises(once, log, opens, client, reactor,
-               [this](const RecallOrder& order, std::function<void(bool)> done) { recall(order, std::move(done)); }),
+               [this](const RecallOrder& order, std::function<void(bool)> done) {
+                 recall(order, std::move(done));
+               }),
       coherence(promises, opens, locks, reactor,
-                [this](const RecallOrder& order, std::function<void(bool)> done) { recall(order, std::move(done)); }),
+                [this](const RecallOrder& order, std::function<void(bool)> done) {
+                  recall(order, std::move(done));
+                }),
       gate(coherence, database),
       transport({.site = required(state, "site"),
                  .listen = state.setting("listen"),
-                 .keys = {.public_key = required(state, "public_key"), .secret_key = required(state, "secret_key")}},
+                 .keys = {.public_key = required(state, "public_key"),
+                          .secret_key = required(state, "secret_key")}},
                 reactor),
       peer({.timeout = options.timeout}, transport, reactor),
       server(transport, gate),
@@ -110,11 +118,12 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
             .router = router} {
   data_set_id = std::stoull(required(state, "data_set_id"));
   store.observe(&promises);
-  gate.set_hooks({.held = [this](const pb::Request& request) { coherence.held(request); },
-                  .awaited = [this](const pb::Request& writeback) { return coherence.awaits(writeback); },
-                  // What the windows know never reaches a new owner's gate: RequestServer keeps it back until then.
-                  .answered = {},
-                  .opened = [this] { coherence.none_held(); }});
+  gate.set_hooks(
+      {.held = [this](const pb::Request& request) { coherence.held(request); },
+       .awaited = [this](const pb::Request& writeback) { return coherence.awaits(writeback); },
+       // What the windows know never reaches a new owner's gate: RequestServer keeps it back until then.
+       .answered = {},
+       .opened = [this] { coherence.none_held(); }});
   // No automatic checkpoint, with its syncs, on this thread: it could fall into the pause.
   database.defer_checkpoints();
   ownership = state.ownership();
@@ -146,8 +155,8 @@ Site::Impl::~Impl() {
 void Site::Impl::serve_as_owner(bool moving) {
   inodes.set_epoch(ownership.epoch);
   names.believe(0);
-  // A restarted owner does not know what it has promised. One that has just taken over is told whom the other one has
-  // promised something (restore_live_state).
+  // A restarted owner does not know what it has promised. One that has just taken over is told whom the other
+  // one has promised something (restore_live_state).
   std::vector<ClientId> holders;
   if (!moving && !state.sites().empty()) holders.push_back(0);
   promises.begin(ownership.epoch, holders);
@@ -172,7 +181,8 @@ void Site::Impl::follow(const SiteName& owner, Epoch epoch, bool moving) {
   server.redirect(owner, epoch);
 }
 
-// Starts moving the entries of the root out of (owner) or into (old image) the private area; a little at a time.
+// Starts moving the entries of the root out of (owner) or into (old image) the private area; a little at a
+// time.
 void Site::Impl::relocate(Relocation::Direction direction) {
   reactor.cancel(relocation_timer);
   relocating.relocation = std::make_unique<Relocation>(inodes, parts.store_directory, direction);
@@ -184,7 +194,8 @@ void Site::Impl::relocate(Relocation::Direction direction) {
       relocating.relocation.reset();
       return;
     }
-    if (auto self = weak.lock()) relocation_timer = reactor.after(std::chrono::milliseconds(1), [self] { (*self)(); });
+    if (auto self = weak.lock())
+      relocation_timer = reactor.after(std::chrono::milliseconds(1), [self] { (*self)(); });
   };
   store.drop_descriptors();
   (*step)();
@@ -204,10 +215,13 @@ void Site::Impl::continue_handoff() {
     if (!last.result.empty()) return;
     const bool was_source = last.role == "source";
     if (was_source && ownership.owner == last.target && ownership.epoch == last.epoch) {
-      source = std::make_unique<HandoffSource>(parts, HandoffSource::Options{.target = last.target}, source_events());
+      source = std::make_unique<HandoffSource>(parts, HandoffSource::Options{.target = last.target},
+                                               source_events());
       source->resume(last);
-    } else if (!was_source && (last.phase == name(TargetState::prepared) || last.phase == name(TargetState::performing))) {
-      // «performing» under an old owner: the process ended before ownership was durable here; the source will tell.
+    } else if (!was_source &&
+               (last.phase == name(TargetState::prepared) || last.phase == name(TargetState::performing))) {
+      // «performing» under an old owner: the process ended before ownership was durable here; the source will
+      // tell.
       if (!is_owner() || ownership.epoch != last.epoch) last.phase = name(TargetState::prepared);
       target = std::make_unique<HandoffTarget>(parts, last, target_events());
     } else {
@@ -221,11 +235,12 @@ void Site::Impl::continue_handoff() {
 
 HandoffSource::Events Site::Impl::source_events() {
   return {.ownership_given = [this](const SiteName& owner, Epoch epoch) { give_ownership(owner, epoch); },
-          .ended = [this] {
-            reactor.post([this, watch = std::weak_ptr(alive)] {
-              if (!watch.expired()) source.reset();
-            });
-          }};
+          .ended =
+              [this] {
+                reactor.post([this, watch = std::weak_ptr(alive)] {
+                  if (!watch.expired()) source.reset();
+                });
+              }};
 }
 
 HandoffTarget::Events Site::Impl::target_events() {
@@ -261,13 +276,13 @@ void Site::Impl::give_ownership(const SiteName& owner, Epoch epoch) {
   transport.greet_all();
 }
 
-// Another site says who owns at which epoch. Believed when it is newer than what this site knows — unless this site is
-// the owner: it would have given ownership up itself.
+// Another site says who owns at which epoch. Believed when it is newer than what this site knows — unless
+// this site is the owner: it would have given ownership up itself.
 void Site::Impl::learn(const SiteName& owner, Epoch epoch) {
   if (epoch <= ownership.epoch) return;
   if (is_owner()) {
-    spdlog::error("another site says that {} owns at epoch {}; this site owns at {} and never gave it up", owner, epoch,
-                  ownership.epoch);
+    spdlog::error("another site says that {} owns at epoch {}; this site owns at {} and never gave it up",
+                  owner, epoch, ownership.epoch);
     return;
   }
   if (owner == parts.self) return;  // only a commit makes this site the owner
@@ -292,10 +307,9 @@ pb::Request Site::Impl::own_request() {
 void Site::Impl::attach(std::function<void(int)> on_attached) {
   pb::Request request = own_request();
   request.mutable_attach()->set_site(parts.self);
-  router.execute(request, {},
-                 [on_attached = std::move(on_attached)](const pb::Outcome& outcome, Bytes) {
-                   on_attached(static_cast<int>(outcome.error()));
-                 });
+  router.execute(request, {}, [on_attached = std::move(on_attached)](const pb::Outcome& outcome, Bytes) {
+    on_attached(static_cast<int>(outcome.error()));
+  });
 }
 
 void Site::Impl::start(std::function<void(std::string)> ready) {
@@ -310,17 +324,17 @@ void Site::Impl::start(std::function<void(std::string)> ready) {
     if (*answered) return;
     *answered = true;
     reactor.cancel(timer);
-    if (error) return ready(fmt::format("the owner {} refuses this mount: {}", ownership.owner, std::strerror(error)));
+    if (error)
+      return ready(fmt::format("the owner {} refuses this mount: {}", ownership.owner, std::strerror(error)));
     attached = true;
     try {
-      front_end = std::make_unique<FrontEnd>(FrontEnd::Options{.mountpoint = *options.mountpoint,
-                                                               .data_set = state.setting("data_set"),
-                                                               .mount_options = options.mount_options,
-                                                               .opens_at_once =
-                                                                   [this](InodeId id, std::uint32_t type) {
-                                                                     return names.is_there(id, type);
-                                                                   }},
-                                             reactor, names, client, ended);
+      front_end = std::make_unique<FrontEnd>(
+          FrontEnd::Options{
+              .mountpoint = *options.mountpoint,
+              .data_set = state.setting("data_set"),
+              .mount_options = options.mount_options,
+              .opens_at_once = [this](InodeId id, std::uint32_t type) { return names.is_there(id, type); }},
+          reactor, names, client, ended);
       front_end->set_policy(sole ? kSoleMount : kSharedMount);
       state.set_setting("mountpoint", options.mountpoint->string());
     } catch (const std::exception& failure) {

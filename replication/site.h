@@ -18,10 +18,10 @@ namespace sharefs {
 class Site {
  public:
   struct Options {
-    std::filesystem::path folder;                       // of the data set below SHAREFS_HOME; has state.db
-    std::optional<std::filesystem::path> mountpoint;    // unset: serve without a mount
+    std::filesystem::path folder;                     // of the data set below SHAREFS_HOME; has state.db
+    std::optional<std::filesystem::path> mountpoint;  // unset: serve without a mount
     std::vector<std::string> mount_options;
-    std::optional<std::chrono::milliseconds> timeout;   // --timeout
+    std::optional<std::chrono::milliseconds> timeout;  // --timeout
   };
   // Opens the store and binds the endpoint. Throws std::runtime_error with one clear line.
   // `ended` is called when the site shall end (unmounted from outside).
@@ -33,8 +33,8 @@ class Site {
   // Unmounts and tells the owner, as far as it can be reached within two seconds.
   void stop(std::function<void()> stopped);
 
-  // Performs a control command (see cli/README.md for each) and replies with a JSON object; {"error": "..."} when it
-  // could not be done. Commands: status, handoff, migrate, abort, verify, reload_invitations.
+  // Performs a control command (see cli/README.md for each) and replies with a JSON object; {"error": "..."}
+  // when it could not be done. Commands: status, handoff, migrate, abort, verify, reload_invitations.
   void command(const nlohmann::json& request, std::function<void(nlohmann::json)> reply);
 
  private:

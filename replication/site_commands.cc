@@ -28,7 +28,9 @@ TreeSize measure(const std::filesystem::path& store) {
   namespace stdfs = std::filesystem;
   TreeSize size;
   std::error_code ignored;  // entries may vanish while we look
-  for (stdfs::recursive_directory_iterator it(store, stdfs::directory_options::skip_permission_denied, ignored), end;
+  for (stdfs::recursive_directory_iterator
+           it(store, stdfs::directory_options::skip_permission_denied, ignored),
+       end;
        it != end; it.increment(ignored)) {
     struct stat st {};
     if (::lstat(it->path().c_str(), &st) != 0) continue;
@@ -38,7 +40,8 @@ TreeSize measure(const std::filesystem::path& store) {
     }
     ++size.files;
     size.bytes += static_cast<std::uint64_t>(st.st_blocks) * 512;
-    size.privileged = size.privileged || st.st_uid != ::geteuid() || S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode);
+    size.privileged =
+        size.privileged || st.st_uid != ::geteuid() || S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode);
   }
   return size;
 }
@@ -49,7 +52,8 @@ void Site::Impl::command(const nlohmann::json& request, JsonReply reply) {
   if (!request.is_object() || !request.contains("command")) return reply(failure("malformed command"));
   const std::string name = request.value("command", "");
   if (name == "status") {
-    if (is_owner() || ownership.owner.empty() || !transport.connected(ownership.owner)) return reply(status_json());
+    if (is_owner() || ownership.owner.empty() || !transport.connected(ownership.owner))
+      return reply(status_json());
     // The handoff's progress is known to the owner.
     return ask_owner({{"command", "handoff"}}, [this, reply = std::move(reply)](nlohmann::json answer) {
       auto status = status_json();
@@ -105,28 +109,31 @@ nlohmann::json Site::Impl::status_json() {
   for (const auto& site : state.sites()) {
     const bool up = transport.connected(site.name);
     nlohmann::json one{{"site", site.name}, {"endpoint", site.endpoint}, {"connected", up}};
-    if (up) one["round_trip_ms"] = std::chrono::duration<double, std::milli>(transport.round_trip(site.name)).count();
+    if (up)
+      one["round_trip_ms"] =
+          std::chrono::duration<double, std::milli>(transport.round_trip(site.name)).count();
     sites.push_back(one);
   }
   nlohmann::json history = nlohmann::json::array();
   for (const auto& handoff : state.handoffs(5)) history.push_back(to_json(handoff));
-  return {{"name", state.setting("data_set")},
-          {"site", parts.self},
-          {"role", is_owner() ? "owner" : "remote"},
-          {"owner", ownership.owner},
-          {"epoch", ownership.epoch},
-          {"phase", source ? source->progress()["phase"] : nlohmann::json("idle")},
-          {"mountpoint", front_end ? options.mountpoint->string() : ""},
-          {"store", state.setting("store")},
-          {"endpoint", state.setting("endpoint")},
-          {"running", true},
-          {"clients", opens.clients().size()},
-          {"unanswered", peer.unanswered()},
-          {"longest_wait_ms",
-           front_end ? std::chrono::duration<double, std::milli>(front_end->take_longest_wait()).count() : 0.0},
-          {"sites", sites},
-          {"handoff", handoff_json()},
-          {"history", history}};
+  return {
+      {"name", state.setting("data_set")},
+      {"site", parts.self},
+      {"role", is_owner() ? "owner" : "remote"},
+      {"owner", ownership.owner},
+      {"epoch", ownership.epoch},
+      {"phase", source ? source->progress()["phase"] : nlohmann::json("idle")},
+      {"mountpoint", front_end ? options.mountpoint->string() : ""},
+      {"store", state.setting("store")},
+      {"endpoint", state.setting("endpoint")},
+      {"running", true},
+      {"clients", opens.clients().size()},
+      {"unanswered", peer.unanswered()},
+      {"longest_wait_ms",
+       front_end ? std::chrono::duration<double, std::milli>(front_end->take_longest_wait()).count() : 0.0},
+      {"sites", sites},
+      {"handoff", handoff_json()},
+      {"history", history}};
 }
 
 // ---- migrate
@@ -134,7 +141,9 @@ nlohmann::json Site::Impl::status_json() {
 void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
   const SiteName to = request.value("to", "");
   const auto sites = state.sites();
-  if (source) return reply(failure(fmt::format("a handoff to {} is running: wait for it, or sharefs abort", source->target())));
+  if (source)
+    return reply(
+        failure(fmt::format("a handoff to {} is running: wait for it, or sharefs abort", source->target())));
   if (to == parts.self) return reply(failure(fmt::format("{} is the owner already", to)));
   if (std::none_of(sites.begin(), sites.end(), [&](const auto& site) { return site.name == to; }))
     return reply(failure(fmt::format("there is no site {}: see sharefs status", to)));
@@ -148,16 +157,18 @@ void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
   if (wanted.max_pause.count() <= 0) return reply(failure("--max-pause must be positive"));
   const double least = 3 * std::chrono::duration<double, std::milli>(transport.round_trip(to)).count();
   if (least > static_cast<double>(wanted.max_pause.count()))
-    return reply(failure(fmt::format("the link to {} needs a pause of at least {:.0f} ms: use --max-pause {:.0f}ms", to,
-                                     least, 2 * least)));
+    return reply(
+        failure(fmt::format("the link to {} needs a pause of at least {:.0f} ms: use --max-pause {:.0f}ms",
+                            to, least, 2 * least)));
   const auto size = std::make_shared<TreeSize>();
-  workers.submit([size, store = parts.store_directory] { *size = measure(store); },
-                 [this, size, wanted, dry_run = request.value("dry_run", false), reply = std::move(reply)]() mutable {
-                   wanted.bytes_needed = size->bytes;
-                   wanted.files_needed = size->files;
-                   wanted.privileged = size->privileged;
-                   measured(std::move(wanted), dry_run, std::move(reply));
-                 });
+  workers.submit(
+      [size, store = parts.store_directory] { *size = measure(store); },
+      [this, size, wanted, dry_run = request.value("dry_run", false), reply = std::move(reply)]() mutable {
+        wanted.bytes_needed = size->bytes;
+        wanted.files_needed = size->files;
+        wanted.privileged = size->privileged;
+        measured(std::move(wanted), dry_run, std::move(reply));
+      });
 }
 
 void Site::Impl::measured(HandoffSource::Options wanted, bool dry_run, JsonReply reply) {
@@ -184,11 +195,14 @@ void Site::Impl::verify(const nlohmann::json& request, JsonReply reply) {
   SiteName with = request.value("with", "");
   if (with.empty() && !is_owner()) with = ownership.owner;
   if (with.empty())
-    for (const auto& handoff : state.handoffs(1)) with = handoff.source == parts.self ? handoff.target : handoff.source;
-  if (with.empty()) return reply(failure("no other site holds a copy yet: migrate first, or say --with SITE"));
+    for (const auto& handoff : state.handoffs(1))
+      with = handoff.source == parts.self ? handoff.target : handoff.source;
+  if (with.empty())
+    return reply(failure("no other site holds a copy yet: migrate first, or say --with SITE"));
   if (!transport.connected(with)) return reply(failure(fmt::format("{} cannot be reached", with)));
   if (!is_owner() && with != ownership.owner)
-    return reply(failure(fmt::format("one of the two copies must be the owner's: use --with {}", ownership.owner)));
+    return reply(
+        failure(fmt::format("one of the two copies must be the owner's: use --with {}", ownership.owner)));
   finish_relocation();
   inodes.flush();
   verification = std::make_unique<Verification>();
@@ -202,7 +216,8 @@ void Site::Impl::verify(const nlohmann::json& request, JsonReply reply) {
 void Site::Impl::verify_next() {
   auto& now = *verification;
   const bool here_wanted = now.other_is_owner ? now.comparison.other_wanted() : now.comparison.owner_wanted();
-  const bool there_wanted = now.other_is_owner ? now.comparison.owner_wanted() : now.comparison.other_wanted();
+  const bool there_wanted =
+      now.other_is_owner ? now.comparison.owner_wanted() : now.comparison.other_wanted();
   pb::VerifyAsk ask;
   ask.set_number(now.number);
   ask.set_count(kVerifyPage);

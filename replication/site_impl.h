@@ -1,5 +1,5 @@
-// The inside of Site, shared by the files that implement it: site.cc (parts and roles), site_links.cc (messages of
-// other sites), site_commands.cc (the operator's commands).
+// The inside of Site, shared by the files that implement it: site.cc (parts and roles), site_links.cc
+// (messages of other sites), site_commands.cc (the operator's commands).
 #pragma once
 
 #include <map>
@@ -57,7 +57,8 @@ struct Site::Impl {
   void start(std::function<void(std::string)> ready);
   void stop(std::function<void()> stopped);
   bool is_owner() const { return ownership.owner == parts.self; }
-  // `moving`: ownership has just changed, so the tree must move; otherwise it is where it belongs, or on its way.
+  // `moving`: ownership has just changed, so the tree must move; otherwise it is where it belongs, or on its
+  // way.
   void serve_as_owner(bool moving);
   void follow(const SiteName& owner, Epoch epoch, bool moving);
   void relocate(Relocation::Direction direction);
@@ -139,10 +140,10 @@ struct Site::Impl {
   std::unique_ptr<HandoffSource> source;
   std::unique_ptr<HandoffTarget> target;
   std::unique_ptr<Verification> verification;
-  bool sole = false;                       // told by the owner: this is the only mount
+  bool sole = false;  // told by the owner: this is the only mount
   bool attached = false;
   std::uint64_t own_seq = 0;
-  std::uint64_t next_number = 1;           // of recalls, commands and verifications sent
+  std::uint64_t next_number = 1;  // of recalls, commands and verifications sent
   std::map<std::uint64_t, SentRecall> recalls;
   std::map<std::uint64_t, JsonReply> commands;
   std::map<SiteName, std::uint64_t> incarnations;  // of other sites, as last heard

@@ -9,15 +9,17 @@ namespace sharefs {
 void Site::Impl::subscribe() {
   using E = pb::Envelope;
   transport.set_hello([this] { return hello(); });
-  transport.on_connection([this](const SiteName& site, const pb::Hello& said, bool interrupted) { connected(site, said, interrupted); },
+  transport.on_connection([this](const SiteName& site, const pb::Hello& said,
+                                 bool interrupted) { connected(site, said, interrupted); },
                           [this](const SiteName& site) { lost(site); });
   transport.on_join([this](const std::string& route, const std::string& key, const pb::Join& said) {
     join(route, key, said);
   });
-  transport.subscribe(E::kAsk, [this](const SiteName& from, Message message) { server.ask(from, std::move(message)); });
+  transport.subscribe(
+      E::kAsk, [this](const SiteName& from, Message message) { server.ask(from, std::move(message)); });
   for (auto kind : {E::kAnswer, E::kMoved})
-    transport.subscribe(kind,
-                        [this](const SiteName& from, Message message) { peer.answer(from, std::move(message)); });
+    transport.subscribe(
+        kind, [this](const SiteName& from, Message message) { peer.answer(from, std::move(message)); });
   for (auto kind : {E::kPrepared, E::kCredit, E::kNeed, E::kImageComplete, E::kRoundApplied, E::kLogApplied,
                     E::kRefused, E::kRecordDone, E::kTakenOver})
     transport.subscribe(kind, [this](const SiteName& from, Message message) {
@@ -31,10 +33,10 @@ void Site::Impl::subscribe() {
       else
         completed_already(from, message.head);
     });
-  transport.subscribe(E::kPrepare,
-                      [this](const SiteName& from, Message message) { prepare(from, message.head.prepare()); });
-  transport.subscribe(E::kInquire,
-                      [this](const SiteName& from, Message message) { inquire(from, message.head.inquire()); });
+  transport.subscribe(
+      E::kPrepare, [this](const SiteName& from, Message message) { prepare(from, message.head.prepare()); });
+  transport.subscribe(
+      E::kInquire, [this](const SiteName& from, Message message) { inquire(from, message.head.inquire()); });
   transport.subscribe(E::kRecall, [this](const SiteName& from, Message message) {
     const auto& order = message.head.recall();
     RecallOrder mine{.client = order.client(),
@@ -71,7 +73,8 @@ void Site::Impl::subscribe() {
   });
   transport.subscribe(E::kCommandReply, [this](const SiteName&, Message message) {
     auto node = commands.extract(message.head.command_reply().number());
-    if (!node.empty()) node.mapped()(nlohmann::json::parse(message.head.command_reply().text(), nullptr, false));
+    if (!node.empty())
+      node.mapped()(nlohmann::json::parse(message.head.command_reply().text(), nullptr, false));
   });
   transport.subscribe(E::kVerifyAsk, [this](const SiteName& from, Message message) {
     const auto reply = std::make_shared<pb::VerifyReply>();
@@ -92,7 +95,8 @@ void Site::Impl::subscribe() {
         });
   });
   transport.subscribe(E::kVerifyReply, [this](const SiteName& from, Message message) {
-    if (verification && verification->with == from && verification->number == message.head.verify_reply().number())
+    if (verification && verification->with == from &&
+        verification->number == message.head.verify_reply().number())
       verify_page(false, message.head.verify_reply());
   });
 }
@@ -167,12 +171,14 @@ void Site::Impl::join(const std::string& route, const std::string& public_key, c
     return refuse(fmt::format("{} runs another version of sharefs: upgrade first", parts.self));
   if (site.name.empty() || site.public_key.size() != 40) return refuse("malformed request to join");
   const auto sites = state.sites();
-  const bool taken = site.name == parts.self || std::any_of(sites.begin(), sites.end(), [&](const auto& other) {
-                       return other.name == site.name;
-                     });
-  if (taken) return refuse(fmt::format("there is a site named {} already: choose another with --site", site.name));
+  const bool taken =
+      site.name == parts.self ||
+      std::any_of(sites.begin(), sites.end(), [&](const auto& other) { return other.name == site.name; });
+  if (taken)
+    return refuse(fmt::format("there is a site named {} already: choose another with --site", site.name));
   transport.remove_invitation(public_key);
-  if (!state.use_invitation(public_key)) return refuse("the token was used before: ask for a new one with sharefs invite");
+  if (!state.use_invitation(public_key))
+    return refuse("the token was used before: ask for a new one with sharefs invite");
   state.put_site(site);
   transport.add_site(site.name, site.endpoint, site.public_key);
   for (const auto& other : sites) {
@@ -212,14 +218,17 @@ void Site::Impl::prepare(const SiteName& from, const pb::Prepare& prepare) {
   state.set_ownership(burnt);
   ownership = burnt;
   const auto area = parts.store_directory / kPrivateArea;
-  const bool holds_image = !std::filesystem::is_empty(area / "tree") || !std::filesystem::is_empty(area / "parked");
+  const bool holds_image =
+      !std::filesystem::is_empty(area / "tree") || !std::filesystem::is_empty(area / "parked");
   target = std::make_unique<HandoffTarget>(parts, from, prepare, holds_image, target_events());
 }
 
-// A prepared target asks what became of its attempt. Before the commit point (or after a roll-back) ownership is still
-// here at an older epoch, and never can the attempt be committed any more: it was abandoned when its source forgot it.
+// A prepared target asks what became of its attempt. Before the commit point (or after a roll-back) ownership
+// is still here at an older epoch, and never can the attempt be committed any more: it was abandoned when its
+// source forgot it.
 void Site::Impl::inquire(const SiteName& from, const pb::Inquire& inquire) {
-  if (source && source->attempt() == inquire.attempt() && !source->committed()) return;  // undecided: it will be told
+  if (source && source->attempt() == inquire.attempt() && !source->committed())
+    return;  // undecided: it will be told
   pb::Envelope envelope;
   auto* verdict = envelope.mutable_verdict();
   verdict->set_attempt(inquire.attempt());
@@ -247,7 +256,8 @@ void Site::Impl::completed_already(const SiteName& from, const pb::Envelope& hea
     auto* done = envelope.mutable_record_done();
     done->set_attempt(attempt);
     done->set_number(head.record().number());
-    const auto bytes = RecordPerformer::outcome(state, attempt, head.record().number(), *done->mutable_outcome());
+    const auto bytes =
+        RecordPerformer::outcome(state, attempt, head.record().number(), *done->mutable_outcome());
     if (!bytes) return;
     data.push_back(copy_to_message(as_bytes(*bytes)));
   }

@@ -50,8 +50,8 @@ nlohmann::json to_json(const HandoffRecord& handoff);
 // Live state <-> wire. take_live_state: what this owner knows, complete once its gate is closed and drained.
 pb::LiveState take_live_state(const SiteParts& parts);
 void restore_live_state(const SiteParts& parts, const pb::LiveState& live);
-// After ownership is gone: nothing of the live state is this site's any more. Waiting locks of this site's own mount
-// are asked again, under their ids, at the new owner.
+// After ownership is gone: nothing of the live state is this site's any more. Waiting locks of this site's
+// own mount are asked again, under their ids, at the new owner.
 void drop_live_state(const SiteParts& parts);
 
 }  // namespace sharefs

@@ -132,7 +132,8 @@ UniqueFd TargetTree::try_create(const pb::InodeState& state, int directory, cons
       break;
     default:
       if (mknodat(directory, name.c_str(), type | permissions, attr.rdev()) != 0) {
-        if (errno == EPERM) throw_errno("cannot create the device '" + name + "' (sharefs must run as root here)");
+        if (errno == EPERM)
+          throw_errno("cannot create the device '" + name + "' (sharefs must run as root here)");
         return {};
       }
   }
@@ -199,7 +200,8 @@ void TargetTree::unlink_kept(int directory, const std::string& name, const Backi
   if (ctime) ctime->restore(stat_inode(fd.get()));
 }
 
-void TargetTree::park(int directory, const std::string& name, const Backing& backing, std::optional<InodeId> id) {
+void TargetTree::park(int directory, const std::string& name, const Backing& backing,
+                      std::optional<InodeId> id) {
   if (!id) {
     park_unnamed(directory, name);
     return;
@@ -361,7 +363,8 @@ void TargetTree::remove_file(int directory, const std::string& name, const Backi
   if (unlinkat(directory, name.c_str(), 0) != 0) throw_errno("cannot remove '" + name + "'");
 }
 
-// Removes a tree without recursion: directories in it are first moved up, so depth costs neither stack nor descriptors.
+// Removes a tree without recursion: directories in it are first moved up, so depth costs neither stack nor
+// descriptors.
 void TargetTree::discard(int directory, const std::string& name) {
   std::vector<std::pair<int, std::string>> left{{directory, name}};
   while (!left.empty() && !interrupted_) {

@@ -1,11 +1,14 @@
 // The names of a tree that is being received: creates inodes, attaches, detaches, parks and removes them.
 //
 // Invariants
-//  - Everything happens relative to descriptors of directories of the tree or of the private area, by names that were
+//  - Everything happens relative to descriptors of directories of the tree or of the private area, by names
+//  that were
 //    checked (check_name), and never through a symbolic link.
-//  - An inode that loses its last name is renamed to `parked/<id in hex>`; so is every directory that loses its
+//  - An inode that loses its last name is renamed to `parked/<id in hex>`; so is every directory that loses
+//  its
 //    place. Nothing is deleted before discard_rest(), but ids that the source says are free.
-//  - A name that cannot be given yet (its inode or directory has not arrived, or it would close a cycle) is set aside,
+//  - A name that cannot be given yet (its inode or directory has not arrived, or it would close a cycle) is
+//  set aside,
 //    until settle() can, or a later word on the same name replaces it.
 //  - Changing an inode's names leaves the ctime that it presents as it was.
 //
@@ -49,8 +52,8 @@ class TargetTree {
   TargetTree(InodeTable& inodes, const std::filesystem::path& private_area);
 
   bool known(InodeId id);
-  // Opens a known inode: a regular file for writing, a directory for reading, anything else as a path. Throws Malformed
-  // if its type is not `type`.
+  // Opens a known inode: a regular file for writing, a directory for reading, anything else as a path. Throws
+  // Malformed if its type is not `type`.
   OpenedInode open(InodeId id, std::uint32_t type);
   // Creates an inode, at `place` if that is given and its directory is known, otherwise parked.
   OpenedInode create(const pb::InodeState& state, const pb::EntryState* place);
@@ -61,11 +64,11 @@ class TargetTree {
   void list(const pb::DirectoryState& directory);  // names that are not in the listing go
   void freed(InodeId id);
 
-  void settle();                                   // attaches what was set aside and fits by now
+  void settle();  // attaches what was set aside and fits by now
   std::size_t set_aside() const { return set_aside_.size(); }
 
-  // The attempt won. keep_orphans() moves these to orphans/; discard_rest() removes all that is parked or another orphan,
-  // until interrupt() (any thread).
+  // The attempt won. keep_orphans() moves these to orphans/; discard_rest() removes all that is parked or
+  // another orphan, until interrupt() (any thread).
   void keep_orphans(const std::set<InodeId>& orphans);
   void discard_rest();
   void interrupt() { interrupted_ = true; }

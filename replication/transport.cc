@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <google/protobuf/stubs/logging.h>
-
 #include <time.h>
 
 #include <algorithm>
@@ -468,7 +467,8 @@ bool Transport::trusted(const SiteName& site, Reactor::Clock::duration within) c
   const auto found = impl_->links.find(site);
   if (found == impl_->links.end() || !found->second->up()) return false;
   const auto& liveness = found->second->liveness;
-  return liveness.proven() && Reactor::Clock::now() - liveness.asked() < within && !impl_->slept.since_last_look();
+  return liveness.proven() && Reactor::Clock::now() - liveness.asked() < within &&
+         !impl_->slept.since_last_look();
 }
 
 Reactor::Clock::duration Transport::silence(const SiteName& site) const {
@@ -506,7 +506,8 @@ zmq::message_t copy_to_message(Bytes bytes) { return {bytes.data(), bytes.size()
 std::vector<zmq::message_t> copy_to_parts(Bytes bytes) {
   const std::size_t piece = std::max(kPartBytes, (bytes.size() + kMaxParts - 1) / kMaxParts);
   std::vector<zmq::message_t> parts;
-  for (; bytes.size() > piece; bytes = bytes.subspan(piece)) parts.push_back(copy_to_message(bytes.first(piece)));
+  for (; bytes.size() > piece; bytes = bytes.subspan(piece))
+    parts.push_back(copy_to_message(bytes.first(piece)));
   if (!bytes.empty()) parts.push_back(copy_to_message(bytes));
   return parts;
 }

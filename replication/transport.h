@@ -48,8 +48,8 @@ CurveKeys make_curve_keys();
 
 // The bytes, copied once, as a part to send.
 zmq::message_t copy_to_message(Bytes bytes);
-// The same in pieces if they are many, so that one is encrypted while another is on its way and a third decrypted; and
-// how they are put together again: in `buffer` if they are several. Nothing for no bytes.
+// The same in pieces if they are many, so that one is encrypted while another is on its way and a third
+// decrypted; and how they are put together again: in `buffer` if they are several. Nothing for no bytes.
 std::vector<zmq::message_t> copy_to_parts(Bytes bytes);
 Bytes join_parts(const std::vector<zmq::message_t>& parts, std::string& buffer);
 // The envelope as a frame: for what is sent more than once (zmq::message_t::copy shares the bytes).
@@ -99,8 +99,8 @@ class Transport {
       std::function<void(const std::string& route, const std::string& public_key, const pb::Join&)>;
   void on_join(JoinHandler handler);
 
-  // `connected`: both directions work and the peer's Hello has arrived. It is called again when a Hello brings
-  // news; `interrupted` says that messages of either direction may have been lost since the last call:
+  // `connected`: both directions work and the peer's Hello has arrived. It is called again when a Hello
+  // brings news; `interrupted` says that messages of either direction may have been lost since the last call:
   // whatever was unanswered is asked again. Both ends of a broken connection are told. `lost`: nothing heard
   // within kLiveness.
   void on_connection(std::function<void(const SiteName&, const pb::Hello&, bool interrupted)> connected,
@@ -112,8 +112,8 @@ class Transport {
   void greet_all();
 
   bool connected(const SiteName& site) const;
-  // Whether both directions work, and a question that was asked less than `within` ago has been answered. Never
-  // true of a time at which this machine slept.
+  // Whether both directions work, and a question that was asked less than `within` ago has been answered.
+  // Never true of a time at which this machine slept.
   bool trusted(const SiteName& site, Reactor::Clock::duration within) const;
   Reactor::Clock::duration silence(const SiteName& site) const;     // since it was last heard
   Reactor::Clock::duration round_trip(const SiteName& site) const;  // shortest of the last few; zero: unknown

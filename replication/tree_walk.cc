@@ -83,8 +83,8 @@ void TreeWalk::visit(InodeId directory, std::vector<InodeId>& below) {
   if (not_asked_ >= kMaxNotAsked) ask();
 }
 
-void TreeWalk::child(InodeId directory, int directory_fd, const ListedName& listed, pb::DirectoryState& listing,
-                     std::vector<InodeId>& below) {
+void TreeWalk::child(InodeId directory, int directory_fd, const ListedName& listed,
+                     pb::DirectoryState& listing, std::vector<InodeId>& below) {
   // Where the target is asked first, most files are never read.
   const unsigned hint = asking_ ? static_cast<unsigned>(DT_UNKNOWN) : listed.type;
   auto opened = open_name(directory_fd, listed.name, hint);

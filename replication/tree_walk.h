@@ -1,14 +1,15 @@
 // Sends a tree, directory by directory in pre-order, while it changes.
 //
-// Order, on which the target relies: a directory is announced before what is in it; everything in it has been sent
-// before it is declared complete (its mtime would change again); an inode's first name comes with it, so that it is
-// created in its place. Hard links are sent once, with an entry for each name.
+// Order, on which the target relies: a directory is announced before what is in it; everything in it has been
+// sent before it is declared complete (its mtime would change again); an inode's first name comes with it, so
+// that it is created in its place. Hard links are sent once, with an entry for each name.
 //
-// With a target that holds an old image, inodes that are not directories are queued and asked about (Manifest, Need)
-// in groups, a few groups ahead; their order stays. Directories are sent with their whole listing, so that names that
-// have vanished meanwhile vanish there too.
+// With a target that holds an old image, inodes that are not directories are queued and asked about
+// (Manifest, Need) in groups, a few groups ahead; their order stays. Directories are sent with their whole
+// listing, so that names that have vanished meanwhile vanish there too.
 //
-// What changes under the walk has a log entry, so a name or an inode that is gone when its turn comes is left out.
+// What changes under the walk has a log entry, so a name or an inode that is gone when its turn comes is left
+// out.
 //
 // Threads: the shipping thread only.
 #pragma once
@@ -40,8 +41,8 @@ class TreeWalk {
 
   // The whole tree, then the orphans.
   void image();
-  // An inode that has not been sent, `entry` being one of its names or nullptr; a directory with its subtree. The target
-  // is not asked. Does nothing if it is gone.
+  // An inode that has not been sent, `entry` being one of its names or nullptr; a directory with its subtree.
+  // The target is not asked. Does nothing if it is gone.
   void send(InodeId id, const EntryName* entry);
 
  private:
@@ -50,7 +51,7 @@ class TreeWalk {
     InodeId inode = 0;
     InodeId parent = 0;
     std::string name;
-    pb::Attr attr;                // until it is in a manifest
+    pb::Attr attr;  // until it is in a manifest
     pb::DirectoryState listing;
   };
 
@@ -78,12 +79,12 @@ class TreeWalk {
   SentSet& sent_;
 
   Backing root_{};
-  bool asking_ = false;              // the target is asked before data is sent
+  bool asking_ = false;  // the target is asked before data is sent
   std::deque<Item> queue_;
-  std::uint64_t manifests_ = 0;      // sent
-  std::uint64_t settled_ = 0;        // of them answered and dealt with
-  std::deque<std::size_t> groups_;   // items of the queue that each unsettled manifest covers
-  std::size_t not_asked_ = 0;        // items behind them
+  std::uint64_t manifests_ = 0;     // sent
+  std::uint64_t settled_ = 0;       // of them answered and dealt with
+  std::deque<std::size_t> groups_;  // items of the queue that each unsettled manifest covers
+  std::size_t not_asked_ = 0;       // items behind them
   int inodes_not_asked_ = 0;
 };
 

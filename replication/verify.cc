@@ -198,7 +198,8 @@ void DigestComparison::compare_pair(const pb::Digest& owner, const pb::Digest& o
   } else if (owner.ctime() < other.ctime()) {
     report(owner.id(), "is newer in the other copy than on the owner");
   } else {
-    if (owner.attributes() != other.attributes()) report(owner.id(), "has other attributes in the other copy");
+    if (owner.attributes() != other.attributes())
+      report(owner.id(), "has other attributes in the other copy");
     if (owner.content() != other.content()) report(owner.id(), "has another content in the other copy");
   }
 }

@@ -1,9 +1,9 @@
 // Compares two copies of the data set by their digests (`sharefs verify`).
 //
-// While the other copy is an old image, an inode whose ctime on the owner is newer has been changed since the handoff:
-// it is counted, not reported. With equal ctime everything else must be equal. Ids only grow, so an id above all that
-// the other copy has was issued since; one that only the other copy has was deleted since. A loss hidden behind these
-// two rules shows in the content of its directory, whose ctime is then equal.
+// While the other copy is an old image, an inode whose ctime on the owner is newer has been changed since the
+// handoff: it is counted, not reported. With equal ctime everything else must be equal. Ids only grow, so an
+// id above all that the other copy has was issued since; one that only the other copy has was deleted since.
+// A loss hidden behind these two rules shows in the content of its directory, whose ctime is then equal.
 #pragma once
 
 #include <cstdint>
@@ -18,13 +18,14 @@
 
 namespace sharefs {
 
-// Gives every inode of the tree below InodeTable::root() its id. Once before the first page of a comparison: inodes of
-// an adopted directory that nobody looked at yet have none. Blocks on the disk: not on the reactor thread.
+// Gives every inode of the tree below InodeTable::root() its id. Once before the first page of a comparison:
+// inodes of an adopted directory that nobody looked at yet have none. Blocks on the disk: not on the reactor
+// thread.
 void identify_all(InodeTable& inodes);
 
-// Digests of up to `count` inodes with ids above `after`, in ascending order of id; inodes without a name (orphans) are
-// left out. `database` is the site's, opened anew. Blocks on the disk: not on the reactor thread. A failure is told
-// in the reply's `error`.
+// Digests of up to `count` inodes with ids above `after`, in ascending order of id; inodes without a name
+// (orphans) are left out. `database` is the site's, opened anew. Blocks on the disk: not on the reactor
+// thread. A failure is told in the reply's `error`.
 pb::VerifyReply digest_inodes(InodeTable& inodes, Store& store, const std::filesystem::path& database,
                               const pb::VerifyAsk& ask);
 
@@ -38,9 +39,9 @@ class DigestComparison {
  public:
   void owner_page(const pb::VerifyReply& page);
   void other_page(const pb::VerifyReply& page);
-  std::uint64_t owner_next() const;   // `after` of the next page to ask
+  std::uint64_t owner_next() const;  // `after` of the next page to ask
   std::uint64_t other_next() const;
-  bool owner_wanted() const;          // false: wait for the other side first, or at its end
+  bool owner_wanted() const;  // false: wait for the other side first, or at its end
   bool other_wanted() const;
   bool done() const;
   const VerifyResult& result() const { return result_; }

@@ -1,5 +1,5 @@
-// Promises of names and attributes, and the caches that rely on them: after a change has been acknowledged, nobody is
-// shown what was before it.
+// Promises of names and attributes, and the caches that rely on them: after a change has been acknowledged,
+// nobody is shown what was before it.
 #include "fs/promises.h"
 
 #include <gtest/gtest.h>
@@ -196,9 +196,14 @@ class PromisesTest : public ::testing::Test {
   NoLog log;
   OpenTable opens;
   TinyStore store;
-  Promises promises{store, log, opens, kOwn, reactor,
-                    [this](const RecallOrder& order, std::function<void(bool)> done) { recall(order, std::move(done)); },
-                    std::chrono::milliseconds(100)};
+  Promises promises{
+      store,
+      log,
+      opens,
+      kOwn,
+      reactor,
+      [this](const RecallOrder& order, std::function<void(bool)> done) { recall(order, std::move(done)); },
+      std::chrono::milliseconds(100)};
   std::vector<std::unique_ptr<Site>> sites;
   std::array<Wire, 3> up, down;
   std::set<std::size_t> silent;  // sites that do not answer recalls
@@ -283,13 +288,15 @@ TEST_F(PromisesTest, AnOutcomeThatARecallHasOvertakenIsNotKept) {
   EXPECT_EQ(again.outcome.attr().size(), 1U);
 }
 
-// Everything in every order that the network allows. Whatever is answered was true at some time after the last change
-// that had been acknowledged when it was asked.
+// Everything in every order that the network allows. Whatever is answered was true at some time after the
+// last change that had been acknowledged when it was asked.
 TEST_F(PromisesTest, NobodyIsShownWhatWasBeforeAnAcknowledgedChange) {
   const auto seed = std::random_device()();
   std::mt19937 random(seed);
   SCOPED_TRACE("seed " + std::to_string(seed));
-  const auto pick = [&](std::size_t below) { return std::uniform_int_distribution<std::size_t>(0, below - 1)(random); };
+  const auto pick = [&](std::size_t below) {
+    return std::uniform_int_distribution<std::size_t>(0, below - 1)(random);
+  };
   const std::vector<std::string> names{"old", "a", "b", "c"};
   // Per name: every inode that it has had (0: none), and up to where that was acknowledged.
   std::map<std::string, std::vector<InodeId>> history;
@@ -340,7 +347,8 @@ TEST_F(PromisesTest, NobodyIsShownWhatWasBeforeAnAcknowledgedChange) {
         const InodeId seen = outcome.error() == ENOENT ? 0 : outcome.attr().id();
         const auto& all = history[name];
         EXPECT_NE(std::find(all.begin() + static_cast<long>(from), all.end(), seen), all.end())
-            << who << " is shown " << name << " as " << seen << ", from before an acknowledged change; now " << all.back();
+            << who << " is shown " << name << " as " << seen << ", from before an acknowledged change; now "
+            << all.back();
       });
     } else if (op == 2) {
       const InodeId id = pick(3) == 0 ? kRootInode : 101 + pick(store.last_id - 100);
@@ -363,7 +371,8 @@ TEST_F(PromisesTest, NobodyIsShownWhatWasBeforeAnAcknowledgedChange) {
         if (outcome.error() != 0) return;
         update();
         const auto& all = history[name];
-        const auto found = std::find(all.begin(), all.end(), makes ? outcome.attr().id() : outcome.orphaned(0));
+        const auto found =
+            std::find(all.begin(), all.end(), makes ? outcome.attr().id() : outcome.orphaned(0));
         const auto index = static_cast<std::size_t>(found - all.begin()) + (makes ? 0 : 1);
         ASSERT_LT(index, all.size());
         acknowledged[name] = std::max(acknowledged[name], index);

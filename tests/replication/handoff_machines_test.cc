@@ -10,16 +10,16 @@
 namespace sharefs {
 namespace {
 
-constexpr std::array kSourceEvents{SourceEvent::prepared,        SourceEvent::image_complete,
-                                   SourceEvent::rest_is_small,   SourceEvent::drained,
-                                   SourceEvent::log_applied,     SourceEvent::ownership_given,
-                                   SourceEvent::taken_over,      SourceEvent::give_up};
+constexpr std::array kSourceEvents{
+    SourceEvent::prepared,    SourceEvent::image_complete,  SourceEvent::rest_is_small, SourceEvent::drained,
+    SourceEvent::log_applied, SourceEvent::ownership_given, SourceEvent::taken_over,    SourceEvent::give_up};
 constexpr std::array kTargetEvents{TargetEvent::final_end, TargetEvent::durable, TargetEvent::commit,
                                    TargetEvent::performed, TargetEvent::abandon};
 
 // Calls `visit` with every path of states that events can produce from `state`.
 template <class State, class Events>
-void explore(std::vector<State> path, const Events& events, const std::function<void(const std::vector<State>&)>& visit) {
+void explore(std::vector<State> path, const Events& events,
+             const std::function<void(const std::vector<State>&)>& visit) {
   visit(path);
   for (auto event : events)
     if (auto to = next(path.back(), event)) {
@@ -51,8 +51,8 @@ TEST(SourceMachine, NeverRollsBackAfterTheCommitPoint) {
 }
 
 TEST(SourceMachine, CanBeGivenUpInEveryStateBeforeTheCommitPoint) {
-  for (auto state : {SourceState::preparing, SourceState::imaging, SourceState::catching_up, SourceState::closing,
-                     SourceState::finishing, SourceState::committing}) {
+  for (auto state : {SourceState::preparing, SourceState::imaging, SourceState::catching_up,
+                     SourceState::closing, SourceState::finishing, SourceState::committing}) {
     EXPECT_TRUE(may_give_up(state));
     EXPECT_EQ(next(state, SourceEvent::give_up), SourceState::rolled_back);
   }

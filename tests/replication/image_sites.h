@@ -1,5 +1,5 @@
-// Two sites without a network: stores, identities and logs of their own, one reactor, and an image that goes from one
-// to the other through function calls.
+// Two sites without a network: stores, identities and logs of their own, one reactor, and an image that goes
+// from one to the other through function calls.
 #pragma once
 
 #include <fcntl.h>
@@ -83,8 +83,8 @@ struct Copy {
     inodes = std::make_unique<InodeTable>(home / "state.db", home / "journal",
                                           open_path(owner ? store_path() : area() / "tree"), options);
     inodes->set_epoch(owner ? 1 : 2);
-    store = std::make_unique<Store>(Store::Options{.directory = store_path(), .data_set = "test"}, *inodes, opens,
-                                    locks, workers);
+    store = std::make_unique<Store>(Store::Options{.directory = store_path(), .data_set = "test"}, *inodes,
+                                    opens, locks, workers);
     store->observe(log.get());
   }
 
@@ -109,17 +109,23 @@ class Attempt {
       : reactor_(reactor), from_(from), number_(number) {
     reactor_.run([&] {
       target_ = std::make_unique<ImageTarget>(
-          ImageTarget::Options{.attempt = number, .source = "source", .private_area = to.area()}, *to.inodes, *reactor_,
-          [this](const pb::Envelope& answer) { to_source(answer); },
+          ImageTarget::Options{.attempt = number, .source = "source", .private_area = to.area()}, *to.inodes,
+          *reactor_, [this](const pb::Envelope& answer) { to_source(answer); },
           [this](const std::string& reason) {
             error_ = reason;
             source_->cancel(reason);
           });
       source_ = std::make_unique<ImageSource>(
-          ImageSource::Options{.attempt = number, .target = "target", .database = from.home / "state.db", .rate = 0,
-                               .credit = ImageTarget::kCredit, .holds_image = holds_image},
+          ImageSource::Options{.attempt = number,
+                               .target = "target",
+                               .database = from.home / "state.db",
+                               .rate = 0,
+                               .credit = ImageTarget::kCredit,
+                               .holds_image = holds_image},
           *from.inodes, *from.store,
-          [this](const pb::Envelope& head, std::vector<zmq::message_t> parts) { to_target(head, std::move(parts)); },
+          [this](const pb::Envelope& head, std::vector<zmq::message_t> parts) {
+            to_target(head, std::move(parts));
+          },
           *reactor_);
       from.log->start();
     });
@@ -200,8 +206,8 @@ class Attempt {
 };
 
 // What can be seen of a tree, one line for each name: everything that a handoff promises to keep.
-inline void describe(InodeTable& inodes, const std::filesystem::path& root, const std::filesystem::path& relative,
-                     std::map<std::string, std::string>& lines) {
+inline void describe(InodeTable& inodes, const std::filesystem::path& root,
+                     const std::filesystem::path& relative, std::map<std::string, std::string>& lines) {
   const std::filesystem::path path = root / relative;
   const UniqueFd fd(::open(path.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
   if (!fd) throw_errno("cannot open " + path.string());
@@ -249,14 +255,16 @@ inline std::map<std::string, std::string> describe(InodeTable& inodes, const std
 }
 
 // The first few names that differ.
-inline std::string difference(const std::map<std::string, std::string>& a, const std::map<std::string, std::string>& b) {
+inline std::string difference(const std::map<std::string, std::string>& a,
+                              const std::map<std::string, std::string>& b) {
   std::string text;
   int count = 0;
   for (const auto& [name, line] : a) {
     const auto found = b.find(name);
     if (found != b.end() && found->second == line) continue;
     if (++count > 5) break;
-    text += name + "\n  source: " + line + "\n  target: " + (found == b.end() ? "missing" : found->second) + "\n";
+    text +=
+        name + "\n  source: " + line + "\n  target: " + (found == b.end() ? "missing" : found->second) + "\n";
   }
   for (const auto& [name, line] : b) {
     if (a.contains(name)) continue;

@@ -145,7 +145,7 @@ TEST_P(ImageTest, KeepsHolesAsHoles) {
   send_all();
   expect_equal();
   EXPECT_LT(std::filesystem::file_size(b("sparse")), 65u << 20);
-  struct stat status{};
+  struct stat status {};
   ASSERT_EQ(::stat(b("sparse").c_str(), &status), 0);
   EXPECT_LE(status.st_blocks, 64);
   EXPECT_LT(attempt_->source().counters().image_bytes_sent, 10'000u);
@@ -168,7 +168,8 @@ TEST_P(ImageTest, ShrinkingAndGrowingAgainLeavesZeros) {
 }
 
 TEST_P(ImageTest, AppliesSwapsAndTurnedNests) {
-  for (const char* path : {"a/b/in", "c/x", "d/y", "p/q/r/s", "k/l", "m"}) std::filesystem::create_directories(a(path));
+  for (const char* path : {"a/b/in", "c/x", "d/y", "p/q/r/s", "k/l", "m"})
+    std::filesystem::create_directories(a(path));
   write_file(a("a/b/f"), "f");
   write_file(a("one"), "1");
   write_file(a("two"), "2");
@@ -249,10 +250,11 @@ class ConvergenceTest : public ImageTest {
     reactor_.run([&] { mutator_->start(environment("SHAREFS_TEST_OPERATIONS", 3000)); });
     attempt_->image();
     for (int i = 0; i < 3; ++i) attempt_->round();
-    for (bool idle = false; !idle;) reactor_.run([&] {
-      mutator_->stop();
-      idle = mutator_->idle();
-    });
+    for (bool idle = false; !idle;)
+      reactor_.run([&] {
+        mutator_->stop();
+        idle = mutator_->idle();
+      });
     finish(mutator_->orphans());
     expect_equal();
     for (const InodeId id : mutator_->orphans()) {
@@ -363,10 +365,11 @@ TEST_P(ImageTest, MovingBackSendsOnlyWhatHasChanged) {
   reactor_.run([&] { mutator.start(300); });
   attempt_->image();
   attempt_->round();
-  for (bool idle = false; !idle;) reactor_.run([&] {
-    mutator.stop();
-    idle = mutator.idle();
-  });
+  for (bool idle = false; !idle;)
+    reactor_.run([&] {
+      mutator.stop();
+      idle = mutator.idle();
+    });
   finish(mutator.orphans());
   expect_equal();
   EXPECT_LT(attempt_->source().counters().image_bytes_sent, 50 * 100'000u);
@@ -395,8 +398,8 @@ class HostileTest : public ImageTest {
     std::unique_ptr<ImageTarget> target;
     reactor_.run([&] {
       target = std::make_unique<ImageTarget>(
-          ImageTarget::Options{.attempt = 9, .source = "source", .private_area = b_->area()}, *b_->inodes, *reactor_,
-          [&](const pb::Envelope&) { failed.set_value(); },
+          ImageTarget::Options{.attempt = 9, .source = "source", .private_area = b_->area()}, *b_->inodes,
+          *reactor_, [&](const pb::Envelope&) { failed.set_value(); },
           [&](const std::string& why) {
             reason = why;
             failed.set_value();
@@ -424,8 +427,9 @@ class HostileTest : public ImageTest {
 INSTANTIATE_TEST_SUITE_P(Access, HostileTest, testing::Values(true), [](const auto&) { return "Handles"; });
 
 TEST_P(HostileTest, RefusesNamesThatLeadElsewhere) {
-  for (const std::string& name : {std::string("../x"), std::string("x/y"), std::string(".."), std::string("."),
-                                 std::string(), std::string("a\0b", 3), std::string(256, 'n'), std::string(".sharefs")}) {
+  for (const std::string& name :
+       {std::string("../x"), std::string("x/y"), std::string(".."), std::string("."), std::string(),
+        std::string("a\0b", 3), std::string(256, 'n'), std::string(".sharefs")}) {
     pb::Cells cells;
     auto& entry = *cells.add_entries();
     entry.set_parent(kRootInode);
@@ -454,8 +458,13 @@ TEST_P(HostileTest, RefusesDataWhereNoneCanBe) {
   struct {
     std::uint64_t offset, length;
     bool hole;
-  } const extents[] = {{0, 5, false}, {0, 3, false}, {~0ull, 4, false}, {~0ull - 2, ~0ull, true}, {1ull << 63, 4, false},
-                       {0, ~0ull, false}, {0x7fffffffffffffff, 4, false}};
+  } const extents[] = {{0, 5, false},
+                       {0, 3, false},
+                       {~0ull, 4, false},
+                       {~0ull - 2, ~0ull, true},
+                       {1ull << 63, 4, false},
+                       {0, ~0ull, false},
+                       {0x7fffffffffffffff, 4, false}};
   for (const auto& [offset, length, hole] : extents) {
     pb::Cells cells;
     auto& extent = *cells.add_extents();
@@ -516,8 +525,8 @@ TEST_P(HostileTest, RefusesAWrongChecksumAndAMissingBatch) {
     std::unique_ptr<ImageTarget> target;
     reactor_.run([&] {
       target = std::make_unique<ImageTarget>(
-          ImageTarget::Options{.attempt = 9, .source = "source", .private_area = b_->area()}, *b_->inodes, *reactor_,
-          [](const pb::Envelope&) {}, [&](const std::string& why) { failed.set_value(why); });
+          ImageTarget::Options{.attempt = 9, .source = "source", .private_area = b_->area()}, *b_->inodes,
+          *reactor_, [](const pb::Envelope&) {}, [&](const std::string& why) { failed.set_value(why); });
       Message message;
       message.parts.emplace_back();
       message.parts.emplace_back();

@@ -1,5 +1,5 @@
-// Random mutations of a store, one after the other, as applications would make them: few names in few directories, so
-// that they meet each other.
+// Random mutations of a store, one after the other, as applications would make them: few names in few
+// directories, so that they meet each other.
 #pragma once
 
 #include <fcntl.h>
@@ -60,12 +60,13 @@ class Mutator {
   void ask(const pb::Request& request, std::string_view data = {},
            std::function<void(const pb::Outcome&)> then = {}) {
     ++in_flight_;
-    store_.execute(request, as_bytes(data), [this, then = std::move(then)](const pb::Outcome& outcome, Bytes) {
-      --in_flight_;
-      if (outcome.error() == 0) ++performed_;
-      for (const InodeId id : outcome.orphaned()) orphans_.insert(id);
-      if (then) then(outcome);
-    });
+    store_.execute(request, as_bytes(data),
+                   [this, then = std::move(then)](const pb::Outcome& outcome, Bytes) {
+                     --in_flight_;
+                     if (outcome.error() == 0) ++performed_;
+                     for (const InodeId id : outcome.orphaned()) orphans_.insert(id);
+                     if (then) then(outcome);
+                   });
   }
   static pb::Request request() {
     pb::Request request;
@@ -79,7 +80,8 @@ class Mutator {
     r.mutable_lookup()->set_parent(parent);
     r.mutable_lookup()->set_name(name);
     ask(r, {}, [&found](const pb::Outcome& outcome) {
-      if (outcome.error() == 0) found = Found{outcome.attr().id(), outcome.attr().mode(), outcome.attr().size()};
+      if (outcome.error() == 0)
+        found = Found{outcome.attr().id(), outcome.attr().mode(), outcome.attr().size()};
     });
     return found;
   }
@@ -95,8 +97,12 @@ class Mutator {
     const InodeId parent = directory();
     const std::string first = name();
     switch (below(20)) {
-      case 0: case 1: case 2: return create(parent, first);
-      case 3: case 4: {
+      case 0:
+      case 1:
+      case 2:
+        return create(parent, first);
+      case 3:
+      case 4: {
         r.mutable_mkdir()->set_parent(parent);
         r.mutable_mkdir()->set_name(first);
         r.mutable_mkdir()->set_mode(0755);
@@ -112,7 +118,10 @@ class Mutator {
         r.mutable_rmdir()->set_name(first);
         return ask(r);
       }
-      case 7: case 8: case 9: case 10: {
+      case 7:
+      case 8:
+      case 9:
+      case 10: {
         auto& op = *r.mutable_rename();
         op.set_parent(parent);
         op.set_name(first);
@@ -127,7 +136,8 @@ class Mutator {
         r.mutable_symlink()->set_target("somewhere/" + std::to_string(below(1000)));
         return ask(r);
       }
-      case 12: return forget();
+      case 12:
+        return forget();
       default: {
         const auto found = look(parent, first);
         if (!found) return create(parent, first);

@@ -29,7 +29,8 @@ class RelocateTest : public testing::Test {
       copy_->inodes->import_ctime(id, 777, backing);
     }
     for (const char* name : {"two", "three"}) {
-      copy_->inodes->identify(kRootInode, name, copy_->inodes->root(), *stat_name(copy_->inodes->root(), name));
+      copy_->inodes->identify(kRootInode, name, copy_->inodes->root(),
+                              *stat_name(copy_->inodes->root(), name));
     }
     before_ = describe(*copy_->inodes, copy_->tree());
   }
