@@ -241,9 +241,10 @@ int run_verify(const Home& home, const VerifyArguments& arguments) {
   const auto changed = count_of(answer, "changed_since");
   std::string text = fmt::format("{} compared with {}: {} files and directories", arguments.name, with,
                                  format_count(count_of(answer, "compared")));
-  if (changed > 0) text += fmt::format(", {} of them changed since the copy was made", format_count(changed));
+  const std::string but =
+      changed > 0 ? fmt::format(" but for {} that the owner has changed since the copy was made", format_count(changed)) : "";
   if (differences.empty()) {
-    std::cout << text << ", equal\n";
+    std::cout << text << ", equal" << but << "\n";
     return 0;
   }
   std::cout << text << "\n";

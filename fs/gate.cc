@@ -93,6 +93,13 @@ void Gate::finish(std::uint32_t index, std::uint32_t generation, const pb::Outco
 }
 
 void Gate::hold(const pb::Request& request, Bytes data, Reply reply) {
+  // Its file is being read already (FrontEnd opens at once), and nobody recalls those pages before it is performed.
+  if (request.has_open() && request.lazy())
+    reply = [opened = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
+      pb::Outcome told = outcome;
+      told.set_invalidate(true);
+      opened(told, bytes);
+    };
   records_.push_back({records_.size() + 1, request, std::string(as_text(data)), std::move(reply)});
   if (hooks_.held) hooks_.held(request);
 }

@@ -43,18 +43,24 @@ void Promises::execute(const pb::Request& request, Bytes data, Reply reply) {
   const auto op = request.op_case();
   if (op == pb::Request::kLookup || op == pb::Request::kGetattr || op == pb::Request::kGetxattr)
     return query(request, data, std::move(reply));
-  const bool nobody_was_told = holders_.empty() && recalling_.empty() && !promises_to(request.client());
+  // Somebody may be told while a worker performs it.
+  const bool takes_time = op == pb::Request::kFallocate || op == pb::Request::kCopyFileRange;
+  const bool nobody_was_told =
+      !takes_time && holders_.empty() && recalling_.empty() && !promises_to(request.client());
   if (op_class(op) != OpClass::mutation || op == pb::Request::kSync || nobody_was_told)
     return store_.execute(request, data, std::move(reply));
 
   // The store reports what it changes before it returns, also when a worker does the rest.
   const auto changed = std::make_shared<Ids>();
-  Ids* const outer = std::exchange(collector_, changed.get());
+  struct Collecting {
+    Ids*& collector;
+    Ids* outer;
+    ~Collecting() { collector = outer; }
+  } const collecting{collector_, std::exchange(collector_, changed.get())};
   store_.execute(
       request, data,
       [this, changed, client = request.client(), reply = std::move(reply)](
           const pb::Outcome& outcome, Bytes result) { performed(client, *changed, outcome, result, reply); });
-  collector_ = outer;
 }
 
 // ---- promising
@@ -119,7 +125,8 @@ void Promises::query(const pb::Request& request, Bytes data, Reply reply) {
 
 void Promises::performed(ClientId client, const Ids& changed, const pb::Outcome& outcome, Bytes data,
                          const Reply& reply) {
-  recall_holders(changed, client);
+  // Whoever made a change that failed does not know how much of it was made.
+  recall_holders(changed, outcome.error() == 0 ? client : 0);
   const bool promise = outcome.error() == 0 && settled(client);
   if (recalling_.empty() && !promise) return reply(outcome, data);
 
@@ -142,10 +149,8 @@ void Promises::performed(ClientId client, const Ids& changed, const pb::Outcome&
 
 // Tells whoever changed inodes what they are like now, as a promise.
 bool Promises::tell_changed(ClientId client, const Ids& changed, pb::Outcome& outcome) {
-  const InodeId named = outcome.attr().id();
-  if (outcome.has_attr() && !grant(client, named)) return false;
+  if (outcome.has_attr() && !grant(client, outcome.attr().id())) return false;
   for (const InodeId id : changed) {
-    if (id == named) continue;
     auto* told = outcome.add_changed();
     told->set_id(id);
     pb::Request look;

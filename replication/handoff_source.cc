@@ -417,6 +417,9 @@ void HandoffSource::finished() {
   parts_.reactor.cancel(retry_timer_);
   record_.t3 = wall_clock_ns();
   if (record_.t1) record_.pause_ms = static_cast<double>(record_.t3 - record_.t1) / 1e6;
+  // Durable before the target forgets the outcomes: an old owner that lost its power asks for them again otherwise.
+  record_.result = "done";
+  persist(Durability::full);
   parts_.state.drop_records(record_.attempt);
   pb::Envelope envelope;
   envelope.mutable_abandon()->set_attempt(record_.attempt);  // the outcomes of the records have arrived

@@ -90,6 +90,7 @@ struct Peer::Impl {
   Reactor& reactor;
   // reactor thread
   std::function<void(const SiteName&, Epoch)> on_moved;
+  std::function<void()> on_stray_promise;
   SiteName owner;  // empty: this site, or nobody known
   Epoch epoch = 0;
   std::uint64_t owner_bit = 0;
@@ -243,6 +244,7 @@ void Peer::Impl::answered(const SiteName& from, const pb::Answer& answer, Bytes 
     return;
   }
   const auto found = find(answer.client(), answer.seq());
+  if (found == pending.end() && answer.outcome().promise() != 0 && on_stray_promise) on_stray_promise();
   if (found == pending.end() || !(found->second.asked & bit_of(from))) return;
   if (found->second.holds) {
     pb::Envelope asked;
@@ -364,6 +366,8 @@ void Peer::execute(const pb::Request& request, Bytes data, Reply reply) {
 void Peer::set_owner(const SiteName& owner, Epoch epoch) { impl_->set_owner(owner, epoch); }
 void Peer::resubmit_to(Executor& local) { impl_->resubmit_to(local); }
 void Peer::on_moved(std::function<void(const SiteName&, Epoch)> moved) { impl_->on_moved = std::move(moved); }
+
+void Peer::on_stray_promise(std::function<void()> stray) { impl_->on_stray_promise = std::move(stray); }
 
 void Peer::answer(const SiteName& from, Message message) {
   if (message.head.has_moved()) return impl_->moved(from, message.head.moved());

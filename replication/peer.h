@@ -41,6 +41,9 @@ class Peer final : public Executor {
   // This site becomes the owner: hands every unanswered request, in order, to `local` and sends nothing more.
   void resubmit_to(Executor& local);
   // Called when an owner answers «moved».
+  // Called when an outcome comes that nobody waits for any more, and that promises something: whoever asked knows
+  // nothing of what it says.
+  void on_stray_promise(std::function<void()> stray);
   void on_moved(std::function<void(const SiteName& owner, Epoch epoch)> moved);
 
   // Feed from the Transport: Answer, Moved, and connections (re)made.

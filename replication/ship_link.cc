@@ -137,7 +137,8 @@ std::chrono::nanoseconds ShipLink::target_sync() const {
 
 double ShipLink::bytes_per_second() const {
   const std::lock_guard lock(mutex_);
-  return busy_seconds_ > 0 ? busy_bytes_ / busy_seconds_ : 0;
+  const double rate = busy_seconds_ > 0 ? busy_bytes_ / busy_seconds_ : 0;
+  return rate_ != 0 ? std::min(rate, static_cast<double>(rate_)) : rate;
 }
 
 }  // namespace sharefs

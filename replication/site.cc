@@ -130,6 +130,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
   subscribe();
   load_invitations();
   for (const auto& site : state.sites()) transport.add_site(site.name, site.endpoint, site.public_key);
+  peer.on_stray_promise([this] { names.forget_all(); });
   peer.on_moved([this](const SiteName& owner, Epoch epoch) { learn(owner, epoch); });
   if (is_owner())
     serve_as_owner(false);
@@ -169,6 +170,7 @@ void Site::Impl::serve_as_owner(bool moving) {
 }
 
 void Site::Impl::follow(const SiteName& owner, Epoch epoch, bool moving) {
+  if (!moving) refuse_strangers();
   if (moving || holds_entries(parts.store_directory))
     relocate(Relocation::Direction::down);
   else
@@ -179,6 +181,22 @@ void Site::Impl::follow(const SiteName& owner, Epoch epoch, bool moving) {
   router.route_to(peer);
   gate.pass_to(peer);
   server.redirect(owner, epoch);
+}
+
+// What lies in the store of a site that is not the owner, outside the private area, was put there by somebody else,
+// unless it is what an interrupted handoff has not moved yet: that has an id.
+void Site::Impl::refuse_strangers() {
+  for (const auto& entry : std::filesystem::directory_iterator(parts.store_directory)) {
+    if (entry.path().filename() == kPrivateArea) continue;
+    struct statx found {};
+    const unsigned wanted = STATX_BASIC_STATS | STATX_BTIME;
+    if (::statx(AT_FDCWD, entry.path().c_str(), AT_SYMLINK_NOFOLLOW, wanted, &found) != 0) continue;
+    if (inodes.find(found)) continue;
+    throw std::runtime_error(
+        fmt::format("{}/{} is not part of the data set: {} is the owner, and what is put into this store directly would "
+                    "be lost. Move it away",
+                    state.setting("store"), entry.path().filename().string(), ownership.owner));
+  }
 }
 
 // Starts moving the entries of the root out of (owner) or into (old image) the private area; a little at a
@@ -252,6 +270,8 @@ HandoffTarget::Events Site::Impl::target_events() {
   return {.ownership_taken = [this](Epoch epoch) { take_ownership(epoch); },
           .serving =
               [this] {
+                // Mounts that ended while they were being handed over.
+                for (const auto& site : std::exchange(restarted, {})) coherence.expire_site(site);
                 gate.open();
                 peer.resubmit_to(server.once(gate));
                 transport.greet_all();

@@ -172,15 +172,21 @@ void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
 }
 
 void Site::Impl::measured(HandoffSource::Options wanted, bool dry_run, JsonReply reply) {
-  if (dry_run)
+  if (dry_run) {
+    // The other site's disk is taken to be like this one's.
+    const auto began = Reactor::Clock::now();
+    state.set_ownership(ownership);
+    const std::chrono::duration<double, std::milli> sync = Reactor::Clock::now() - began;
+    const std::chrono::duration<double, std::milli> round_trip = transport.round_trip(wanted.target);
     return reply({{"dry_run", true},
                   {"from", parts.self},
                   {"to", wanted.target},
                   {"files", wanted.files_needed},
                   {"bytes", wanted.bytes_needed},
-                  {"round_trip_ms",
-                   std::chrono::duration<double, std::milli>(transport.round_trip(wanted.target)).count()},
+                  {"round_trip_ms", round_trip.count()},
+                  {"smallest_pause_ms", (3 * round_trip + 2 * sync).count()},
                   {"epoch", ownership.epoch}});
+  }
   if (source || !is_owner()) return reply(failure("another handoff has started meanwhile"));
   finish_relocation();
   source = std::make_unique<HandoffSource>(parts, std::move(wanted), source_events());
@@ -199,6 +205,10 @@ void Site::Impl::verify(const nlohmann::json& request, JsonReply reply) {
       with = handoff.source == parts.self ? handoff.target : handoff.source;
   if (with.empty())
     return reply(failure("no other site holds a copy yet: migrate first, or say --with SITE"));
+  if (with == parts.self) return reply(failure(fmt::format("{} is this site: compare it with another one", with)));
+  const auto sites = state.sites();
+  if (std::none_of(sites.begin(), sites.end(), [&](const auto& site) { return site.name == with; }))
+    return reply(failure(fmt::format("there is no site {}: see sharefs status", with)));
   if (!transport.connected(with)) return reply(failure(fmt::format("{} cannot be reached", with)));
   if (!is_owner() && with != ownership.owner)
     return reply(

@@ -61,6 +61,7 @@ struct Site::Impl {
   // way.
   void serve_as_owner(bool moving);
   void follow(const SiteName& owner, Epoch epoch, bool moving);
+  void refuse_strangers();
   void relocate(Relocation::Direction direction);
   void finish_relocation();
   void continue_handoff();
@@ -146,6 +147,7 @@ struct Site::Impl {
   std::uint64_t next_number = 1;  // of recalls, commands and verifications sent
   std::map<std::uint64_t, SentRecall> recalls;
   std::map<std::uint64_t, JsonReply> commands;
+  std::set<SiteName> restarted;  // while this site held their live state without being the owner yet
   std::map<SiteName, std::uint64_t> incarnations;  // of other sites, as last heard
   Reactor::TimerId relocation_timer = 0;
   std::shared_ptr<int> alive = std::make_shared<int>();

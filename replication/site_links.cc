@@ -5,6 +5,11 @@
 #include "replication/site_impl.h"
 
 namespace sharefs {
+namespace {
+
+constexpr unsigned kForgottenAtOnce = 10;  // of the newest handoffs
+
+}  // namespace
 
 void Site::Impl::subscribe() {
   using E = pb::Envelope;
@@ -136,7 +141,12 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool int
   auto& last = incarnations[site];
   const bool another_process = last != 0 && last != said.incarnation();
   last = said.incarnation();
-  if (is_owner() && !gate.closed() && another_process) coherence.expire_site(site);
+  const bool taking_over = target && (target->state() == TargetState::finishing || target->state() == TargetState::prepared ||
+                                      target->state() == TargetState::performing);
+  if (another_process && taking_over)
+    restarted.insert(site);
+  else if (another_process && is_owner())
+    coherence.expire_site(site);
   if (another_process) forget_recalls(site);
 
   if (interrupted) {
@@ -210,6 +220,10 @@ void Site::Impl::prepare(const SiteName& from, const pb::Prepare& prepare) {
     transport.send(from, Lane::requests, envelope);
     return;
   }
+  // It became the owner again since it gave ownership away: it knows the outcomes of that handoff.
+  for (const auto& old : state.handoffs(kForgottenAtOnce))
+    if (old.role == "target" && old.source == from && old.result == "done") HandoffTarget::forget(state, old.attempt);
+  restarted.clear();
   if (target) target->abandon("a newer attempt replaced it");
   target.reset();
   finish_relocation();

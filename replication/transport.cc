@@ -14,6 +14,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "fs/promises.h"
 #include "meta/log.h"
 #include "replication/authenticator.h"
 #include "replication/link.h"
@@ -114,6 +115,7 @@ struct Transport::Impl {
   void send_ping(Link& link);
   void link_changed(Link& link);
   void announce(Link& link);
+  void pong_arrived(Link& link, Reactor::Clock::time_point sent, Reactor::Clock::time_point now);
   void tick();
   void reply(const std::string& route, const pb::Envelope& head);
 
@@ -253,7 +255,7 @@ void Transport::Impl::dispatch(Link& link, Message& message) {
       break;
     }
     case pb::Envelope::kPong:
-      if (link.up() && link.liveness.pong(from_wire(message.head.pong().sent()), now)) announce(link);
+      pong_arrived(link, from_wire(message.head.pong().sent()), now);
       break;
     default: {
       const auto index = static_cast<std::size_t>(kind);
@@ -287,6 +289,15 @@ void Transport::Impl::reply(const std::string& route, const pb::Envelope& head) 
 }
 
 // ---- connections
+
+void Transport::Impl::pong_arrived(Link& link, Reactor::Clock::time_point sent, Reactor::Clock::time_point now) {
+  if (!link.up()) return;
+  // Who was not trusted for a while is not trusted again as if nothing had been.
+  const bool lapsed = now - link.liveness.asked() > kPromiseTrust;
+  if (lapsed) link.interrupted = true;
+  const bool proof = link.liveness.pong(sent, now);
+  if (proof || (lapsed && link.liveness.proven())) announce(link);
+}
 
 pb::Hello Transport::Impl::own_hello(const Link& link) const {
   pb::Hello own = hello ? hello() : pb::Hello();
@@ -360,7 +371,10 @@ void Transport::Impl::tick() {
   timer = reactor.after(kPingInterval, [this] { tick(); });
   if (router) read_router();  // what has arrived counts before silence is judged
   if (slept.since_last_look()) {
-    for (auto& [name, link] : links) link->liveness.doubt(Reactor::Clock::now());
+    for (auto& [name, link] : links) {
+      link->liveness.doubt(Reactor::Clock::now());
+      link->interrupted = true;
+    }
     slept.look();
   }
   const auto now = Reactor::Clock::now();

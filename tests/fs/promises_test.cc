@@ -67,6 +67,13 @@ class TinyStore final : public Executor {
       case pb::Request::kWrite:
         change(request.write().id());
         break;
+      case pb::Request::kFallocate:
+        observer->changing({.kind = Change::Kind::attributes, .id = request.fallocate().id()});
+        end_work = [this, id = request.fallocate().id(), reply] {
+          ++sizes[id];
+          reply({}, {});
+        };
+        return;
       default:
         break;
     }
@@ -84,6 +91,7 @@ class TinyStore final : public Executor {
   }
 
   ChangeObserver* observer = nullptr;
+  std::function<void()> end_work;
   std::map<std::string, InodeId> names;
   std::map<InodeId, std::uint64_t> sizes;
   InodeId last_id = 100;
@@ -272,6 +280,32 @@ TEST_F(PromisesTest, ANewOwnerAcknowledgesNoChangeBeforeAllHaveForgotten) {
   EXPECT_FALSE(ask(0, lookup(1, "old")).given()) << "what the earlier owner promised is void";
   pass_time(std::chrono::milliseconds(150));
   EXPECT_TRUE(written.given());
+}
+
+TEST_F(PromisesTest, WhoseChangeFailedForgetsToo) {
+  ask(0, lookup(1, "none"));
+  deliver_all();
+  ASSERT_TRUE(ask(0, lookup(1, "none")).given());
+  const auto& failed = ask(0, unlink(1, "none"));  // changes the directory all the same
+  deliver_all();
+  EXPECT_EQ(failed.error(), ENOENT);
+  EXPECT_FALSE(ask(0, lookup(1, "none")).given());
+}
+
+TEST_F(PromisesTest, WhoIsToldWhileAWorkerChangesItIsCalledBack) {
+  const InodeId id = store.names["old"];
+  auto fallocate = request_of(kOwn, 1);
+  fallocate.mutable_fallocate()->set_id(id);
+  const auto& done = ask(kOwn, fallocate);
+  EXPECT_FALSE(done.given());
+  ask(0, getattr(1, id));
+  deliver_all();
+  ASSERT_TRUE(ask(0, getattr(1, id)).given());
+  store.end_work();
+  EXPECT_FALSE(done.given());
+  deliver_all();
+  EXPECT_TRUE(done.given());
+  EXPECT_FALSE(ask(0, getattr(1, id)).given());
 }
 
 TEST_F(PromisesTest, AnOutcomeThatARecallHasOvertakenIsNotKept) {

@@ -80,6 +80,24 @@ def adopting_leaves_the_files_where_they_are():
         assert f.read() == 'through the mount', 'the store is not a plain directory'
 
 
+def a_strangers_file_in_an_old_image_is_not_lost():
+    """What somebody puts into the store of a site that is not the owner would vanish with the next handoff."""
+    cluster = Cluster(2, content=content.small)
+    alpha, beta = cluster
+    alpha.migrate(beta, '--max-pause', '2s')
+    alpha.stop()
+    stray = f'{alpha.store}/stray'
+    with open(stray, 'w') as f:
+        f.write('precious')
+    refused = alpha.cli('mount', DATA_SET, alpha.mountpoint, check=False)
+    assert refused.returncode != 0 and stray in refused.stderr and refused.stderr.count('\n') == 1, refused
+    assert open(stray).read() == 'precious'
+    os.remove(stray)
+    alpha.start()
+    beta.migrate(alpha, '--max-pause', '2s')
+    cluster.verify(alpha, beta)
+
+
 def mounted_over_the_store_itself():
     disk = sandbox.ext4()
     os.mkdir(f'{disk}/alpha')
@@ -224,6 +242,7 @@ if __name__ == '__main__':
         'random_operations_on_three_sites_2': (functools.partial(random_operations_on_three_sites, 22), 60),
         'every_kind_of_application_on_three_sites': (every_kind_of_application_on_three_sites, 60),
         'adopting_leaves_the_files_where_they_are': (adopting_leaves_the_files_where_they_are, 30),
+        'a_strangers_file_in_an_old_image_is_not_lost': (a_strangers_file_in_an_old_image_is_not_lost, 60),
         'mounted_over_the_store_itself': (mounted_over_the_store_itself, 60),
         'a_restart_keeps_inode_numbers': (a_restart_keeps_inode_numbers, 60),
         'another_site_waits_for_the_owner': (another_site_waits_for_the_owner, 90),
