@@ -166,14 +166,26 @@ std::string data_set_mounted_at(const Home& home, const fs::path& mountpoint) {
 
 // A source that ends before the commit point rolls back, a target makes its source wait: neither is meant by
 // umount.
-void refuse_during_handoff(ControlClient& daemon, const std::string& name) {
-  const auto status = daemon.ask({{"command", "status"}}, std::chrono::seconds(10));
+void refuse_during_handoff(const nlohmann::json& status, const std::string& name) {
   const auto handoff = status.find("handoff");
   if (handoff == status.end() || !handoff->is_object() || !text_of(*handoff, "result").empty()) return;
   const std::string site = text_of(status, "site");
   if (text_of(*handoff, "from") != site && text_of(*handoff, "to") != site) return;
   fail(fmt::format("a handoff to {} is running: wait for its end, or end it with \"sharefs abort {}\"",
                    text_of(*handoff, "to"), name));
+}
+
+// The mounts of other sites that wait when the owner's daemon ends.
+void tell_who_waits(const nlohmann::json& status, const std::string& name) {
+  if (text_of(status, "role") != "owner") return;
+  const std::uint64_t own = text_of(status, "mountpoint").empty() ? 0 : 1;
+  const std::uint64_t clients = count_of(status, "clients");
+  if (clients <= own) return;
+  std::cerr << fmt::format(
+      "sharefs: {} mount(s) of {} on other sites wait until this site serves it again; to take this machine "
+      "away, "
+      "migrate first\n",
+      clients - own, name);
 }
 
 // By this process and not by the daemon, which could not answer the kernel's last requests while it unmounts.
@@ -205,7 +217,8 @@ int run_umount(const Home& home, const UmountArguments& arguments) {
     OpenState(paths).state.set_setting("mountpoint", "");
     return 0;
   }
-  if (!arguments.lazy) refuse_during_handoff(*daemon, name);
+  const auto status = daemon->ask({{"command", "status"}}, std::chrono::seconds(10));
+  if (!arguments.lazy) refuse_during_handoff(status, name);
   if (mounted) unmount_or_explain(mountpoint, arguments.lazy);
   try {
     daemon->ask({{"command", "stop"}}, std::chrono::seconds(10));
@@ -216,6 +229,7 @@ int run_umount(const Home& home, const UmountArguments& arguments) {
     fail(fmt::format("the daemon (process {}) does not end: see {}", DaemonLock::holder(paths),
                      paths.log().string()));
   }
+  tell_who_waits(status, name);
   return 0;
 }
 

@@ -41,8 +41,8 @@ class Peer final : public Executor {
   // This site becomes the owner: hands every unanswered request, in order, to `local` and sends nothing more.
   void resubmit_to(Executor& local);
   // Called when an owner answers «moved».
-  // Called when an outcome comes that nobody waits for any more, and that promises something: whoever asked knows
-  // nothing of what it says.
+  // Called when an outcome comes that nobody waits for any more, and that promises something: whoever asked
+  // knows nothing of what it says.
   void on_stray_promise(std::function<void()> stray);
   void on_moved(std::function<void(const SiteName& owner, Epoch epoch)> moved);
 

@@ -183,8 +183,8 @@ void Site::Impl::follow(const SiteName& owner, Epoch epoch, bool moving) {
   server.redirect(owner, epoch);
 }
 
-// What lies in the store of a site that is not the owner, outside the private area, was put there by somebody else,
-// unless it is what an interrupted handoff has not moved yet: that has an id.
+// What lies in the store of a site that is not the owner, outside the private area, was put there by somebody
+// else, unless it is what an interrupted handoff has not moved yet: that has an id.
 void Site::Impl::refuse_strangers() {
   for (const auto& entry : std::filesystem::directory_iterator(parts.store_directory)) {
     if (entry.path().filename() == kPrivateArea) continue;
@@ -192,10 +192,10 @@ void Site::Impl::refuse_strangers() {
     const unsigned wanted = STATX_BASIC_STATS | STATX_BTIME;
     if (::statx(AT_FDCWD, entry.path().c_str(), AT_SYMLINK_NOFOLLOW, wanted, &found) != 0) continue;
     if (inodes.find(found)) continue;
-    throw std::runtime_error(
-        fmt::format("{}/{} is not part of the data set: {} is the owner, and what is put into this store directly would "
-                    "be lost. Move it away",
-                    state.setting("store"), entry.path().filename().string(), ownership.owner));
+    throw std::runtime_error(fmt::format(
+        "{}/{} is not part of the data set: {} is the owner, and what is put into this store directly would "
+        "be lost. Move it away",
+        state.setting("store"), entry.path().filename().string(), ownership.owner));
   }
 }
 

@@ -205,7 +205,8 @@ void Site::Impl::verify(const nlohmann::json& request, JsonReply reply) {
       with = handoff.source == parts.self ? handoff.target : handoff.source;
   if (with.empty())
     return reply(failure("no other site holds a copy yet: migrate first, or say --with SITE"));
-  if (with == parts.self) return reply(failure(fmt::format("{} is this site: compare it with another one", with)));
+  if (with == parts.self)
+    return reply(failure(fmt::format("{} is this site: compare it with another one", with)));
   const auto sites = state.sites();
   if (std::none_of(sites.begin(), sites.end(), [&](const auto& site) { return site.name == with; }))
     return reply(failure(fmt::format("there is no site {}: see sharefs status", with)));

@@ -141,8 +141,9 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool int
   auto& last = incarnations[site];
   const bool another_process = last != 0 && last != said.incarnation();
   last = said.incarnation();
-  const bool taking_over = target && (target->state() == TargetState::finishing || target->state() == TargetState::prepared ||
-                                      target->state() == TargetState::performing);
+  const bool taking_over =
+      target && (target->state() == TargetState::finishing || target->state() == TargetState::prepared ||
+                 target->state() == TargetState::performing);
   if (another_process && taking_over)
     restarted.insert(site);
   else if (another_process && is_owner())
@@ -222,7 +223,8 @@ void Site::Impl::prepare(const SiteName& from, const pb::Prepare& prepare) {
   }
   // It became the owner again since it gave ownership away: it knows the outcomes of that handoff.
   for (const auto& old : state.handoffs(kForgottenAtOnce))
-    if (old.role == "target" && old.source == from && old.result == "done") HandoffTarget::forget(state, old.attempt);
+    if (old.role == "target" && old.source == from && old.result == "done")
+      HandoffTarget::forget(state, old.attempt);
   restarted.clear();
   if (target) target->abandon("a newer attempt replaced it");
   target.reset();

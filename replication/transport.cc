@@ -290,7 +290,8 @@ void Transport::Impl::reply(const std::string& route, const pb::Envelope& head) 
 
 // ---- connections
 
-void Transport::Impl::pong_arrived(Link& link, Reactor::Clock::time_point sent, Reactor::Clock::time_point now) {
+void Transport::Impl::pong_arrived(Link& link, Reactor::Clock::time_point sent,
+                                   Reactor::Clock::time_point now) {
   if (!link.up()) return;
   // Who was not trusted for a while is not trusted again as if nothing had been.
   const bool lapsed = now - link.liveness.asked() > kPromiseTrust;
