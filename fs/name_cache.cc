@@ -8,10 +8,10 @@
 #include <cerrno>
 #include <utility>
 
+#include "fs/promises.h"
+
 namespace sharefs {
 namespace {
-
-constexpr unsigned kStampBits = 40;  // of a promise; the epoch is above them
 
 // What a mutation needs to be remembered for until its outcome has come: a request without its bytes.
 bool changes_names(pb::Request::OpCase op) {
@@ -135,7 +135,7 @@ void NameCache::change(const pb::Request& request, Bytes data, Reply reply) {
 }
 
 bool NameCache::believable(const pb::Outcome& outcome, std::uint64_t generation) const {
-  return outcome.promise() >> kStampBits == epoch_ && epoch_ != 0 && outcome.promise() > last_recall_ &&
+  return epoch_of_stamp(outcome.promise()) == epoch_ && epoch_ != 0 && outcome.promise() > last_recall_ &&
          generation == generation_;
 }
 

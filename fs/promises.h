@@ -41,6 +41,10 @@ constexpr auto kPromiseTrust = std::chrono::milliseconds(2000);
 constexpr auto kPromiseLease = std::chrono::milliseconds(2500);
 static_assert(kPromiseLease > kPromiseTrust);
 
+// A stamp (Outcome.promise, RecallOrder.stamp) only grows, also from owner to owner.
+constexpr unsigned kStampBits = 40;
+constexpr Epoch epoch_of_stamp(std::uint64_t stamp) { return stamp >> kStampBits; }
+
 class Promises final : public Executor, public ChangeObserver {
  public:
   // `own`: the client of this site, which asks the store directly and is promised nothing.
@@ -88,7 +92,6 @@ class Promises final : public Executor, public ChangeObserver {
   void followed(std::uint64_t number);
   Mask bit_of(ClientId client);
   std::uint64_t next_stamp() { return epoch_ << kStampBits | ++stamp_; }
-  static constexpr unsigned kStampBits = 40;
 
   // constant after construction
   Executor& store_;
