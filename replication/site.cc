@@ -391,7 +391,8 @@ void Site::Impl::recall(const RecallOrder& order, std::function<void(bool)> done
 
 void Site::Impl::recall_at(const SiteName& site, const RecallOrder& order, std::function<void(bool)> done) {
   const auto number = next_number++;
-  const auto& sent = recalls.try_emplace(number, site, order, std::move(done)).first->second;
+  const auto& sent =
+      recalls.emplace(number, SentRecall{.to = site, .order = order, .done = std::move(done)}).first->second;
   send_recall(number, sent);
 }
 

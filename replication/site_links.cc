@@ -38,11 +38,13 @@ void Site::Impl::subscribe() {
       else
         completed_already(from, message.head);
     });
-  transport.subscribe(
-      E::kPrepare, [this](const SiteName& from, Message message) { prepare(from, message.head.prepare()); });
-  transport.subscribe(
-      E::kInquire, [this](const SiteName& from, Message message) { inquire(from, message.head.inquire()); });
-  transport.subscribe(E::kRecall, [this](const SiteName& from, Message message) {
+  transport.subscribe(E::kPrepare, [this](const SiteName& from, const Message& message) {
+    prepare(from, message.head.prepare());
+  });
+  transport.subscribe(E::kInquire, [this](const SiteName& from, const Message& message) {
+    inquire(from, message.head.inquire());
+  });
+  transport.subscribe(E::kRecall, [this](const SiteName& from, const Message& message) {
     const auto& order = message.head.recall();
     RecallOrder mine{.client = order.client(),
                      .id = order.id(),
@@ -60,14 +62,14 @@ void Site::Impl::subscribe() {
       transport.send(from, Lane::requests, envelope);
     });
   });
-  transport.subscribe(E::kRecallDone, [this](const SiteName& from, Message message) {
+  transport.subscribe(E::kRecallDone, [this](const SiteName& from, const Message& message) {
     const auto found = recalls.find(message.head.recall_done().number());
     if (found == recalls.end() || found->second.to != from) return;
     auto done = std::move(found->second.done);
     recalls.erase(found);
     done(message.head.recall_done().referenced());
   });
-  transport.subscribe(E::kCommand, [this](const SiteName& from, Message message) {
+  transport.subscribe(E::kCommand, [this](const SiteName& from, const Message& message) {
     const auto asked = nlohmann::json::parse(message.head.command().text(), nullptr, false);
     command(asked, [this, from, number = message.head.command().number()](const nlohmann::json& answer) {
       pb::Envelope envelope;
@@ -76,12 +78,12 @@ void Site::Impl::subscribe() {
       transport.send(from, Lane::requests, envelope);
     });
   });
-  transport.subscribe(E::kCommandReply, [this](const SiteName&, Message message) {
+  transport.subscribe(E::kCommandReply, [this](const SiteName&, const Message& message) {
     auto node = commands.extract(message.head.command_reply().number());
     if (!node.empty())
       node.mapped()(nlohmann::json::parse(message.head.command_reply().text(), nullptr, false));
   });
-  transport.subscribe(E::kVerifyAsk, [this](const SiteName& from, Message message) {
+  transport.subscribe(E::kVerifyAsk, [this](const SiteName& from, const Message& message) {
     const auto reply = std::make_shared<pb::VerifyReply>();
     workers.submit(
         [this, ask = message.head.verify_ask(), reply] {
@@ -99,7 +101,7 @@ void Site::Impl::subscribe() {
           transport.send(from, Lane::bulk, envelope);
         });
   });
-  transport.subscribe(E::kVerifyReply, [this](const SiteName& from, Message message) {
+  transport.subscribe(E::kVerifyReply, [this](const SiteName& from, const Message& message) {
     if (verification && verification->with == from &&
         verification->number == message.head.verify_reply().number())
       verify_page(false, message.head.verify_reply());
