@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "fs/fuse_server.h"
+#include "fs/promises.h"
 
 namespace sharefs {
 namespace {
@@ -52,11 +53,6 @@ bool failed(const PendingRequest& pending, const pb::Outcome& outcome) {
   fuse_reply_err(pending.caller, error_of(outcome));
   return true;
 }
-
-bool is_dots(const std::string& name) { return name == "." || name == ".."; }
-
-// The kernel learns of the inode from a readdirplus entry only if it comes with its attributes.
-bool tells_inode(const pb::DirEntry& entry) { return entry.attr().nlink() != 0 && !is_dots(entry.name()); }
 
 short lock_type(pb::LockRange::Type type) {
   return static_cast<short>(type == pb::LockRange::UNLOCKED ? F_UNLCK

@@ -75,10 +75,10 @@ FuseServer::~FuseServer() {
 // ---- requests
 
 void FuseServer::serve() {
-  std::size_t size = receive();
-  for (unsigned served = 1; size != 0; ++served) {
+  for (unsigned served = 0; served < kRequestsPerRound; ++served) {
+    const std::size_t size = receive();
+    if (size == 0) return;
     process(size);
-    size = served < kRequestsPerRound ? receive_soon() : 0;
   }
 }
 
@@ -97,18 +97,6 @@ std::size_t FuseServer::receive() {
       throw std::system_error(errno, std::generic_category(), "FUSE: reading a request");
     }
   }
-}
-
-// Not while a caller waits for the executor: its answers come by other ways than the device.
-std::size_t FuseServer::receive_soon() {
-  if (callers_waiting_ != 0 || !brief_wait_.worth_it()) return 0;
-  const auto until = Reactor::Clock::now() + BriefWait::kLongest;
-  std::size_t size = 0;
-  do {
-    size = receive();
-  } while (size == 0 && !ended_ && Reactor::Clock::now() < until);
-  brief_wait_.ended(size != 0);
-  return size;
 }
 
 void FuseServer::process(std::size_t size) {
@@ -153,7 +141,6 @@ FuseServer::Begun FuseServer::begin(fuse_req_t caller, pb::Request::OpCase op, I
 
 void FuseServer::submit(const pb::Request& request, Bytes data, PendingRequest& pending, Answer answer) {
   pending.answer = answer;
-  if (pending.caller != nullptr) ++callers_waiting_;
   try {
     executor_.execute(request, data, [p = &pending](const pb::Outcome& outcome, Bytes bytes) {
       if (p->server != nullptr) p->server->finish(*p, outcome, bytes);
@@ -183,7 +170,6 @@ void FuseServer::interrupted(fuse_req_t /*caller*/, void* data) {
 
 void FuseServer::finish(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
   unlink(pending);
-  if (pending.caller != nullptr) --callers_waiting_;
   if (pending.caller != nullptr && !pending.waits_for_lock) {
     longest_wait_ = std::max(longest_wait_, Reactor::Clock::now() - pending.arrived);
   }

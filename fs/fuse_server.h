@@ -26,7 +26,6 @@
 #include <utility>
 #include <vector>
 
-#include "fs/brief_wait.h"
 #include "fs/front_end.h"
 #include "fs/fuse_mount.h"
 #include "fs/fuse_notifier.h"
@@ -140,7 +139,6 @@ class FuseServer {
   // --- reading (fuse_server.cc)
   void serve();
   std::size_t receive();
-  std::size_t receive_soon();
   void process(std::size_t size);
   void ended();
   void finish(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
@@ -178,15 +176,12 @@ class FuseServer {
   std::vector<pb::Request> requests_;  // one for each kind, by its number
   std::unique_ptr<Pool> pool_;
   PendingRequest* oldest_ = nullptr;  // by seq
-  std::size_t callers_waiting_ = 0;   // for the executor
   PendingRequest* newest_ = nullptr;
   std::uint64_t highest_seq_ = 0;
   std::uint64_t own_requests_ = 0;
   std::uint64_t last_handle_ = 0;
   std::exception_ptr failure_;  // of the executor: goes on after libfuse's frames
   bool ended_ = false;          // the kernel ended the mount
-
-  BriefWait brief_wait_;
 
   double entry_timeout_ = 0;  // seconds
   double attr_timeout_ = 0;

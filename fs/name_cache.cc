@@ -41,6 +41,8 @@ void NameCache::execute(const pb::Request& request, Bytes data, Reply reply) {
     if (!answer(request, reply)) ask(request, data, std::move(reply));
   } else if (op == pb::Request::kGetxattr) {
     if (!answer_xattr(request.getxattr(), reply)) ask_xattr(request, std::move(reply));
+  } else if (op == pb::Request::kReaddir) {
+    ask_listing(request, std::move(reply));
   } else if (changes_names(op)) {
     ask(request, data, std::move(reply));
   } else if (op_class(op) == OpClass::mutation && op != pb::Request::kSync) {
@@ -115,6 +117,32 @@ void NameCache::ask_xattr(const pb::Request& request, Reply reply) {
         }
         reply(outcome, value);
       });
+}
+
+// The kernel takes what fits into its buffer, and asks for the rest again.
+void NameCache::ask_listing(const pb::Request& request, Reply reply) {
+  pb::Request whole = request;
+  if (!request.readdir().plus()) {
+    const std::uint32_t room = request.readdir().max_bytes();
+    whole.mutable_readdir()->set_plus(true);
+    whole.mutable_readdir()->set_max_bytes(
+        std::max(room, std::min(room, kMaxListing / kPlusFactor) * kPlusFactor));
+  }
+  next_.execute(whole, {},
+                [this, directory = request.readdir().id(), generation = generation_,
+                 reply = std::move(reply)](const pb::Outcome& outcome, Bytes result) {
+                  if (believable(outcome, generation)) listed(directory, outcome);
+                  reply(outcome, result);
+                });
+}
+
+void NameCache::listed(InodeId directory, const pb::Outcome& outcome) {
+  if (attributes_.size() + names_ >= kMaxEntries) forget_all();
+  for (const auto& entry : outcome.entries()) {
+    if (!tells_inode(entry)) continue;
+    learn(entry.attr(), outcome.promise(), true);
+    name(directory, entry.name(), entry.attr().id());
+  }
 }
 
 // Asks for a change of data or attributes: it has many bytes, of which nothing need be remembered.

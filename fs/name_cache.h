@@ -3,7 +3,8 @@
 // Between the mount and the Router, on a site that is not the owner. It answers Lookup, GetAttr and GetXattr
 // from what outcomes with a promise have told (fs/promises.h), and keeps what this mount's own changes make
 // of it; a directory that this mount made is known completely, so that looking for new names costs nothing
-// either.
+// either. A listing is always asked for with attributes: whoever lists a directory mostly looks at what is in
+// it, often after the kernel has stopped asking for them.
 //
 // Invariants
 //  - Only what carries a promise of the present owner is kept, and it is believed only while that owner has
@@ -48,6 +49,9 @@ class NameCache final : public Executor {
 
  private:
   static constexpr std::size_t kMaxEntries = 60'000;
+  // An entry with attributes takes at most so many times the bytes that it takes without.
+  static constexpr std::uint32_t kPlusFactor = 5;
+  static constexpr std::uint32_t kMaxListing = 256 << 10;
   struct NameHash {
     using is_transparent = void;
     std::size_t operator()(std::string_view name) const { return std::hash<std::string_view>()(name); }
@@ -74,6 +78,7 @@ class NameCache final : public Executor {
   bool answer_xattr(const pb::GetXattr& asked, const Reply& reply) const;
   void ask(const pb::Request& request, Bytes data, Reply reply);
   void ask_xattr(const pb::Request& request, Reply reply);
+  void ask_listing(const pb::Request& request, Reply reply);
   void change(const pb::Request& request, Bytes data, Reply reply);
   bool believable(const pb::Outcome& outcome, std::uint64_t generation) const;
   void learn(const pb::Attr& attr, std::uint64_t stamp, bool same_xattrs);
@@ -81,6 +86,7 @@ class NameCache final : public Executor {
   bool is_absent(InodeId parent, std::string_view name) const;
   InodeId named(InodeId parent, std::string_view name) const;
   void drop_directory(InodeId id);
+  void listed(InodeId directory, const pb::Outcome& outcome);
   void changed(const pb::Request& request, const pb::Outcome& outcome);
 
   // constant after construction

@@ -7,6 +7,27 @@
 
 namespace sharefs {
 
+namespace {
+
+// The inode that a query is about which may be promised: a directory, for what it says of names. 0: another
+// request.
+InodeId asked_of(const pb::Request& request) {
+  switch (request.op_case()) {
+    case pb::Request::kLookup:
+      return request.lookup().parent();
+    case pb::Request::kGetattr:
+      return request.getattr().id();
+    case pb::Request::kGetxattr:
+      return request.getxattr().id();
+    case pb::Request::kReaddir:
+      return request.readdir().plus() ? request.readdir().id() : 0;
+    default:
+      return 0;
+  }
+}
+
+}  // namespace
+
 // An outcome that is kept back until others have forgotten what it makes untrue.
 struct Promises::Waiting {
   Reply reply;
@@ -41,8 +62,7 @@ void Promises::changing(const Change& change) {
 
 void Promises::execute(const pb::Request& request, Bytes data, Reply reply) {
   const auto op = request.op_case();
-  if (op == pb::Request::kLookup || op == pb::Request::kGetattr || op == pb::Request::kGetxattr)
-    return query(request, data, std::move(reply));
+  if (asked_of(request) != 0) return query(request, data, std::move(reply));
   // Somebody may be told while a worker performs it.
   const bool takes_time = op == pb::Request::kFallocate || op == pb::Request::kCopyFileRange;
   const bool nobody_was_told =
@@ -102,18 +122,19 @@ bool Promises::grant(ClientId client, InodeId id) {
 void Promises::query(const pb::Request& request, Bytes data, Reply reply) {
   const ClientId client = request.client();
   if (!promises_to(client)) return store_.execute(request, data, std::move(reply));
-  // What it is asked of: a directory, for a name, or the inode itself.
-  const InodeId id = request.has_lookup()     ? request.lookup().parent()
-                     : request.has_getxattr() ? request.getxattr().id()
-                                              : request.getattr().id();
   store_.execute(request, data,
-                 [this, client, id, reply = std::move(reply)](const pb::Outcome& outcome, Bytes result) {
+                 [this, client, id = asked_of(request), reply = std::move(reply)](const pb::Outcome& outcome,
+                                                                                  Bytes result) {
                    const auto error = outcome.error();
                    // A client that has not yet forgotten everything would forget this too.
                    if ((error != 0 && error != ENOENT && error != ENODATA) || !settled(client))
                      return reply(outcome, result);
                    bool kept = grant(client, id);
                    if (outcome.has_attr()) kept = kept && grant(client, outcome.attr().id());
+                   // The store looks at each entry as it lists it: what it says is of now, not of the time
+                   // at which the names were read.
+                   for (const auto& entry : outcome.entries())
+                     if (tells_inode(entry)) kept = kept && grant(client, entry.attr().id());
                    if (!kept) return reply(outcome, result);
                    pb::Outcome told = outcome;
                    told.set_promise(next_stamp());

@@ -45,6 +45,11 @@ static_assert(kPromiseLease > kPromiseTrust);
 constexpr unsigned kStampBits = 40;
 constexpr Epoch epoch_of_stamp(std::uint64_t stamp) { return stamp >> kStampBits; }
 
+// Whether an entry of a listing tells of its inode as a Lookup would.
+inline bool tells_inode(const pb::DirEntry& entry) {
+  return entry.attr().nlink() != 0 && entry.name() != "." && entry.name() != "..";
+}
+
 class Promises final : public Executor, public ChangeObserver {
  public:
   // `own`: the client of this site, which asks the store directly and is promised nothing.

@@ -1,5 +1,6 @@
 #include "meta/reactor.h"
 
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -18,12 +19,15 @@
 #include <utility>
 #include <vector>
 
+#include "meta/brief_wait.h"
+
 namespace sharefs {
 namespace {
 
 // Events taken from the kernel at once. Few, so that what a callback unwatches is seldom in the batch
 // already.
 constexpr int kEventsPerRound = 32;
+using Events = std::array<epoll_event, kEventsPerRound>;
 
 [[noreturn]] void fail(const char* call) { throw std::system_error(errno, std::generic_category(), call); }
 
@@ -56,10 +60,14 @@ struct Reactor::Impl {
   std::deque<std::function<bool()>> checks;  // a deque: a check may add another one
   std::vector<Task> batch;                   // posted tasks being run; the rest of it waits if one throws
   std::size_t batch_next = 0;
+  BriefWait brief_wait;
 
   Impl();
   ~Impl();
   void signal_wake() const;
+  int take(Events& events, int timeout_ms) const;
+  int look_briefly(Events& events);
+  int sleep(Events& events, int timeout_ms);
   void poll(int timeout_ms);
   void run_timers();
   void run_posted();
@@ -95,11 +103,46 @@ void Reactor::Impl::signal_wake() const {
   errno = saved;
 }
 
-// Waits for events and runs their callbacks.
-void Reactor::Impl::poll(int timeout_ms) {
-  std::array<epoll_event, kEventsPerRound> events;
+int Reactor::Impl::take(Events& events, int timeout_ms) const {
   const int count = ::epoll_wait(epoll, events.data(), kEventsPerRound, timeout_ms);
   if (count < 0 && errno != EINTR) fail("reactor: epoll_wait");
+  return std::max(count, 0);
+}
+
+// Instead of sleeping at once, if that has been worth it lately. The core is offered to others all the time.
+int Reactor::Impl::look_briefly(Events& events) {
+  if (!brief_wait.worth_it()) return 0;
+  const auto start = Clock::now();
+  auto now = start;
+  int count = take(events, 0);
+  while (count == 0 && now - start < BriefWait::kLongest) {
+    ::sched_yield();
+    const auto back = Clock::now();
+    if (back - now > BriefWait::kContended) break;
+    now = back;
+    count = take(events, 0);
+  }
+  brief_wait.looked(count != 0);
+  return count;
+}
+
+int Reactor::Impl::sleep(Events& events, int timeout_ms) {
+  const auto start = Clock::now();
+  const int count = take(events, timeout_ms);
+  brief_wait.slept(Clock::now() - start, count != 0);
+  return count;
+}
+
+// Waits for events and runs their callbacks.
+void Reactor::Impl::poll(int timeout_ms) {
+  Events events;
+  int count = 0;
+  if (timeout_ms != 0) {
+    count = look_briefly(events);
+    if (count == 0) count = sleep(events, timeout_ms);
+  } else {
+    count = take(events, 0);
+  }
   for (int i = 0; i < count; ++i) {
     auto* watch = static_cast<Watch*>(events[static_cast<std::size_t>(i)].data.ptr);
     if (watch == nullptr) {

@@ -16,7 +16,7 @@ PACKAGES = {
     'ssh': ['openssh-server', 'openssh-sftp-server', 'libwrap0', 'sshfs', 'rsync'],
     'gluster': ['glusterfs-server', 'glusterfs-client', 'glusterfs-common', 'glusterfs-cli', 'libglusterfs0', 'libgfrpc0',
                 'libgfapi0', 'libgfxdr0', 'libglusterd0', 'libgfchangelog0', 'liburcu8', 'libaio1', 'libtirpc3'],
-    'bindfs': ['bindfs'],
+    'bindfs': ['bindfs', 'libfuse2'],
 }
 ADDRESS = '10.77.0.254'
 SSH_PORT = 2222

@@ -47,6 +47,13 @@ class TinyStore final : public Executor {
       case pb::Request::kGetattr:
         fill(*outcome.mutable_attr(), request.getattr().id());
         break;
+      case pb::Request::kReaddir:
+        for (const auto& [name, id] : names) {
+          auto& entry = *outcome.add_entries();
+          entry.set_name(name);
+          if (request.readdir().plus()) fill(*entry.mutable_attr(), id);
+        }
+        break;
       case pb::Request::kCreate:
         change(kRootInode);
         names[request.create().name()] = ++last_id;
@@ -87,6 +94,7 @@ class TinyStore final : public Executor {
   void fill(pb::Attr& attr, InodeId id) {
     attr.set_id(id);
     attr.set_mode(id == kRootInode ? S_IFDIR : S_IFREG);
+    attr.set_nlink(1);
     attr.set_size(sizes[id]);
   }
 
@@ -186,6 +194,12 @@ class PromisesTest : public ::testing::Test {
     request.mutable_getattr()->set_id(id);
     return request;
   }
+  static pb::Request list(ClientId client) {
+    auto request = request_of(client, 1);
+    request.mutable_readdir()->set_id(kRootInode);
+    request.mutable_readdir()->set_max_bytes(1 << 15);
+    return request;
+  }
   static pb::Request create(ClientId client, const std::string& name) {
     auto request = request_of(client, 1);
     request.mutable_create()->set_parent(kRootInode);
@@ -229,6 +243,21 @@ TEST_F(PromisesTest, WhatWasLookedAtOnceIsAnsweredWithoutAsking) {
   EXPECT_TRUE(again.given() && none.given() && attr.given());
   EXPECT_EQ(again.outcome.attr().id(), store.names["old"]);
   EXPECT_EQ(none.error(), ENOENT);
+}
+
+TEST_F(PromisesTest, WhatWasListedIsKnown) {
+  const InodeId id = store.names["old"];
+  ask(0, list(1));
+  deliver_all();
+  const auto& look = ask(0, lookup(1, "old"));
+  EXPECT_TRUE(look.given());
+  EXPECT_EQ(look.outcome.attr().id(), id);
+  EXPECT_FALSE(ask(0, lookup(1, "none")).given()) << "a listing does not tell what is not there";
+  const auto& written = ask(kOwn, write(kOwn, id));
+  EXPECT_FALSE(written.given());
+  deliver_all();
+  EXPECT_TRUE(written.given());
+  EXPECT_FALSE(ask(0, getattr(1, id)).given());
 }
 
 TEST_F(PromisesTest, AChangeWaitsUntilOthersHaveForgotten) {
@@ -346,7 +375,7 @@ TEST_F(PromisesTest, NobodyIsShownWhatWasBeforeAnAcknowledgedChange) {
       if (history[name].back() != now) history[name].push_back(now);
     }
   };
-  for (int step = 0; step < 60'000; ++step) {
+  for (int step = 0; step < 70'000; ++step) {
     const auto wire = pick(12);
     if (wire < 3) {
       if (!up[wire].empty()) deliver(up[wire]);
@@ -373,8 +402,21 @@ TEST_F(PromisesTest, NobodyIsShownWhatWasBeforeAnAcknowledgedChange) {
       update();
     };
     const auto& name = names[pick(names.size())];
-    const auto op = pick(6);
-    if (op < 2 && !changing[who]) {
+    const auto op = pick(7);
+    if (op == 6 && !changing[who]) {
+      ++looking[who];
+      send(list(client), [&, who, from = acknowledged](const pb::Outcome& outcome) {
+        --looking[who];
+        for (const auto& entry : outcome.entries()) {
+          if (entry.attr().id() == 0) continue;  // without attributes: at the owner
+          const auto& all = history[entry.name()];
+          const auto least = from.contains(entry.name()) ? from.at(entry.name()) : 0;
+          EXPECT_NE(std::find(all.begin() + static_cast<long>(least), all.end(), entry.attr().id()),
+                    all.end())
+              << who << " is listed " << entry.name() << " as it was before an acknowledged change";
+        }
+      });
+    } else if (op < 2 && !changing[who]) {
       ++looking[who];
       send(lookup(client, name), [&, who, name, from = acknowledged[name]](const pb::Outcome& outcome) {
         --looking[who];
