@@ -193,11 +193,8 @@ void set_lock(fuse_req_t caller, fuse_ino_t id, const fuse_file_info& file, cons
   pending.owner = file.lock_owner;
   pending.posix_lock = !flock && lock.l_type != F_UNLCK;
   if (pending.posix_lock) server.note_posix_lock(id, pending.owner);
-  if (wait && lock.l_type != F_UNLCK) {
-    server.submit_waiting(request, pending);
-  } else {
-    server.submit(request, {}, pending, &FuseServer::answer_setlk);
-  }
+  pending.waits_for_lock = wait && lock.l_type != F_UNLCK;
+  server.submit(request, {}, pending, &FuseServer::answer_setlk);
 }
 
 void on_setlk(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file, struct flock* lock, int wait) {

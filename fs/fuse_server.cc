@@ -7,10 +7,15 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
+#include <csignal>
+#include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <future>
 #include <mutex>
+#include <string>
 #include <system_error>
 
 namespace sharefs {
@@ -26,6 +31,27 @@ constexpr unsigned kRequestsPerRound = 16;
 // How long dirty pages may take to come back at the end, before everything that still waits is refused.
 constexpr auto kUnmountGrace = std::chrono::seconds(2);
 constexpr int kUnmountPollMs = 5;
+
+// How often a caller that was interrupted is looked at: its next signal may kill it.
+constexpr auto kDyingInterval = std::chrono::milliseconds(100);
+
+// The default of these signals kills nobody.
+constexpr std::array kHarmless{SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH};
+
+// Whether a signal waits for the thread that will end it. False if that cannot be seen from here.
+bool is_dying(pid_t thread) {
+  std::ifstream status("/proc/" + std::to_string(thread) + "/status");
+  std::uint64_t pending = 0, survived = 0;
+  for (std::string line; std::getline(status, line);) {
+    if (!line.starts_with("Sig") && !line.starts_with("ShdPnd:")) continue;
+    const std::uint64_t signals = std::strtoull(line.c_str() + line.find(':') + 1, nullptr, 16);
+    if (line.starts_with("SigPnd:") || line.starts_with("ShdPnd:")) pending |= signals;
+    if (line.starts_with("SigBlk:") || line.starts_with("SigIgn:") || line.starts_with("SigCgt:"))
+      survived |= signals;
+  }
+  for (const int signal : kHarmless) survived |= std::uint64_t{1} << (signal - 1);
+  return (pending & ~survived) != 0;
+}
 
 std::span<std::byte> map_buffer() {
   void* memory = ::mmap(nullptr, kRequestBuffer, PROT_READ | PROT_WRITE,
@@ -56,6 +82,7 @@ FuseServer::FuseServer(const FrontEnd::Options& options, Reactor& reactor, Execu
 
 FuseServer::~FuseServer() {
   *alive_ = false;
+  reactor_.cancel(interrupt_timer_);
   if (!ended_) {
     reactor_.unwatch(mount_.device());
     serve_while_unmounting();
@@ -140,6 +167,7 @@ FuseServer::Begun FuseServer::begin(fuse_req_t caller, pb::Request::OpCase op, I
 }
 
 void FuseServer::submit(const pb::Request& request, Bytes data, PendingRequest& pending, Answer answer) {
+  const std::uint64_t seq = pending.seq;
   pending.answer = answer;
   try {
     executor_.execute(request, data, [p = &pending](const pb::Outcome& outcome, Bytes bytes) {
@@ -147,25 +175,61 @@ void FuseServer::submit(const pb::Request& request, Bytes data, PendingRequest& 
     });
   } catch (...) {
     failure_ = std::current_exception();  // libfuse, which called us, is not made for exceptions
+    return;
   }
+  // Calls back at once if the interrupt came before.
+  if (pending.seq == seq && pending.caller != nullptr)
+    fuse_req_interrupt_func(pending.caller, &FuseServer::interrupted, &pending);
 }
 
-// The interrupt may come before the executor has the request (libfuse then calls back at once, and must find
-// the caller unanswered), and the answer may come before this returns.
-void FuseServer::submit_waiting(const pb::Request& request, PendingRequest& pending) {
-  const std::uint64_t seq = pending.seq;
-  pending.waits_for_lock = true;
-  fuse_req_interrupt_func(pending.caller, &FuseServer::interrupted, &pending);
-  submit(request, {}, pending, &FuseServer::answer_setlk);
-  if (pending.seq != seq) return;
-  pending.sent = true;
-  if (pending.interrupted) ask_cancel(seq);
-}
+// ---- interrupted callers
 
+// libfuse holds a lock of the request here: it must not be answered yet.
 void FuseServer::interrupted(fuse_req_t /*caller*/, void* data) {
   auto& pending = *static_cast<PendingRequest*>(data);
   pending.interrupted = true;
-  if (pending.sent) pending.server->ask_cancel(pending.seq);
+  FuseServer& server = *pending.server;
+  if (server.interrupt_timer_ == 0)
+    server.interrupt_timer_ = server.reactor_.after({}, [&server] { server.look_at_interrupted(); });
+}
+
+// A lock that waits ends with any signal; everything else, as on a local disk, only with one that kills. The
+// kernel tells of the first signal only, which need not be that one, so callers are looked at again.
+void FuseServer::look_at_interrupted() {
+  interrupt_timer_ = 0;
+  std::vector<PendingRequest*> all;  // what is done with one may end others
+  for (PendingRequest* one = oldest_; one != nullptr; one = one->next)
+    if (one->interrupted && one->caller != nullptr) all.push_back(one);
+  for (PendingRequest* one : all) {
+    if (one->seq == 0 || one->caller == nullptr) continue;
+    if (is_dying(fuse_req_ctx(one->caller)->pid))
+      give_up(*one);
+    else if (one->waits_for_lock && !std::exchange(one->cancelled, true))
+      ask_cancel(one->seq);
+  }
+  const auto waits = [](const PendingRequest* one) { return one->interrupted && one->caller != nullptr; };
+  if (interrupt_timer_ == 0 && std::any_of(all.begin(), all.end(), waits))
+    interrupt_timer_ = reactor_.after(kDyingInterval, [this] { look_at_interrupted(); });
+}
+
+// Its caller ends now, whatever the request waits for.
+void FuseServer::give_up(PendingRequest& pending) {
+  // The kernel would go on believing that there is no such name.
+  const bool makes_name =
+      pending.answer == &FuseServer::answer_entry || pending.answer == &FuseServer::answer_create;
+  if (entry_timeout_ > 0 && makes_name) return;
+  fuse_reply_err(std::exchange(pending.caller, nullptr), EINTR);
+  pending.given_up = true;
+  if (!std::exchange(pending.cancelled, true)) ask_cancel(pending.seq);
+}
+
+// The request of a killed caller was performed all the same.
+void FuseServer::undo(const PendingRequest& pending, const pb::Outcome& outcome) {
+  if (outcome.error() != 0) return;
+  if (pending.answer == &FuseServer::answer_open) ask_release(pending.id, pending.handle);
+  if (pending.answer == &FuseServer::answer_create) ask_release(outcome.attr().id(), pending.handle);
+  if (pending.answer == &FuseServer::answer_opendir) ask_releasedir(pending.id, pending.handle);
+  notifier_->invalidate(pending.id, 0, 0, {});
 }
 
 void FuseServer::finish(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
@@ -177,7 +241,10 @@ void FuseServer::finish(PendingRequest& pending, const pb::Outcome& outcome, Byt
   // not.
   for (const InodeId id : outcome.orphaned())
     if (!watch_orphan(id)) forgotten_orphans_.push_back(id);
-  (this->*pending.answer)(pending, outcome, data);
+  if (pending.given_up)
+    undo(pending, outcome);
+  else
+    (this->*pending.answer)(pending, outcome, data);
   send_forgets();
   // After the answer: the kernel holds the caller's locks until then.
   if (outcome.invalidate()) notifier_->invalidate(pending.id, 0, 0, {});

@@ -8,6 +8,8 @@
 //  - A request allocates nothing of its own: values and pending requests are used again.
 //  - `answered_below` of a request never exceeds its own seq or that of any unanswered one.
 //  - The kernel's lookup counts change only with a reply that the kernel has taken.
+//  - A killed caller is answered at once, so that it ends whatever its request waits for; what comes of the
+//  request after that is undone where the kernel would have had to (open handles), and not shown from caches.
 //
 // Threads: the reactor's, except where it says otherwise.
 #pragma once
@@ -59,8 +61,9 @@ struct PendingRequest {
   bool plus = false;         // readdirplus
   bool waits_for_lock = false;
   bool posix_lock = false;   // setlk: of `owner`
-  bool interrupted = false;  // setlk
-  bool sent = false;         // setlk: the executor has it
+  bool interrupted = false;  // a signal for the caller
+  bool cancelled = false;    // Cancel was sent
+  bool given_up = false;     // the caller was killed, and answered
 };
 
 class FuseServer {
@@ -90,9 +93,8 @@ class FuseServer {
   // `id`: the inode whose pages go when the outcome says so.
   Begun begin(fuse_req_t caller, pb::Request::OpCase op, InodeId id);
 
+  // An interrupt of the caller sends Cancel if the request waits for a lock, or the caller was killed.
   void submit(const pb::Request& request, Bytes data, PendingRequest& pending, Answer answer);
-  // As submit(), for a lock that may wait: an interrupt of the caller sends Cancel.
-  void submit_waiting(const pb::Request& request, PendingRequest& pending);
 
   void answer_lookup(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_entry(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
@@ -146,6 +148,9 @@ class FuseServer {
   void unlink(PendingRequest& pending);
   std::uint64_t answered_below() const;
   static void interrupted(fuse_req_t caller, void* pending);
+  void look_at_interrupted();
+  void give_up(PendingRequest& pending);
+  void undo(const PendingRequest& pending, const pb::Outcome& outcome);
   // Asks something on the mount's own account; nobody waits for what comes of it.
   void ask(pb::Request& request);
   void ask_cancel(std::uint64_t seq);
@@ -182,6 +187,7 @@ class FuseServer {
   std::uint64_t last_handle_ = 0;
   std::exception_ptr failure_;  // of the executor: goes on after libfuse's frames
   bool ended_ = false;          // the kernel ended the mount
+  Reactor::TimerId interrupt_timer_ = 0;
 
   double entry_timeout_ = 0;  // seconds
   double attr_timeout_ = 0;

@@ -105,12 +105,10 @@ void Gate::hold(const pb::Request& request, Bytes data, Reply reply) {
   if (hooks_.held) hooks_.held(request);
 }
 
-// The caller of a held request was interrupted: for a lock that waits this ends the request. Whatever else is
-// held ends soon anyway.
+// The caller of a held request waits no longer: nothing is to be performed for it.
 bool Gate::cancel_held(const pb::Request& cancel) {
   const auto found = std::find_if(records_.begin(), records_.end(), [&](const Record& record) {
-    return record.request.client() == cancel.client() && record.request.seq() == cancel.cancel().seq() &&
-           is_waiting_lock(record.request);
+    return record.request.client() == cancel.client() && record.request.seq() == cancel.cancel().seq();
   });
   if (found == records_.end()) return false;
   const std::uint64_t number = found->number;

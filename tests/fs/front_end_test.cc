@@ -418,6 +418,89 @@ TEST_F(FrontEndTest, who_waits_for_a_lock_gets_it_or_is_interrupted) {
   EXPECT_GT(cancels[0].seq(), kOwnSeq);
 }
 
+// `first`: a signal that the caller survives comes before the one that kills it.
+class KilledCaller : public FrontEndTest {
+ protected:
+  void kill_while_held(pb::Request::OpCase kind, const std::function<void()>& body, bool first) {
+    m().spy().hold(kind);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      ::close_range(3, ~0U, 0);  // the device: the mount shall end with the test
+      struct sigaction action {};
+      action.sa_handler = [](int) {};
+      action.sa_flags = SA_RESTART;
+      ::sigaction(SIGUSR1, &action, nullptr);
+      body();
+      ::_exit(0);
+    }
+    EXPECT_TRUE(soon([&] { return m().spy().held() == 1; }));
+    int status = 0;
+    if (first) {
+      ::kill(child, SIGUSR1);
+      std::this_thread::sleep_for(150ms);
+      EXPECT_EQ(::waitpid(child, &status, WNOHANG), 0) << "a signal that does not kill ends no request";
+    }
+    ::kill(child, SIGTERM);
+    bool ended = false;
+    EXPECT_TRUE(soon([&] { return ended = ended || ::waitpid(child, &status, WNOHANG) == child; }))
+        << "it hangs";
+    EXPECT_TRUE(WIFSIGNALED(status));
+    const auto seq = m().spy().seen(kind).back().seq();
+    const auto cancels = m().spy().seen(pb::Request::kCancel);
+    ASSERT_EQ(cancels.size(), 1U);
+    EXPECT_EQ(cancels[0].cancel().seq(), seq);
+    m().on_reactor([&] { m().spy().let_go(); });
+  }
+};
+
+TEST_F(KilledCaller, ends_at_once_and_what_it_opened_is_released) {
+  write_file(m().path("f"), "x");
+  EXPECT_TRUE(soon([&] { return m().spy().seen(pb::Request::kRelease).size() == 1; }));
+  for (const bool first : {false, true}) {
+    m().spy().clear();
+    kill_while_held(
+        pb::Request::kOpen, [&] { ::open(m().path("f").c_str(), O_RDONLY); }, first);
+    EXPECT_TRUE(soon([&] { return m().spy().seen(pb::Request::kRelease).size() == 1; }));
+    EXPECT_EQ(m().spy().seen(pb::Request::kRelease)[0].release().handle(),
+              m().spy().seen(pb::Request::kOpen)[0].open().handle());
+  }
+  m().spy().clear();
+  kill_while_held(
+      pb::Request::kCreate, [&] { ::open(m().path("g").c_str(), O_CREAT | O_RDWR, 0600); }, false);
+  EXPECT_TRUE(soon([&] { return m().spy().seen(pb::Request::kRelease).size() == 1; }));
+  EXPECT_EQ(m().spy().seen(pb::Request::kRelease)[0].release().id(), look(m().path("g")).st_ino);
+}
+
+TEST_F(KilledCaller, leaves_no_stale_cache) {
+  write_file(m().path("f"), "old");
+  EXPECT_EQ(read_file(m().path("f")), "old");
+  kill_while_held(
+      pb::Request::kWrite,
+      [&] {
+        const int fd = ::open(m().path("f").c_str(), O_WRONLY);
+        (void)!::write(fd, "newer", 5);
+      },
+      false);
+  EXPECT_TRUE(soon([&] { return read_file(m().path("f")) == "newer"; }));
+  EXPECT_EQ(look(m().path("f")).st_size, 5);
+}
+
+TEST_F(KilledCaller, whose_name_the_kernel_may_keep_as_missing_waits) {
+  m().on_reactor([&] { m().front_end().set_policy(kSoleMount); });
+  EXPECT_FALSE(fs::exists(m().path("d")));
+  m().spy().hold(pb::Request::kMkdir);
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(::mkdir(m().path("d").c_str(), 0700));
+  EXPECT_TRUE(soon([&] { return m().spy().held() == 1; }));
+  ::kill(child, SIGKILL);
+  std::this_thread::sleep_for(200ms);
+  int status = 0;
+  EXPECT_EQ(::waitpid(child, &status, WNOHANG), 0);
+  m().on_reactor([&] { m().spy().let_go(); });
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(fs::exists(m().path("d")));
+}
+
 TEST_F(FrontEndTest, every_handle_is_released_under_the_number_it_was_opened_with) {
   write_file(m().path("f"), "x");
   read_file(m().path("f"));

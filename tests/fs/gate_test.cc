@@ -236,6 +236,24 @@ TEST_F(GateTest, AnInterruptedLockThatIsHeldEndsAndItsRecordGoes) {
   EXPECT_EQ(store_.seqs(), (Seqs{1, 3, 4, 9}));
 }
 
+TEST_F(GateTest, WhatIsHeldForACallerThatWaitsNoLongerIsNotPerformed) {
+  gate_.close(kAttempt, nullptr);
+  Answer first, killed, last, cancelled, late;
+  write(1, first);
+  write(2, killed);
+  write(3, last);
+  gate_.make_durable();
+  ask(cancel(kClient, 9, 2), cancelled);
+  EXPECT_TRUE(cancelled.given());
+  EXPECT_EQ(killed.error(), EINTR);
+  EXPECT_EQ(stored_seqs(), (Seqs{1, 3}));
+  gate_.block_queries([] {});
+  ask(cancel(kClient, 10, 3), late);
+  EXPECT_FALSE(last.given()) << "the new owner may perform it already";
+  gate_.open();
+  EXPECT_EQ(store_.seqs(), (Seqs{1, 3, 10}));
+}
+
 TEST_F(GateTest, CancelOfAWaitingLockPassesDuringTheDrainAndIsARecordAfterIt) {
   store_.late = true;
   Answer change, during, after;

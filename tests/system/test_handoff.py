@@ -4,6 +4,7 @@
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -174,24 +175,49 @@ def an_unreachable_pause_is_refused():
     cluster[0].migrate(cluster[1], *PAUSE)
 
 
-def a_killed_caller_hangs_nobody():
-    """Processes killed while their requests are held by the closed gate end with the pause, and both copies are equal."""
+def a_killed_caller_ends_at_once_and_is_not_performed():
+    """Processes killed while the closed gate holds their requests end before it opens; nothing is performed for them."""
     cluster = Cluster(2, content=functools.partial(content.small, files=20))
     alpha, beta = cluster
     beta.stop()
-    beta.start(faults='target.before_prepared=sleep:1000@1')
+    beta.start(faults='target.before_prepared=sleep:1300@1')
     cluster.wait_connected()
-    migration = alpha.migrate_in_background(beta, '--max-pause', '3s')
+    migration = alpha.migrate_in_background(beta, '--max-pause', '4s')
     sandbox.eventually(lambda: alpha.phase() in ('closing', 'finishing'), 'the gate is closed')
     callers = [subprocess.Popen(['mkdir', f'{site.mountpoint}/made-at-{site.name}-{i}'])
                for site in cluster for i in range(3)]
+    survivor = subprocess.Popen(['mkdir', f'{alpha.mountpoint}/made-by-a-survivor'])
     time.sleep(0.2)
     for caller in callers:
         caller.kill()
     for caller in callers:
         caller.wait(timeout=10)
-    migration.finish()
+    assert survivor.poll() is None, 'they ended before the gate opened'
+    assert migration.finish()['records'] == 1
+    assert survivor.wait(timeout=10) == 0
+    made = [name for name in os.listdir(beta.mountpoint) if name.startswith('made-')]
+    assert made == ['made-by-a-survivor'], made
     cluster.verify(beta, alpha)
+
+
+def a_caller_without_an_owner_can_be_killed():
+    """Whoever waits for an owner that is away ends when killed, and not by another signal."""
+    cluster = Cluster(2, content=functools.partial(content.small, files=20))
+    alpha, beta = cluster
+    cluster.network.cut(beta.name)
+    caller = subprocess.Popen(['sh', '-c', f'trap : USR1; exec 3>>{beta.mountpoint}/new; echo line >&3'])
+    time.sleep(0.5)
+    caller.send_signal(signal.SIGUSR1)
+    time.sleep(0.3)
+    assert caller.poll() is None, 'a signal that does not kill ends no request'
+    caller.send_signal(signal.SIGTERM)
+    assert caller.wait(timeout=2) == -signal.SIGTERM
+    cluster.network.heal(beta.name)
+    cluster.wait_connected()
+    with open(f'{beta.mountpoint}/after', 'w') as f:
+        f.write('goes on')
+    with open(f'{alpha.mountpoint}/after') as f:
+        assert f.read() == 'goes on'
 
 
 if __name__ == '__main__':
@@ -207,5 +233,7 @@ if __name__ == '__main__':
         'the_rate_is_kept': (the_rate_is_kept, 60),
         'what_is_reported_is_true': (what_is_reported_is_true, 60),
         'an_unreachable_pause_is_refused': (an_unreachable_pause_is_refused, 60),
-        'a_killed_caller_hangs_nobody': (a_killed_caller_hangs_nobody, 60),
+        'a_killed_caller_ends_at_once_and_is_not_performed':
+            (a_killed_caller_ends_at_once_and_is_not_performed, 60),
+        'a_caller_without_an_owner_can_be_killed': (a_caller_without_an_owner_can_be_killed, 60),
     }))
