@@ -95,6 +95,7 @@ void FuseServer::answer_create(PendingRequest& pending, const pb::Outcome& outco
   if (fuse_reply_create(pending.caller, &entry, &file) == 0) {
     known_.add(entry.ino);
     known_.opened(entry.ino, sole_period_);
+    if (!file.direct_io) known_.note_cached(entry.ino);
   } else {
     ask_release(entry.ino, pending.handle);
   }
@@ -113,13 +114,17 @@ void FuseServer::answer_opendir(PendingRequest& pending, const pb::Outcome& outc
   if (fuse_reply_open(pending.caller, &file) != 0) ask_releasedir(pending.id, pending.handle);
 }
 
-// Append handles are opened direct: the owner resolves the end of the file. Pages are kept only if this mount
-// has been the only one since it opened the file before, because a file that is not open is not recalled.
+// Append handles are opened direct: the owner resolves the end of the file.
+bool writes_directly(int flags) { return (flags & (O_APPEND | O_DIRECT)) != 0; }
+
+// Pages are kept only if this mount has been the only one since it opened the file before, because a file
+// that is not open is not recalled.
 fuse_file_info FuseServer::opened_file(const PendingRequest& pending, InodeId id) {
   fuse_file_info file{};
   file.fh = pending.handle;
-  file.direct_io = (pending.flags & (O_APPEND | O_DIRECT)) != 0;
+  file.direct_io = writes_directly(pending.flags);
   file.keep_cache = sole_ && known_.opened(id, sole_period_);
+  if (!file.direct_io) known_.note_cached(id);
   return file;
 }
 
@@ -218,6 +223,15 @@ void FuseServer::answer_statfs(PendingRequest& pending, const pb::Outcome& outco
 void FuseServer::answer_count(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
   if (failed(pending, outcome)) return;
   fuse_reply_write(pending.caller, outcome.count());
+}
+
+// Kernels drop their pages of the range before a direct write, if at all: another process may have read them
+// again while it was on its way, and what that one maps would stay what was before.
+void FuseServer::answer_direct_write(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
+  if (outcome.error() != 0 || !known_.may_be_cached(pending.id)) return answer_count(pending, outcome, data);
+  notifier_->invalidate(
+      pending.id, pending.offset, pending.size,
+      [caller = pending.caller, count = outcome.count()] { fuse_reply_write(caller, count); });
 }
 
 void FuseServer::answer_offset(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {

@@ -64,7 +64,13 @@ void on_write(fuse_req_t caller, fuse_ino_t id, const char* data, std::size_t si
   write.set_writeback(writeback);
   write.set_kill_suidgid(server.extras().kill_suidgid);
   write.set_sync((file->flags & O_DSYNC) != 0);  // O_SYNC includes its bit
-  server.submit(request, std::as_bytes(std::span(data, size)), pending, &FuseServer::answer_count);
+  const bool direct = !writeback && writes_directly(file->flags);
+  if (direct) {
+    pending.offset = static_cast<std::uint64_t>(offset);
+    pending.size = write.append() ? 0 : size;  // 0: to the end, wherever the owner finds it
+  }
+  server.submit(request, std::as_bytes(std::span(data, size)), pending,
+                direct ? &FuseServer::answer_direct_write : &FuseServer::answer_count);
 }
 
 // Nothing to do but to release POSIX locks, if this mount took any: close(2) is not to wait for another site.

@@ -25,9 +25,6 @@ namespace {
 // requests that others make in the mount's name (attach, detach).
 constexpr std::uint64_t kOwnSeq = 1ULL << 62 | 1ULL << 32;
 
-// So that a busy mount does not keep the network waiting.
-constexpr unsigned kRequestsPerRound = 16;
-
 // How long dirty pages may take to come back at the end, before everything that still waits is refused.
 constexpr auto kUnmountGrace = std::chrono::seconds(2);
 constexpr int kUnmountPollMs = 5;
@@ -101,12 +98,10 @@ FuseServer::~FuseServer() {
 
 // ---- requests
 
+// One for each time that the reactor finds the device readable: looking for another one in vain costs a call,
+// too.
 void FuseServer::serve() {
-  for (unsigned served = 0; served < kRequestsPerRound; ++served) {
-    const std::size_t size = receive();
-    if (size == 0) return;
-    process(size);
-  }
+  if (const std::size_t size = receive(); size != 0) process(size);
 }
 
 // Reads a request into the buffer. 0 if there is none.

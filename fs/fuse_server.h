@@ -57,8 +57,10 @@ struct PendingRequest {
   std::uint64_t handle = 0;  // open, create
   std::uint64_t owner = 0;   // setlk
   std::size_t room = 0;      // what the caller takes: readdir, getxattr
-  int flags = 0;             // open, create
-  bool plus = false;         // readdirplus
+  std::uint64_t offset = 0;  // write, of `size` bytes
+  std::size_t size = 0;
+  int flags = 0;      // open, create
+  bool plus = false;  // readdirplus
   bool waits_for_lock = false;
   bool posix_lock = false;   // setlk: of `owner`
   bool interrupted = false;  // a signal for the caller
@@ -108,6 +110,7 @@ class FuseServer {
   void answer_directory(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_statfs(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_count(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_direct_write(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_offset(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_getlk(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_setlk(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
@@ -201,6 +204,9 @@ class FuseServer {
   Reactor::Clock::duration longest_wait_{};
   std::vector<char> directory_;  // a reply to readdir
 };
+
+// Whether writes on a handle that was opened with these flags pass by the page cache.
+bool writes_directly(int flags);
 
 // What libfuse calls for each request; the userdata is the FuseServer.
 const fuse_lowlevel_ops& fuse_operations();

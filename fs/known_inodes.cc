@@ -6,6 +6,7 @@ namespace sharefs {
 namespace {
 
 constexpr std::uint32_t kSmallest = 8;
+constexpr std::uint64_t kMostTimes = (1ULL << 47) - 1;
 
 // Between 53 and 80 per cent full after growing: at most 16 / 0.53 = 30 bytes per inode.
 constexpr bool too_full(std::uint64_t used, std::uint64_t capacity) { return used * 5 > capacity * 4; }
@@ -68,7 +69,7 @@ void KnownInodes::Shard::resize(std::uint32_t capacity) {
 void KnownInodes::add(InodeId id, std::uint64_t times) {
   const std::uint64_t h = hash(id);
   Slot& slot = shard(h).find_or_insert(h, id);
-  slot.count = (slot.count + times) & ((1ULL << 48) - 1);
+  slot.count = (slot.count + times) & kMostTimes;
 }
 
 bool KnownInodes::remove(InodeId id, std::uint64_t times) {
@@ -76,7 +77,7 @@ bool KnownInodes::remove(InodeId id, std::uint64_t times) {
   Slot* slot = shard(h).find(h, id);
   if (slot == nullptr) return true;
   if (slot->count > times) {
-    slot->count = (slot->count - times) & ((1ULL << 48) - 1);
+    slot->count = (slot->count - times) & kMostTimes;
     return false;
   }
   shard(h).erase(slot);
@@ -95,6 +96,17 @@ bool KnownInodes::opened(InodeId id, std::uint16_t period) {
   const bool before = slot->period == period;
   slot->period = period;
   return before;
+}
+
+void KnownInodes::note_cached(InodeId id) {
+  const std::uint64_t h = hash(id);
+  if (Slot* slot = shard(h).find(h, id)) slot->cached = 1;
+}
+
+bool KnownInodes::may_be_cached(InodeId id) const {
+  const std::uint64_t h = hash(id);
+  const Slot* slot = shard(h).find(h, id);
+  return slot != nullptr && slot->cached != 0;
 }
 
 std::size_t KnownInodes::size() const {

@@ -1,5 +1,5 @@
 // How often the kernel was told of each inode, less what it has forgotten: kept only to know when an inode
-// without a name may go, and which files were opened before.
+// without a name may go, which files were opened before, and of which it may keep pages.
 //
 // At most 32 bytes per inode: open addressing in shards that grow one by one, so that no single request pays
 // for moving a big table.
@@ -29,13 +29,18 @@ class KnownInodes {
   // of it.
   bool opened(InodeId id, std::uint16_t period);
 
+  // The kernel may keep pages of the inode from now on, until it forgets it.
+  void note_cached(InodeId id);
+  bool may_be_cached(InodeId id) const;
+
   std::size_t size() const;
   std::size_t bytes() const;
 
  private:
   struct Slot {
     InodeId id = 0;  // 0: empty
-    std::uint64_t count : 48 = 0;
+    std::uint64_t count : 47 = 0;
+    std::uint64_t cached : 1 = 0;
     std::uint64_t period : 16 = 0;
   };
   static_assert(sizeof(Slot) == 16);

@@ -227,6 +227,23 @@ TEST_F(FrontEndTest, appends_go_where_the_owner_sees_the_end) {
   }
 }
 
+TEST_F(FrontEndTest, what_is_read_while_a_direct_write_is_on_its_way_does_not_stay) {
+  write_file(m().path("f"), "old");
+  const UniqueFd mapped = open("f", O_RDONLY);
+  const UniqueFd appending = open("f", O_WRONLY | O_APPEND);
+  void* memory = ::mmap(nullptr, 4096, PROT_READ, MAP_SHARED, mapped.get(), 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  const volatile char* text = static_cast<char*>(memory);
+  m().spy().hold(pb::Request::kWrite);
+  auto held = std::async(std::launch::async, [&] { return ::write(appending.get(), "new", 3); });
+  ASSERT_TRUE(soon([&] { return m().spy().held() == 1; }));
+  EXPECT_EQ(text[3], '\0');  // the page is here again
+  m().on_reactor([&] { m().spy().let_go(); });
+  EXPECT_EQ(held.get(), 3);
+  EXPECT_EQ(text[3], 'n');
+  ::munmap(memory, 4096);
+}
+
 TEST_F(FrontEndTest, an_append_handle_can_be_mapped) {
   write_file(m().path("log"), "mapped");
   const UniqueFd fd = open("log", O_RDWR | O_APPEND);

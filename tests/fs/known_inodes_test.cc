@@ -44,6 +44,20 @@ TEST(KnownInodesTest, counts_like_a_map_under_random_lookups_and_forgets) {
   EXPECT_EQ(known.size(), 0U);
 }
 
+TEST(KnownInodesTest, pages_may_be_cached_until_the_inode_is_forgotten) {
+  KnownInodes known;
+  known.note_cached(1);
+  EXPECT_FALSE(known.may_be_cached(1)) << "the kernel does not know it";
+  known.add(1, 2);
+  known.note_cached(1);
+  known.remove(1, 1);
+  EXPECT_TRUE(known.may_be_cached(1));
+  EXPECT_FALSE(known.may_be_cached(2));
+  known.remove(1, 1);
+  known.add(1);
+  EXPECT_FALSE(known.may_be_cached(1));
+}
+
 TEST(KnownInodesTest, an_inode_costs_at_most_32_bytes) {
   KnownInodes known;
   constexpr std::size_t kMost = 500'000;
