@@ -51,6 +51,8 @@ std::string details(const nlohmann::json& handoff) {
   if (const double pause = number_of(handoff, "predicted_pause_ms"); pause > 0) {
     text += "  pause ~" + format_milliseconds(pause);
   }
+  if (const auto rate = count_of(handoff, "writers_rate"); rate > 0)
+    text += "  writers slowed to " + format_bytes(rate) + "/s";
   if (const auto attempts = count_of(handoff, "attempts"); attempts > 1)
     text += fmt::format("  try {}", attempts);
   return text;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <random>
+#include <utility>
 
 #include "meta/fault.h"
 
@@ -20,8 +21,12 @@ constexpr auto kRetryDelay = std::chrono::milliseconds(300);
 constexpr auto kLongestRetryDelay = std::chrono::milliseconds(3000);
 // How long a lost connection is waited for before the handoff fails (the data set goes on being served here).
 constexpr auto kConnectionPatience = std::chrono::seconds(60);
-// Rounds after which writers are known to outrun the link.
+// Rounds after which writers are known to outrun the link, although they were slowed.
 constexpr std::uint32_t kMaxRounds = 40;
+// A round that leaves more than this part of what it shipped does not catch up; then writers are slowed to
+// this part of what the link has been seen to take.
+constexpr double kCatchesUp = 0.7;
+constexpr double kWritersShare = 0.5;
 // The question whose answer allows the commit must not be older than this, and a few round trips, at the
 // commit point.
 constexpr auto kFreshness = std::chrono::milliseconds(50);
@@ -87,6 +92,9 @@ void HandoffSource::begin_attempt() {
   waiting_ = false;
   ++attempts_;
   records_total_ = 0;
+  least_pause_ = Clock::duration::max();
+  last_round_bytes_ = 0;
+  writers_rate_ = 0;
   give_up_reason_.clear();
   const auto bytes_sent = record_.image_bytes_sent;
   record_ = HandoffRecord{
@@ -204,8 +212,9 @@ void HandoffSource::next_round() {
   entries_at_cut_ = parts_.log.entries();
   const auto began = Clock::now();
   ship([after = cut_, through](ImageSource& image) { image.ship_round(after, through, false); },
-       [this, through, entries, began] {
+       [this, through, entries, began, bytes = image_->counters().log_bytes.load()] {
          cut_ = through;
+         last_round_bytes_ = image_->counters().log_bytes - bytes;
          round_done(entries, Clock::now() - began);
        });
 }
@@ -219,11 +228,13 @@ void HandoffSource::round_done(std::uint64_t entries, Clock::duration took) {
   const auto began = Clock::now();
   persist(Durability::full);
   own_sync_ = Clock::now() - began;
+  // The disks may just be busy with what applications write.
+  least_pause_ = std::min(least_pause_, fixed_pause());
 
   const auto rest = parts_.log.entries() - entries_at_cut_;
-  const double predicted = predicted_pause_ms(rest);
+  const double predicted = predicted_pause_ms();
   const double limit = ms(options_.max_pause);
-  const double least = predicted_pause_ms(0);
+  const double least = ms(least_pause_);
   if (least > limit && image_->counters().rounds >= 3)
     return give_up(
         fmt::format("this link and these disks need a pause of about {:.0f} ms: use --max-pause {}ms or more",
@@ -232,26 +243,48 @@ void HandoffSource::round_done(std::uint64_t entries, Clock::duration took) {
   // The rest shrinks from round to round until it is what arrives during one round; then waiting gains
   // nothing.
   const bool settled = rest <= entries || predicted < limit / 4;
-  if (predicted <= limit * 0.8 && settled) return handle(SourceEvent::rest_is_small);
+  const bool fits = predicted <= limit * 0.8;
+  if (fits && settled) return handle(SourceEvent::rest_is_small);
   if (image_->counters().rounds >= kMaxRounds)
     return give_up(
         fmt::format("applications write faster than {} can follow: the pause would be about {:.0f} ms; use "
                     "--max-pause {}ms",
                     options_.target, predicted, static_cast<long>(predicted * 1.5) + 1),
         false);
+  if (!fits && static_cast<double>(rest) > kCatchesUp * static_cast<double>(entries)) slow_writers();
   next_round();
 }
 
-double HandoffSource::predicted_pause_ms(std::uint64_t rest_entries) const {
-  const double round_trip = ms(parts_.transport.round_trip(options_.target));
-  const double target_sync =
-      image_ ? ms(std::chrono::duration_cast<Clock::duration>(image_->target_sync())) : 0;
-  // The rest and «log applied»; the confirmation; records and their outcomes.
-  const double fixed = 3 * round_trip + target_sync + ms(own_sync_);
-  const double shipping = std::max(0.0, ms(last_round_) - round_trip - target_sync);
-  const double share = static_cast<double>(rest_entries) /
-                       static_cast<double>(std::max<std::uint64_t>(1, last_round_entries_));
-  return fixed + shipping * std::min(share, 10.0);
+// None of their requests waits longer than it would in the pause.
+void HandoffSource::slow_writers() {
+  const double shipped =
+      static_cast<double>(last_round_bytes_) / std::chrono::duration<double>(last_round_).count();
+  const double before = writers_rate_ > 0 ? std::min(writers_rate_, shipped) : shipped;
+  if (writers_rate_ == 0) spdlog::info("handoff {}: applications are slowed down", record_.attempt);
+  writers_rate_ = std::max(before * kWritersShare, 1.0);
+  parts_.pace.limit(writers_rate_, options_.max_pause);
+}
+
+// What a pause takes although nothing is left to ship: the rest and «log applied»; the confirmation; records
+// and their outcomes.
+HandoffSource::Clock::duration HandoffSource::fixed_pause() const {
+  const auto target_sync = image_ ? image_->target_sync() : std::chrono::nanoseconds(0);
+  return 3 * parts_.transport.round_trip(options_.target) + target_sync + own_sync_;
+}
+
+// The rest is compared with the last round in two ways. Entries tell what names and attributes cost; but what
+// is overwritten many times is shipped once, so a round of few entries may ship as many bytes as one of many.
+double HandoffSource::predicted_pause_ms() const {
+  const auto ratio = [](std::uint64_t rest, std::uint64_t last) {
+    return static_cast<double>(rest) / static_cast<double>(std::max<std::uint64_t>(1, last));
+  };
+  const double entries = ratio(parts_.log.entries() - entries_at_cut_, last_round_entries_);
+  const double bytes = ratio(parts_.log.unshipped_bytes(), last_round_bytes_);
+  const double share = std::max(std::min(entries, 10.0), std::min(bytes, 1.0));
+  const double target_sync = image_ ? ms(image_->target_sync()) : 0;
+  const double shipping =
+      std::max(0.0, ms(last_round_) - ms(parts_.transport.round_trip(options_.target)) - target_sync);
+  return ms(fixed_pause()) + shipping * share;
 }
 
 // ---- the pause
@@ -272,6 +305,7 @@ void HandoffSource::close_gate() {
   parts_.gate.close(record_.attempt, [this, attempt = record_.attempt] {
     if (attempt == record_.attempt) handle(SourceEvent::drained);
   });
+  parts_.pace.unlimited();  // what waits there is held from now on
 }
 
 void HandoffSource::ship_rest() {
@@ -417,7 +451,8 @@ void HandoffSource::finished() {
   parts_.reactor.cancel(retry_timer_);
   record_.t3 = wall_clock_ns();
   if (record_.t1) record_.pause_ms = static_cast<double>(record_.t3 - record_.t1) / 1e6;
-  // Durable before the target forgets the outcomes: an old owner that lost its power asks for them again otherwise.
+  // Durable before the target forgets the outcomes: an old owner that lost its power asks for them again
+  // otherwise.
   record_.result = "done";
   persist(Durability::full);
   parts_.state.drop_records(record_.attempt);
@@ -442,6 +477,7 @@ void HandoffSource::roll_back() {
   update_counters();
   if (image_) image_->cancel(give_up_reason_);
   image_.reset();
+  parts_.pace.unlimited();
   if (parts_.gate.closed()) parts_.gate.open();
   parts_.log.stop();
   pb::Envelope envelope;
@@ -573,11 +609,12 @@ nlohmann::json HandoffSource::progress() const {
     json["log_bytes"] = counters.log_bytes.load();
     json["rounds"] = counters.rounds.load();
     json["rate"] = rate;
+    json["writers_rate"] = writers_rate_;
     json["eta_s"] =
         rate > 0 ? static_cast<double>(total - std::min<std::uint64_t>(total, counters.image_bytes)) / rate
                  : 0;
     json["log_left_bytes"] = parts_.log.unshipped_bytes();
-    json["predicted_pause_ms"] = predicted_pause_ms(parts_.log.entries() - entries_at_cut_);
+    json["predicted_pause_ms"] = predicted_pause_ms();
   }
   json["held"] = parts_.gate.held();
   json["total_ms"] = ms(Clock::now() - started_at_);

@@ -75,7 +75,9 @@ class HandoffSource {
   void ship(std::function<void(ImageSource&)> work, std::function<void()> done);
   void next_round();
   void round_done(std::uint64_t entries, Clock::duration took);
-  double predicted_pause_ms(std::uint64_t rest_entries) const;
+  void slow_writers();
+  Clock::duration fixed_pause() const;
+  double predicted_pause_ms() const;
   void close_gate();
   void ship_rest();
   void prepare_commit();
@@ -111,7 +113,10 @@ class HandoffSource {
   std::uint64_t entries_at_cut_ = 0;
   std::uint64_t last_round_entries_ = 0;
   Clock::duration last_round_{};
+  std::uint64_t last_round_bytes_ = 0;  // that were shipped
+  double writers_rate_ = 0;             // bytes per second that applications may write; 0: unlimited
   Clock::duration own_sync_{std::chrono::milliseconds(1)};
+  Clock::duration least_pause_ = Clock::duration::max();  // the shortest fixed_pause() of this attempt
   Clock::time_point closed_at_{};
   Clock::time_point asked_at_{};    // when the target was asked to confirm that it is there
   std::uint64_t confirmation_ = 0;  // number of that question

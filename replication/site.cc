@@ -91,13 +91,14 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
                   recall(order, std::move(done));
                 }),
       gate(coherence, database),
+      pace(gate, reactor),
       transport({.site = required(state, "site"),
                  .listen = state.setting("listen"),
                  .keys = {.public_key = required(state, "public_key"),
                           .secret_key = required(state, "secret_key")}},
                 reactor),
       peer({.timeout = options.timeout}, transport, reactor),
-      server(transport, gate),
+      server(transport, pace),
       names(router, [this] { return transport.trusted(ownership.owner, kPromiseTrust); }),
       parts{.self = required(state, "site"),
             .store_directory = store_path,
@@ -113,6 +114,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
             .promises = promises,
             .coherence = coherence,
             .gate = gate,
+            .pace = pace,
             .peer = peer,
             .server = server,
             .router = router} {
@@ -165,7 +167,7 @@ void Site::Impl::serve_as_owner(bool moving) {
     relocate(Relocation::Direction::up);
   else
     inodes.set_root(open_directory(parts.store_directory));
-  router.route_to(gate);
+  router.route_to(pace);
   server.serve();
 }
 

@@ -128,6 +128,7 @@ struct Site::Impl {
   Promises promises;
   Coherence coherence;
   Gate gate;
+  Pace pace;
   Transport transport;
   Peer peer;
   RequestServer server;

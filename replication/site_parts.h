@@ -9,6 +9,7 @@
 #include "fs/gate.h"
 #include "fs/inode_table.h"
 #include "fs/live_state.h"
+#include "fs/pace.h"
 #include "fs/promises.h"
 #include "fs/router.h"
 #include "fs/store.h"
@@ -36,6 +37,7 @@ struct SiteParts {
   Promises& promises;
   Coherence& coherence;
   Gate& gate;
+  Pace& pace;
   Peer& peer;
   RequestServer& server;
   Router& router;

@@ -175,6 +175,30 @@ def an_unreachable_pause_is_refused():
     cluster[0].migrate(cluster[1], *PAUSE)
 
 
+def writers_that_outrun_the_link_are_slowed():
+    """Applications write several times as fast as the link takes: they are slowed until the rest is small."""
+    cluster = Cluster(2, stores=[f'{sandbox.ext4()}/store' for _ in range(2)])
+    alpha, beta = cluster
+    with open(f'{alpha.mountpoint}/big', 'wb') as f:
+        f.write(os.urandom(16 << 20))
+    cluster.network.slow(alpha.name, 40_000)
+    overwriter = subprocess.Popen([sys.executable, '-c', """
+import os, random, sys
+file, data = os.open(sys.argv[1], os.O_RDWR), os.urandom(1 << 16)
+while True:
+    os.pwrite(file, data, random.randrange(256) << 16)
+""", f'{alpha.mountpoint}/big'])
+    time.sleep(0.5)
+    migration = alpha.migrate_in_background(beta, '--max-pause', '500ms')
+    sandbox.eventually(lambda: (alpha.status()['handoff'] or {}).get('writers_rate', 0) > 0, 'writers are slowed', 60)
+    summary = migration.finish()
+    assert summary['result'] == 'done' and summary['rounds'] > 2, summary
+    assert overwriter.poll() is None
+    overwriter.kill()
+    overwriter.wait(10)
+    cluster.verify(beta, alpha)
+
+
 def a_killed_caller_ends_at_once_and_is_not_performed():
     """Processes killed while the closed gate holds their requests end before it opens; nothing is performed for them."""
     cluster = Cluster(2, content=functools.partial(content.small, files=20))
@@ -233,6 +257,7 @@ if __name__ == '__main__':
         'the_rate_is_kept': (the_rate_is_kept, 60),
         'what_is_reported_is_true': (what_is_reported_is_true, 60),
         'an_unreachable_pause_is_refused': (an_unreachable_pause_is_refused, 60),
+        'writers_that_outrun_the_link_are_slowed': (writers_that_outrun_the_link_are_slowed, 120),
         'a_killed_caller_ends_at_once_and_is_not_performed':
             (a_killed_caller_ends_at_once_and_is_not_performed, 60),
         'a_caller_without_an_owner_can_be_killed': (a_caller_without_an_owner_can_be_killed, 60),

@@ -1,0 +1,65 @@
+#include "fs/pace.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace sharefs {
+namespace {
+
+// Less is not worth a timer.
+constexpr auto kShortestDelay = std::chrono::milliseconds(1);
+
+// Recalls wait for writebacks, and a sync changes nothing.
+bool is_slowed(const pb::Request& request) {
+  return op_class(request.op_case()) == OpClass::mutation && !request.has_sync() &&
+         !request.write().writeback();
+}
+
+}  // namespace
+
+void Pace::execute(const pb::Request& request, Bytes data, Reply reply) {
+  if (rate_ == 0 || !is_slowed(request)) return gate_.execute(request, data, std::move(reply));
+  const auto when = due(data.size());
+  if (waiting_.empty() && when <= Clock::now() + kShortestDelay)
+    return gate_.execute(request, data, std::move(reply));
+  waiting_.push_back({when, request, std::string(as_text(data)), std::move(reply)});
+  arm();
+}
+
+Pace::Clock::time_point Pace::due(std::size_t bytes) {
+  const auto now = Clock::now();
+  const std::chrono::duration<double> cost(static_cast<double>(bytes + kCost) / rate_);
+  const auto when = std::clamp(free_, now, now + longest_);
+  free_ = when + std::chrono::duration_cast<Clock::duration>(cost);
+  return waiting_.empty() ? when : std::max(when, waiting_.back().due);
+}
+
+void Pace::arm() {
+  if (timer_ != 0 || waiting_.empty()) return;
+  const auto delay = std::max(waiting_.front().due - Clock::now(), Clock::duration::zero());
+  timer_ = reactor_.after(delay, [this] {
+    timer_ = 0;
+    let_pass(Clock::now());
+    arm();
+  });
+}
+
+void Pace::let_pass(Clock::time_point until) {
+  while (!waiting_.empty() && waiting_.front().due <= until) {
+    Waiting one = std::move(waiting_.front());
+    waiting_.pop_front();
+    gate_.execute(one.request, as_bytes(one.data), std::move(one.reply));
+  }
+}
+
+void Pace::limit(double bytes_per_second, Clock::duration longest) {
+  rate_ = bytes_per_second;
+  longest_ = longest;
+}
+
+void Pace::unlimited() {
+  rate_ = 0;
+  let_pass(Clock::time_point::max());
+}
+
+}  // namespace sharefs
