@@ -212,6 +212,10 @@ Token make_invitation(const DataSetPaths& paths, const std::optional<std::string
   State& state = open.state;
   if (listen) {
     const Address address = parse_address(*listen);
+    const std::string known = state.setting("endpoint");
+    if (known != address.endpoint && !known.empty() && !state.sites().empty())
+      fail(fmt::format("other sites know this one as {}: it keeps that address (invite without --listen)",
+                       known));
     state.set_setting("listen", address.listen);
     state.set_setting("endpoint", address.endpoint);
   }

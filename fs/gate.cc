@@ -93,9 +93,7 @@ void Gate::finish(std::uint32_t index, std::uint32_t generation, const pb::Outco
 }
 
 void Gate::hold(const pb::Request& request, Bytes data, Reply reply) {
-  // Its file is being read already (FrontEnd opens at once), and nobody recalls those pages before it is
-  // performed.
-  if (request.has_open() && request.lazy())
+  if (opened_early(request))
     reply = [opened = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
       pb::Outcome told = outcome;
       told.set_invalidate(true);

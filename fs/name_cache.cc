@@ -29,6 +29,12 @@ bool changes_names(pb::Request::OpCase op) {
   }
 }
 
+// Every store knows attributes of such a name: an inode without any does not have it. (Of user attributes
+// some say that there can be none, EOPNOTSUPP.)
+bool is_everywhere(std::string_view xattr) {
+  return xattr.starts_with("security.") || xattr.starts_with("system.posix_acl_");
+}
+
 }  // namespace
 
 NameCache::NameCache(Executor& next, std::function<bool()> trusted)
@@ -41,6 +47,8 @@ void NameCache::execute(const pb::Request& request, Bytes data, Reply reply) {
     if (!answer(request, reply)) ask(request, data, std::move(reply));
   } else if (op == pb::Request::kGetxattr) {
     if (!answer_xattr(request.getxattr(), reply)) ask_xattr(request, std::move(reply));
+  } else if (op == pb::Request::kListxattr) {
+    if (!answer_xattrs(request.listxattr().id(), reply)) next_.execute(request, data, std::move(reply));
   } else if (op == pb::Request::kReaddir) {
     ask_listing(request, std::move(reply));
   } else if (changes_names(op)) {
@@ -84,10 +92,19 @@ bool NameCache::answer_xattr(const pb::GetXattr& asked, const Reply& reply) cons
   const auto& xattrs = known->second.xattrs;
   const auto found =
       std::find_if(xattrs.begin(), xattrs.end(), [&](const Xattr& one) { return one.name == asked.name(); });
-  if (found == xattrs.end() || !trusted_()) return false;
+  const bool absent =
+      found != xattrs.end() ? !found->present : known->second.bare && is_everywhere(asked.name());
+  if ((found == xattrs.end() && !absent) || !trusted_()) return false;
   pb::Outcome outcome;
-  outcome.set_error(found->present ? 0 : ENODATA);
-  reply(outcome, as_bytes(found->value));
+  outcome.set_error(absent ? ENODATA : 0);
+  reply(outcome, absent ? Bytes() : as_bytes(found->value));
+  return true;
+}
+
+bool NameCache::answer_xattrs(InodeId id, const Reply& reply) const {
+  const auto known = attributes_.find(id);
+  if (known == attributes_.end() || !known->second.bare || !trusted_()) return false;
+  reply({}, {});
   return true;
 }
 
@@ -122,6 +139,7 @@ void NameCache::ask_xattr(const pb::Request& request, Reply reply) {
 // The kernel takes what fits into its buffer, and asks for the rest again.
 void NameCache::ask_listing(const pb::Request& request, Reply reply) {
   pb::Request whole = request;
+  whole.mutable_readdir()->set_bare(true);
   if (!request.readdir().plus()) {
     const std::uint32_t room = request.readdir().max_bytes();
     whole.mutable_readdir()->set_plus(true);
@@ -175,11 +193,14 @@ void NameCache::learn(const pb::Attr& attr, std::uint64_t stamp, bool same_xattr
     return;
   }
   auto& known = attributes_[attr.id()];
-  if (!same_xattrs)
+  if (!same_xattrs) {
     known.xattrs.clear();
-  else
+    known.bare = false;
+  } else {
     std::erase_if(known.xattrs, [](const Xattr& one) { return one.present; });
+  }
   if (known.stamp > stamp) return;
+  if (attr.bare()) known.bare = true;
   known.attr = attr;
   known.stamp = stamp;
 }

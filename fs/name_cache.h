@@ -1,10 +1,10 @@
 // What this site has been promised of names and attributes, so that looking again does not cross the network.
 //
-// Between the mount and the Router, on a site that is not the owner. It answers Lookup, GetAttr and GetXattr
-// from what outcomes with a promise have told (fs/promises.h), and keeps what this mount's own changes make
-// of it; a directory that this mount made is known completely, so that looking for new names costs nothing
-// either. A listing is always asked for with attributes: whoever lists a directory mostly looks at what is in
-// it, often after the kernel has stopped asking for them.
+// Between the mount and the Router, on a site that is not the owner. It answers Lookup, GetAttr, GetXattr and
+// ListXattr from what outcomes with a promise have told (fs/promises.h), and keeps what this mount's own
+// changes make of it; a directory that this mount made is known completely, so that looking for new names
+// costs nothing either. A listing is always asked for with attributes: whoever lists a directory mostly looks
+// at what is in it, often after the kernel has stopped asking for them.
 //
 // Invariants
 //  - Only what carries a promise of the present owner is kept, and it is believed only while that owner has
@@ -71,11 +71,13 @@ class NameCache final : public Executor {
   struct Known {
     pb::Attr attr;
     std::uint64_t stamp = 0;
+    bool bare = false;  // has no extended attribute
     std::vector<Xattr> xattrs;
   };
 
   bool answer(const pb::Request& request, const Reply& reply) const;
   bool answer_xattr(const pb::GetXattr& asked, const Reply& reply) const;
+  bool answer_xattrs(InodeId id, const Reply& reply) const;
   void ask(const pb::Request& request, Bytes data, Reply reply);
   void ask_xattr(const pb::Request& request, Reply reply);
   void ask_listing(const pb::Request& request, Reply reply);

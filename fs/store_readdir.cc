@@ -6,11 +6,13 @@
 // names.
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <string>
 
 #include "fs/store_impl.h"
 
@@ -25,6 +27,11 @@ constexpr std::uint64_t kDotOffset = 1, kDotDotOffset = 2;
 std::size_t entry_bytes(std::size_t name, bool plus) {
   constexpr std::size_t kDirent = 24, kDirentPlus = 152;
   return ((plus ? kDirentPlus : kDirent) + name + 7) & ~std::size_t{7};
+}
+
+bool has_no_xattrs(int directory, std::string_view name) {
+  const std::string path = "/proc/self/fd/" + std::to_string(directory) + "/" + std::string(name);
+  return ::llistxattr(path.c_str(), nullptr, 0) == 0;
 }
 
 std::uint32_t mode_of(std::uint8_t type) { return DTTOIF(std::uint32_t{type}); }
@@ -152,6 +159,7 @@ bool Store::Impl::add_entry(const pb::ReadDir& op, pb::Outcome& outcome, int fd,
   entry.set_offset(item.offset);
   if (op.plus() && !dots) {
     fill(*entry.mutable_attr(), id, backing);
+    entry.mutable_attr()->set_bare(op.bare() && has_no_xattrs(fd, name));
   } else {
     entry.mutable_attr()->set_id(id);
     entry.mutable_attr()->set_mode(mode);

@@ -340,7 +340,13 @@ void Site::Impl::start(std::function<void(std::string)> ready) {
   const auto timer = reactor.after(kAttachPatience, [this, answered, ready] {
     if (*answered) return;
     *answered = true;
-    ready(fmt::format("the owner {} cannot be reached: is its daemon running?", ownership.owner));
+    std::string where;
+    for (const auto& site : state.sites())
+      if (site.name == ownership.owner) where = " at " + site.endpoint;
+    ready(fmt::format(
+        "the owner {} cannot be reached{}: is its daemon running (\"sharefs mount\" or \"serve\"), and "
+        "does a firewall let it through?",
+        ownership.owner, where));
   });
   attach([this, answered, ready, timer](int error) {
     if (*answered) return;

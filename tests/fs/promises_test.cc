@@ -52,6 +52,7 @@ class TinyStore final : public Executor {
           auto& entry = *outcome.add_entries();
           entry.set_name(name);
           if (request.readdir().plus()) fill(*entry.mutable_attr(), id);
+          entry.mutable_attr()->set_bare(request.readdir().bare());
         }
         break;
       case pb::Request::kCreate:
@@ -73,6 +74,9 @@ class TinyStore final : public Executor {
       }
       case pb::Request::kWrite:
         change(request.write().id());
+        break;
+      case pb::Request::kSetxattr:
+        change(request.setxattr().id());
         break;
       case pb::Request::kFallocate:
         observer->changing({.kind = Change::Kind::attributes, .id = request.fallocate().id()});
@@ -258,6 +262,33 @@ TEST_F(PromisesTest, WhatWasListedIsKnown) {
   deliver_all();
   EXPECT_TRUE(written.given());
   EXPECT_FALSE(ask(0, getattr(1, id)).given());
+}
+
+TEST_F(PromisesTest, WhatWasListedWithoutXattrsHasNoneUntilTheyAreSet) {
+  const InodeId id = store.names["old"];
+  const auto get = [&](const std::string& name) {
+    auto request = request_of(1, 1);
+    request.mutable_getxattr()->set_id(id);
+    request.mutable_getxattr()->set_name(name);
+    return request;
+  };
+  auto names = request_of(1, 1);
+  names.mutable_listxattr()->set_id(id);
+  ask(0, list(1));
+  deliver_all();
+  EXPECT_EQ(ask(0, get("system.posix_acl_access")).error(), ENODATA);
+  EXPECT_TRUE(ask(0, names).given());
+  EXPECT_FALSE(ask(0, get("user.a")).given()) << "the store may have no such attributes at all";
+  ask(0, write(1, id));
+  deliver_all();
+  EXPECT_TRUE(ask(0, get("security.capability")).given()) << "writing gives no attributes";
+  auto set = request_of(1, 1);
+  set.mutable_setxattr()->set_id(id);
+  set.mutable_setxattr()->set_name("user.a");
+  ask(0, set);
+  deliver_all();
+  EXPECT_FALSE(ask(0, get("security.capability")).given());
+  EXPECT_FALSE(ask(0, names).given());
 }
 
 TEST_F(PromisesTest, AChangeWaitsUntilOthersHaveForgotten) {

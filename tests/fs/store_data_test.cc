@@ -1,5 +1,6 @@
 // The Store: data of files and listings of directories.
 #include <linux/falloc.h>
+#include <sys/xattr.h>
 
 #include <map>
 #include <set>
@@ -223,6 +224,26 @@ TEST_P(StoreDataTest, plus_has_whole_attributes) {
   expect_as_stat(page.outcome.entries(2).attr(), path("file"));
   const Answer plain = readdir(kRootInode, 1, 0, 4096, false);
   EXPECT_EQ(plain.outcome.entries(2).attr().mode(), static_cast<std::uint32_t>(S_IFREG));
+}
+
+TEST_P(StoreDataTest, tells_what_has_no_xattrs_if_asked) {
+  create(kRootInode, "bare");
+  create(kRootInode, "tagged");
+  ASSERT_EQ(::setxattr(path("tagged").c_str(), "user.tag", "x", 1, 0), 0);
+  SHAREFS_ASK(ReadDir, readdir);
+  op.set_id(kRootInode);
+  op.set_handle(1);
+  op.set_max_bytes(4096);
+  op.set_plus(true);
+  std::map<std::string, bool> bare;
+  const Answer plain = ask(r);
+  for (const auto& entry : plain.outcome.entries()) bare[entry.name()] = entry.attr().bare();
+  EXPECT_FALSE(bare["bare"]) << "it was not asked for";
+  op.set_bare(true);
+  const Answer asked = ask(r);
+  for (const auto& entry : asked.outcome.entries()) bare[entry.name()] = entry.attr().bare();
+  EXPECT_TRUE(bare["bare"]);
+  EXPECT_FALSE(bare["tagged"]);
 }
 
 TEST_P(StoreDataTest, a_listing_goes_on_while_entries_come_and_go) {

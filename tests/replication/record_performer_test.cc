@@ -1,0 +1,60 @@
+// Records on the new owner: performed once, and what came of them told as often as it is asked.
+#include "replication/record_performer.h"
+
+#include <gtest/gtest.h>
+
+#include <cerrno>
+
+#include "tests/fs/fake_executor.h"
+#include "tests/fs/temporary_directory.h"
+
+namespace sharefs {
+namespace {
+
+using test::Answer;
+using test::FakeExecutor;
+using test::request_of;
+
+constexpr std::uint64_t kAttempt = 7;
+
+class RecordPerformerTest : public ::testing::Test {
+ protected:
+  pb::Outcome perform(std::uint64_t number, const pb::Request& request) {
+    Answer answer;
+    RecordPerformer(state_, store_, kAttempt).perform(number, request, {}, answer.reply());
+    EXPECT_TRUE(answer.given());
+    return answer.outcome;
+  }
+
+  TemporaryDirectory directory_;
+  Database database_{directory_.path() / "state.db"};
+  State state_{database_};
+  FakeExecutor store_;
+};
+
+TEST_F(RecordPerformerTest, ARecordIsPerformedOnceAndAnsweredAgain) {
+  auto request = request_of(1, 2);
+  request.mutable_rmdir()->set_parent(1);
+  request.mutable_rmdir()->set_name("d");
+  store_.result = [](const pb::Request&) {
+    pb::Outcome outcome;
+    outcome.set_error(ENOTEMPTY);
+    return outcome;
+  };
+  EXPECT_EQ(perform(1, request).error(), static_cast<unsigned>(ENOTEMPTY));
+  EXPECT_EQ(perform(1, request).error(), static_cast<unsigned>(ENOTEMPTY)) << "by another process";
+  EXPECT_EQ(store_.calls.size(), 1U);
+}
+
+TEST_F(RecordPerformerTest, WhatWasReadBeforeItsOpenWasPerformedIsDropped) {
+  auto request = request_of(1, 2);
+  request.mutable_open()->set_id(5);
+  EXPECT_FALSE(perform(1, request).invalidate());
+  request.set_seq(3);
+  request.set_lazy(true);
+  EXPECT_TRUE(perform(2, request).invalidate());
+  EXPECT_TRUE(perform(2, request).invalidate()) << "also when it is told again";
+}
+
+}  // namespace
+}  // namespace sharefs
