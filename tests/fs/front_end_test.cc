@@ -566,7 +566,7 @@ TEST_F(FrontEndTest, no_request_claims_that_an_unanswered_one_was_answered) {
 
 TEST_F(FrontEndTest, the_longest_wait_is_told_once_and_not_that_for_a_lock) {
   write_file(m().path("a"), "");
-  m().front_end().take_longest_wait();
+  m().on_reactor([&] { m().front_end().take_longest_wait(); });
   m().spy().hold(pb::Request::kUnlink);
   auto held = std::async(std::launch::async, [&] { return ::unlink(m().path("a").c_str()); });
   ASSERT_TRUE(soon([&] { return m().spy().held() == 1; }));
