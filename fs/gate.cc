@@ -148,6 +148,12 @@ void Gate::hold_everything() {
   durable_through_ = 0;
 }
 
+void Gate::hold_changes() {
+  hold_everything();
+  state_ = State::holding_changes;
+  draining_ = false;
+}
+
 void Gate::drained_check() {
   if (draining_ && in_flight_ == 0) {
     draining_ = false;

@@ -83,9 +83,12 @@ class Gate final : public Executor {
   // hold_everything().
   void pass_to(Executor& after);
 
-  // On a new owner before its records are performed: holds everything, queries too; open() lets go. These
-  // requests are not written to SQLite: their callers ask again after a crash.
+  // On a site that is not the owner: holds everything, queries too.
   void hold_everything();
+  // On a new owner before its records are performed: holds what would change anything; open() lets go.
+  // Queries pass: a kernel keeps the page locked that it reads, and a record may have to wait until that page
+  // has been recalled. These requests are not written to SQLite: their callers ask again after a crash.
+  void hold_changes();
 
   bool closed() const { return state_ != State::open; }
   std::uint64_t held() const { return records_.size(); }

@@ -41,9 +41,11 @@ std::uint64_t random_id() {
   return (std::uint64_t{device()} << 31 | device()) & 0x7fffffffffffffff;
 }
 
-// Requests that may wait for others: the sequence of records must not, so they are asked again at the new
-// owner.
-bool may_wait(const pb::Request& request) { return request.setlock().wait() || request.has_attach(); }
+// Requests that are not records, but asked again at the new owner: those that may wait for others, which the
+// sequence of records must not, and queries, since a record may have to wait for a page that is being read.
+bool is_asked_again(const pb::Request& request) {
+  return request.setlock().wait() || request.has_attach() || op_class(request.op_case()) == OpClass::query;
+}
 
 }  // namespace
 
@@ -380,11 +382,12 @@ void HandoffSource::hand_over() {
   parts_.log.stop();
   std::vector<Gate::Record> asked_again;
   for (auto& record : parts_.gate.surrender()) {
-    if (may_wait(record.request))
+    if (is_asked_again(record.request))
       asked_again.push_back(std::move(record));
     else
       outstanding_.emplace(++records_total_, std::move(record));
   }
+  record_.records = records_total_;
   const auto clients = parts_.opens.clients();
   send_records();
   events_.ownership_given(options_.target, record_.epoch);
@@ -404,7 +407,7 @@ void HandoffSource::resume(const HandoffRecord& committed) {
     Gate::Record record;
     if (!record.request.ParseFromString(stored.request))
       throw std::runtime_error("state.db: a record of the last handoff cannot be read");
-    if (may_wait(record.request)) continue;
+    if (is_asked_again(record.request)) continue;
     record.data = std::move(stored.data);
     outstanding_.emplace(++records_total_, std::move(record));
   }

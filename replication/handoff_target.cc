@@ -102,7 +102,7 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, const HandoffRecord& stored
     for (const auto& stored_record : parts_.state.records(record_.attempt))
       if (stored_record.done && stored_record.number == next_) ++next_;
     restore_live_state(parts_, live_);
-    parts_.gate.hold_everything();
+    parts_.gate.hold_changes();
   }
 }
 
@@ -247,7 +247,7 @@ void HandoffTarget::commit(const pb::Commit& message) {
   records_total_ = message.records();
   record_.records = records_total_;
   fault_point("target.commit");
-  parts_.gate.hold_everything();
+  parts_.gate.hold_changes();
   parts_.state.put_blob(total_key(record_.attempt), std::to_string(records_total_));
   persist(Durability::normal);
   // One durable step: from here this site is the owner, whatever happens.
@@ -256,6 +256,7 @@ void HandoffTarget::commit(const pb::Commit& message) {
   image_->finish(orphans_of(live_));
   events_.ownership_taken(record_.epoch);
   restore_live_state(parts_, live_);
+  parts_.peer.resubmit_queries_to(parts_.gate);
   performer_ = std::make_unique<RecordPerformer>(parts_.state, parts_.coherence, record_.attempt);
   perform();
 }

@@ -76,6 +76,7 @@ struct Peer::Impl {
   void attach_again(std::uint64_t client);
   void retry_soon(Pending& pending);
   void resubmit_to(Executor& local);
+  void resubmit_queries_to(Executor& local);
   void finish(PendingMap::iterator which, const pb::Outcome& outcome, Bytes data);
   void fail(PendingMap::iterator which, int error);
   void fail_client(std::uint64_t client, int error);
@@ -325,6 +326,22 @@ void Peer::Impl::resubmit_to(Executor& local) {
   }
 }
 
+void Peer::Impl::resubmit_queries_to(Executor& local) {
+  std::vector<std::pair<pb::Envelope, Reply>> queries;
+  for (auto one = pending.begin(); one != pending.end();) {
+    pb::Envelope envelope;
+    const auto& head = one->second.head;
+    const bool query = envelope.ParseFromArray(head.data(), static_cast<int>(head.size())) &&
+                       op_class(envelope.ask().request().op_case()) == OpClass::query;
+    if (query) {
+      numbers.erase(one->second.key);
+      queries.emplace_back(std::move(envelope), std::move(one->second.reply));
+    }
+    one = query ? pending.erase(one) : std::next(one);
+  }
+  for (auto& [envelope, reply] : queries) local.execute(envelope.ask().request(), {}, std::move(reply));
+}
+
 // ---- timeouts
 
 void Peer::Impl::arm_timeouts() {
@@ -365,6 +382,7 @@ void Peer::execute(const pb::Request& request, Bytes data, Reply reply) {
 
 void Peer::set_owner(const SiteName& owner, Epoch epoch) { impl_->set_owner(owner, epoch); }
 void Peer::resubmit_to(Executor& local) { impl_->resubmit_to(local); }
+void Peer::resubmit_queries_to(Executor& local) { impl_->resubmit_queries_to(local); }
 void Peer::on_moved(std::function<void(const SiteName&, Epoch)> moved) { impl_->on_moved = std::move(moved); }
 
 void Peer::on_stray_promise(std::function<void()> stray) { impl_->on_stray_promise = std::move(stray); }

@@ -218,7 +218,7 @@ void RequestServer::Impl::ask(const SiteName& from, Message& message) {
   if (mode == Mode::redirecting) return say_moved(from, request.client(), request.seq(), owner, epoch);
   const Bytes data = join_parts(message.parts, joined);
   if (const int error = check_request(request, data); error != 0) return refuse(from, request, error);
-  if (mode == Mode::taking_over) {
+  if (mode == Mode::taking_over && op_class(request.op_case()) != OpClass::query) {
     if (waiting.size() >= kMaxWaiting) return refuse(from, request, EBUSY);
     waiting.push_back({from, std::move(message)});
     return;

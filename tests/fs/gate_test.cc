@@ -151,6 +151,19 @@ TEST_F(GateTest, AWritebackThatARecallWaitsForPassesEvenThen) {
   EXPECT_FALSE(other.given());
 }
 
+TEST_F(GateTest, ANewOwnerAnswersQueriesBeforeItHasPerformedItsRecords) {
+  gate_.hold_changes();
+  Answer change, look;
+  write(1, change);
+  ask(lookup(2), look);
+  EXPECT_TRUE(look.given()) << "a record may wait for the page that is read";
+  EXPECT_FALSE(change.given());
+  gate_.make_durable();
+  EXPECT_TRUE(stored_seqs().empty());
+  gate_.open();
+  EXPECT_TRUE(change.given());
+}
+
 TEST_F(GateTest, QueriesOnWorkersAreDrainedBeforeTheCommit) {
   store_.late = true;
   Answer slow, held;

@@ -230,6 +230,20 @@ TEST_F(PeerTest, WaitingForALockOfAConnectedOwnerDoesNotTimeOut) {
   EXPECT_EQ(answers.back(), (std::pair<std::uint64_t, int>(10, 0)));
 }
 
+TEST_F(PeerTest, QueriesAreHandedOverBeforeTheRecordsArePerformed) {
+  start();
+  one->store.hold = true;
+  send(write_request(kClient, 10, 4), "mine");
+  send(read_request(kClient, 11));
+  FakeStore local;
+  peer->resubmit_queries_to(local);
+  EXPECT_EQ(local.order, (std::vector<std::uint64_t>{11}));
+  EXPECT_EQ(peer->unanswered(), 1u);
+  peer->resubmit_to(local);
+  EXPECT_EQ(local.order, (std::vector<std::uint64_t>{11, 10}));
+  EXPECT_EQ(answers.size(), 3u);
+}
+
 TEST_F(PeerTest, UnansweredRequestsAreHandedToThisSiteWhenItTakesOver) {
   start();
   one->store.hold = true;

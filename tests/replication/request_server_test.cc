@@ -199,6 +199,14 @@ TEST_F(RequestServerTest, WindowsGoToTheNextOwner) {
   EXPECT_FALSE(server.answer_known("asker", write_request(kClient, 14, 0)));
 }
 
+TEST_F(RequestServerTest, QueriesAreAnsweredWhileRecordsArePerformed) {
+  server.serve();
+  attach();
+  server.restore(server.windows());  // the takeover begins
+  send(asker, write_request(kClient, 10, 0));
+  EXPECT_EQ(ask(read_request(kClient, 11)).seq(), 11u);
+}
+
 TEST_F(RequestServerTest, WhatIsAskedWhileRecordsArePerformedWaitsAndIsNotDoneTwice) {
   server.serve();
   attach();
