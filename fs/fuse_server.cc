@@ -79,12 +79,12 @@ FuseServer::FuseServer(const FrontEnd::Options& options, Reactor& reactor, Execu
 
 FuseServer::~FuseServer() {
   *alive_ = false;
-  reactor_.cancel(interrupt_timer_);
   if (!ended_) {
     reactor_.unwatch(mount_.device());
     serve_while_unmounting();
   }
   refuse_waiting_callers();
+  reactor_.cancel(interrupt_timer_);
   notifier_.reset();
   ::munmap(buffer_.data(), buffer_.size());
   if (pool_->free.size() != pool_->all.size()) {
