@@ -357,7 +357,6 @@ void HandoffSource::commit_when_ready() {
 
 void HandoffSource::commit() {
   parts_.gate.make_durable();  // what arrived while queries drained
-  record_.records = parts_.gate.held();
   fault_point("source.before_commit");
   // After the commit point callers can only wait for the target: so it must have been heard of just now, not
   // merely before its silence could be noticed (this process may have been stopped meanwhile).
@@ -411,6 +410,7 @@ void HandoffSource::resume(const HandoffRecord& committed) {
     record.data = std::move(stored.data);
     outstanding_.emplace(++records_total_, std::move(record));
   }
+  record_.records = records_total_;
   send_records();
 }
 
