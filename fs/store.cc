@@ -8,8 +8,10 @@
 
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <cstdio>
 #include <system_error>
+#include <thread>
 
 #include "fs/caller.h"
 #include "fs/store_impl.h"
@@ -19,6 +21,11 @@ namespace sharefs {
 namespace {
 
 constexpr std::size_t kMaxName = 255;
+
+constexpr std::chrono::milliseconds kSpacePoll{5};
+constexpr unsigned kTriesForSpace = 100;
+
+bool is_full(int error) { return error == ENOSPC || error == EDQUOT; }
 
 std::int64_t nanoseconds(const statx_timestamp& time) {
   return time.tv_sec * 1'000'000'000 + static_cast<std::int64_t>(time.tv_nsec);
@@ -301,33 +308,74 @@ Store::~Store() = default;
 void Store::observe(ChangeObserver* observer) { impl_->observer = observer; }
 
 void Store::execute(const pb::Request& request, Bytes data, Reply reply) {
+  impl_->execute(request, data, std::move(reply), 0);
+}
+
+void Store::Impl::execute(const pb::Request& request, Bytes data, Reply reply, unsigned tries) {
+  const bool last_try = tries >= kTriesForSpace;
+  if (!last_try && (request.has_fallocate() || request.has_copy_file_range())) {
+    // Workers do these; there is nothing left of the request when they find that the disk is full.
+    auto attempt = std::make_shared<Attempt>(Attempt{request, {}, std::move(reply), tries});
+    reply = [this, attempt = std::move(attempt)](const pb::Outcome& outcome, Bytes result) {
+      if (is_full(static_cast<int>(outcome.error()))) return wait_for_space(attempt);
+      attempt->reply(outcome, result);
+    };
+  }
   // A reply may ask for the next request before this one's outcome is let go of, so there is one for each
   // level.
-  if (impl_->depth == impl_->scratch.size()) impl_->scratch.push_back(std::make_unique<Impl::Scratch>());
-  Impl::Scratch& scratch = *impl_->scratch[impl_->depth];
-  scratch.outcome.Clear();
-  StoreCall call{request, data, reply, scratch.outcome, scratch.buffer};
-  int error = impl_->perform(call);
-  if ((error == ENOSPC || error == EDQUOT) && !impl_->doomed.empty()) {
-    // What users have deleted must not be in their way.
-    impl_->delete_doomed_now();
-    scratch.outcome.Clear();
-    error = impl_->perform(call);
-  }
+  if (depth == scratch.size()) scratch.push_back(std::make_unique<Scratch>());
+  Scratch& own = *scratch[depth];
+  own.outcome.Clear();
+  StoreCall call{request, data, reply, own.outcome, own.buffer, last_try};
+  const int error = perform(call);
   if (error == kLater) return;
+  if (is_full(error) && !last_try) {
+    return wait_for_space(
+        std::make_shared<Attempt>(Attempt{request, std::string(as_text(data)), std::move(reply), tries}));
+  }
   if (error != 0) {
-    scratch.outcome.Clear();
-    scratch.outcome.set_error(static_cast<std::uint32_t>(error));
+    own.outcome.Clear();
+    own.outcome.set_error(static_cast<std::uint32_t>(error));
     call.result = {};
   }
-  ++impl_->depth;
+  ++depth;
   try {
-    reply(scratch.outcome, call.result);
+    reply(own.outcome, call.result);
   } catch (...) {
-    --impl_->depth;
+    --depth;
     throw;
   }
-  --impl_->depth;
+  --depth;
+}
+
+void Store::Impl::wait_for_space(std::shared_ptr<Attempt> attempt) {
+  const auto again = [this, attempt, still_there = std::weak_ptr<bool>(alive)] {
+    if (still_there.expired()) return;
+    execute(attempt->request, as_bytes(attempt->data), std::move(attempt->reply), attempt->tries);
+  };
+  ++attempt->tries;
+  if (!doomed.empty()) {
+    delete_doomed_now();
+  } else if (space_is_coming()) {
+    workers.submit([] { std::this_thread::sleep_for(kSpacePoll); }, again);
+    return;
+  } else {
+    attempt->tries = kTriesForSpace;
+  }
+  again();
+}
+
+bool Store::Impl::space_is_coming() {
+  if (deleting > 0) return true;  // names go before blocks
+  if (!orphans_directory) return false;
+  become_self();
+  const int fd = ::openat(orphans_directory.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const std::unique_ptr<DIR, CloseDirectory> directory(fd >= 0 ? ::fdopendir(fd) : nullptr);
+  while (const dirent* entry = directory ? ::readdir(directory.get()) : nullptr) {
+    const InodeId id = parse_orphan(entry->d_name);
+    if (id != 0 && !opens.is_open(id)) return true;
+  }
+  return false;
 }
 
 void Store::drop_descriptors() {

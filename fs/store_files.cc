@@ -116,6 +116,11 @@ int Store::Impl::write(const pb::Write& op, StoreCall& call) {
   } while (count < 0 && errno == EINTR);
   if (count < 0) return errno;
   changed(op.id());
+  if (static_cast<std::size_t>(count) < call.data.size() && !call.last_try) {
+    // All of it again once there is space. It must not be appended twice.
+    if (op.append() && ::ftruncate(ref.fd, static_cast<off_t>(offset)) != 0) return errno;
+    return ENOSPC;
+  }
   call.outcome.set_count(static_cast<std::uint64_t>(count));
   if (op.append()) {
     if (const int error = fill(call, op.id(), ref.fd); error != 0) return error;

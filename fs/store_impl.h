@@ -38,6 +38,7 @@ struct StoreCall {
   Reply& reply;
   pb::Outcome& outcome;
   std::string& buffer;  // for results; reused by later requests
+  bool last_try;        // what a full disk leaves of it is all there will be; see wait_for_space
   Bytes result = {};    // within `buffer` or a string of the outcome
 };
 
@@ -64,6 +65,19 @@ struct Store::Impl {
   // ---- dispatch (store.cc)
   int dispatch(StoreCall& call);
   int perform(StoreCall& call);  // dispatch, with what is thrown turned into an errno
+
+  // What users have deleted must not be in their way: a request that finds the disk full waits, up to a
+  // bound, for what nobody has open any more. Kernels say late that they let go of an inode, and workers
+  // delete it.
+  struct Attempt {
+    pb::Request request;
+    std::string data;
+    Reply reply;
+    unsigned tries = 0;  // so far
+  };
+  void execute(const pb::Request& request, Bytes data, Reply reply, unsigned tries);
+  void wait_for_space(std::shared_ptr<Attempt> attempt);
+  bool space_is_coming();
 
   // What a worker does, and what follows on the reactor thread before the reply. The descriptor stays open.
   struct Job {
@@ -181,6 +195,7 @@ struct Store::Impl {
   DescriptorCache descriptors;
   UniqueFd orphans_directory;
   std::vector<std::string> doomed;    // names there that are erased from the table and still to be deleted
+  unsigned deleting = 0;              // batches of them that workers are deleting
   std::list<KeptSnapshot> snapshots;  // most recently used first
   struct Scratch {
     pb::Outcome outcome;

@@ -31,6 +31,7 @@ struct OrphanName {
 };
 
 void unlink_orphans(int orphans, const std::vector<std::string>& names) {
+  fault_point("store-delete-orphans");
   for (const std::string& name : names) {
     if (::unlinkat(orphans, name.c_str(), 0) == 0 || errno == ENOENT) continue;
     if (::unlinkat(orphans, name.c_str(), AT_REMOVEDIR) != 0)
@@ -209,7 +210,11 @@ void Store::Impl::delete_doomed() {
   if (doomed.empty()) return;
   const auto own = std::make_shared<UniqueFd>(::fcntl(orphans_directory.get(), F_DUPFD_CLOEXEC, 0));
   if (!*own) return;  // out of descriptors: with the next batch
-  workers.submit([own, names = std::exchange(doomed, {})] { unlink_orphans(own->get(), names); }, [] {});
+  ++deleting;
+  workers.submit([own, names = std::exchange(doomed, {})] { unlink_orphans(own->get(), names); },
+                 [this, still_there = std::weak_ptr<bool>(alive)] {
+                   if (!still_there.expired()) --deleting;
+                 });
 }
 
 void Store::Impl::delete_doomed_now() {

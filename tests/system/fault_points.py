@@ -49,7 +49,7 @@ KILL_ONLY = {'image.source.end', 'image.target.batch', 'image.target.end', 'roun
              'final.target'}
 # Not part of a handoff: the owner performing a request. With the passage at which the test kills it.
 REQUEST = {'once.intent': 300, 'once.effect': 300, 'once.outcome': 300, 'store-orphan-moved': 20,
-           'store-rename-kept': 20}
+           'store-rename-kept': 20, 'store-delete-orphans': 1}
 # Passed after a roll-back.
 ROLL_BACK = ['gate.reopened']
 

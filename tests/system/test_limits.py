@@ -52,16 +52,37 @@ def a_target_that_fills_up_ends_the_attempt():
 
 
 def a_full_disk_of_the_owner_is_told_to_everybody():
+    """Deleting makes room at once, however long the owner takes to delete."""
     stores = [sandbox.tmpfs('size=8m') + '/alpha', sandbox.ext4() + '/beta']
     cluster = Cluster(2, stores=stores)
+    cluster[0].restart('store-delete-orphans=sleep:30')
+    cluster.wait_connected()
     for site in cluster:
         actor = Actor(site.mountpoint)
-        results = [actor.do('put', f'{site.name}{i}', bytes(1 << 20)) for i in range(12)]
+        for turn in range(4):
+            results = [actor.do('put', f'{site.name}{i}', bytes(1 << 20)) for i in range(12)]
+            assert ('errno', 'ENOSPC') in results, results
+            for i in range(12):
+                actor.do('unlink', f'{site.name}{i}')
+            actor.do('open', 1, 'again', os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+            pieces = [bytes([1 + i]) * (1 << 20) for i in range(6)]
+            for piece in pieces:
+                result = actor.do('write', 1, piece)
+                assert result == ('ok', 1 << 20), (turn, piece[0], result)
+            actor.do('close', 1)
+            assert actor.do('content', 'again') == ('ok', b''.join(pieces))
+            actor.do('unlink', 'again')
+        # What somebody can still reach takes its room.
+        actor.do('open', 1, 'kept', os.O_CREAT | os.O_RDWR)
+        result = actor.do('pwrite', 1, bytes(6 << 20), 0)
+        assert result == ('ok', 6 << 20), result
+        actor.do('unlink', 'kept')
+        results = [actor.do('put', f'more{i}', bytes(1 << 20)) for i in range(3)]
         assert ('errno', 'ENOSPC') in results, results
-        for i in range(12):
-            actor.do('unlink', f'{site.name}{i}')
-        assert actor.do('put', 'again', bytes(1 << 20)) == ('ok', 1 << 20)
-        assert actor.do('content', 'again') == ('ok', bytes(1 << 20))
+        assert actor.do('pread', 1, 3, 6 << 19) == ('ok', bytes(3))
+        actor.do('close', 1)
+        for i in range(3):
+            actor.do('unlink', f'more{i}')
 
 
 def many_files_under_a_small_ulimit():
