@@ -41,13 +41,13 @@ zmq::message_t serialize_answer(std::uint64_t client, std::uint64_t seq, const p
 }  // namespace
 
 struct RequestServer::Impl {
-  // A request that is being performed, or waits in the gate. Lives until its reply has come, whatever becomes
-  // of the client, so that the reply's closure can point to it.
+  // A request that is being performed, or waits in the gate. Belongs to the closure that takes its reply: a
+  // gate that lets go of a request (it is asked again elsewhere) ends it.
   struct Execution {
-    std::uint64_t client = 0;
-    std::uint64_t seq = 0;
-    pb::Request::OpCase op = pb::Request::OP_NOT_SET;
-    bool waits_for_lock = false;
+    std::uint64_t client;
+    std::uint64_t seq;
+    pb::Request::OpCase op;
+    bool waits_for_lock;
     SiteName asker;              // the site that asked last; empty: none
     std::vector<Reply> replies;  // of askers at this site
   };
@@ -60,7 +60,7 @@ struct RequestServer::Impl {
     std::uint64_t answered_below = 0;
     std::uint64_t age = 0;  // when it was made, to find the oldest
     std::map<std::uint64_t, Kept> answered;
-    std::unordered_map<std::uint64_t, Execution*> running;
+    std::unordered_map<std::uint64_t, std::weak_ptr<Execution>> running;
   };
   struct Waiting {
     SiteName from;
@@ -86,7 +86,8 @@ struct RequestServer::Impl {
   void ask(const SiteName& from, Message& message);
   void perform(const SiteName& from, const pb::Request& request, Bytes data);
   void execute_once(const pb::Request& request, Bytes data, Reply reply);
-  void run(Executor& executor, Execution& execution, const pb::Request& request, Bytes data);
+  void run(std::shared_ptr<Execution> execution, const pb::Request& request, Bytes data);
+  static std::shared_ptr<Execution> new_execution(const SiteName& asker, const pb::Request& request);
   void finished(Execution& execution, const pb::Outcome& outcome, Bytes data);
   void settle(Execution& execution, const pb::Outcome& outcome, Bytes data);
   void keep(Window& window, std::uint64_t seq, const pb::Outcome& outcome, Bytes data);
@@ -100,8 +101,6 @@ struct RequestServer::Impl {
   void refuse(const SiteName& to, const pb::Request& request, int error);
   void say_moved(const SiteName& to, std::uint64_t client, std::uint64_t seq, const SiteName& where,
                  Epoch at);
-  Execution& new_execution(const pb::Request& request);
-  void free_execution(Execution& execution);
 
   // constant after construction
   Transport& transport;
@@ -113,44 +112,29 @@ struct RequestServer::Impl {
   std::unordered_map<std::uint64_t, Window> windows;
   std::uint64_t next_age = 1;
   std::deque<Waiting> waiting;  // asked during a takeover
-  std::deque<Execution> executions;
-  std::vector<Execution*> free_executions;
-  std::string joined;  // bytes that came in several parts
+  std::string joined;           // bytes that came in several parts
   Once once{*this};
 };
 
 // ---- executions
 
-RequestServer::Impl::Execution& RequestServer::Impl::new_execution(const pb::Request& request) {
-  if (free_executions.empty()) free_executions.push_back(&executions.emplace_back());
-  Execution& execution = *free_executions.back();
-  free_executions.pop_back();
-  execution.client = request.client();
-  execution.seq = request.seq();
-  execution.op = request.op_case();
-  execution.waits_for_lock = request.setlock().wait();
-  return execution;
+std::shared_ptr<RequestServer::Impl::Execution> RequestServer::Impl::new_execution(
+    const SiteName& asker, const pb::Request& request) {
+  return std::make_shared<Execution>(
+      Execution{request.client(), request.seq(), request.op_case(), request.setlock().wait(), asker, {}});
 }
 
-void RequestServer::Impl::free_execution(Execution& execution) {
-  execution.asker.clear();
-  execution.replies.clear();
-  free_executions.push_back(&execution);
-}
-
-void RequestServer::Impl::run(Executor& executor, Execution& execution, const pb::Request& request,
-                              Bytes data) {
-  executor.execute(request, data, [this, which = &execution](const pb::Outcome& outcome, Bytes bytes) {
-    finished(*which, outcome, bytes);
-  });
+void RequestServer::Impl::run(std::shared_ptr<Execution> execution, const pb::Request& request, Bytes data) {
+  local.execute(request, data,
+                [this, execution = std::move(execution)](const pb::Outcome& outcome, Bytes bytes) {
+                  finished(*execution, outcome, bytes);
+                });
 }
 
 void RequestServer::Impl::finished(Execution& execution, const pb::Outcome& outcome, Bytes data) {
   if (op_class(execution.op) != OpClass::query) settle(execution, outcome, data);
   if (!execution.asker.empty()) answer(execution.asker, execution.client, execution.seq, outcome, data);
-  const auto replies = std::exchange(execution.replies, {});
-  free_execution(execution);
-  for (const auto& reply : replies) reply(outcome, data);
+  for (const auto& reply : std::exchange(execution.replies, {})) reply(outcome, data);
 }
 
 // What a performed request means for its client's window.
@@ -159,7 +143,8 @@ void RequestServer::Impl::settle(Execution& execution, const pb::Outcome& outcom
   if (found == windows.end()) return;  // detached, or handed over, meanwhile
   Window& window = found->second;
   const auto running = window.running.find(execution.seq);
-  if (running != window.running.end() && running->second == &execution) window.running.erase(running);
+  if (running != window.running.end() && running->second.lock().get() == &execution)
+    window.running.erase(running);
   const bool gone = execution.op == pb::Request::kDetach && outcome.error() == 0;
   const bool never_came = execution.op == pb::Request::kAttach && outcome.error() != 0 &&
                           window.answered.empty() && window.running.empty();
@@ -242,21 +227,19 @@ void RequestServer::Impl::perform(const SiteName& from, const pb::Request& reque
   Window& window = found->second;
   free_answered(window, request.answered_below());
   if (op_class(request.op_case()) == OpClass::query) {
-    Execution& execution = new_execution(request);
-    execution.asker = from;
-    return run(local, execution, request, data);
+    return run(new_execution(from, request), request, data);
   }
   if (request.seq() < window.answered_below) return refuse(from, request, ESTALE);
   if (const auto kept = window.answered.find(request.seq()); kept != window.answered.end())
     return answer(from, request.client(), request.seq(), kept->second.outcome, as_bytes(kept->second.data));
-  if (const auto running = window.running.find(request.seq()); running != window.running.end()) {
-    running->second->asker = from;
+  std::weak_ptr<Execution>& running = window.running[request.seq()];
+  if (const auto execution = running.lock()) {
+    execution->asker = from;
     return;
   }
-  Execution& execution = new_execution(request);
-  execution.asker = from;
-  window.running[request.seq()] = &execution;
-  run(local, execution, request, data);
+  const auto execution = new_execution(from, request);
+  running = execution;
+  run(execution, request, data);
 }
 
 void RequestServer::Impl::answer(const SiteName& to, std::uint64_t client, std::uint64_t seq,
@@ -294,10 +277,11 @@ void RequestServer::Impl::redirect(const SiteName& to, Epoch at) {
   owner = to;
   epoch = at;
   for (auto& [client, window] : windows)
-    for (auto& [seq, execution] : window.running)
+    for (auto& [seq, running] : window.running)
       // Held records are answered here, with what the new owner made of them. A waiting lock is not: its site
       // asks the new owner again, where it goes on waiting.
-      if (execution->waits_for_lock) execution->asker.clear();
+      if (const auto execution = running.lock(); execution && execution->waits_for_lock)
+        execution->asker.clear();
   windows.clear();
   for (auto& [from, message] : std::exchange(waiting, {})) ask(from, message);
 }
@@ -311,8 +295,10 @@ void RequestServer::Impl::execute_once(const pb::Request& request, Bytes data, R
     if (const auto kept = window.answered.find(request.seq()); kept != window.answered.end())
       return reply(kept->second.outcome, as_bytes(kept->second.data));
     if (const auto running = window.running.find(request.seq()); running != window.running.end()) {
-      running->second->replies.push_back(std::move(reply));
-      return;
+      if (const auto execution = running->second.lock()) {
+        execution->replies.push_back(std::move(reply));
+        return;
+      }
     }
   }
   once.local->execute(request, data, std::move(reply));
