@@ -9,6 +9,7 @@
 
 #include "cli/commands.h"
 #include "cli/control.h"
+#include "cli/failure.h"
 #include "cli/progress.h"
 #include "cli/units.h"
 
@@ -32,8 +33,6 @@ struct MigrateArguments {
 struct VerifyArguments {
   std::string name, with;
 };
-
-[[noreturn]] void fail(std::string text) { throw std::runtime_error(std::move(text)); }
 
 ControlClient require_daemon(const DataSetPaths& paths, const std::string& name) {
   auto daemon = ControlClient::connect(paths.control_socket());
@@ -83,7 +82,7 @@ class HandoffWatch {
   nlohmann::json follow() {
     ProgressDisplay display(isatty(STDERR_FILENO) != 0);
     while (!interrupted) {
-      const auto handoff = handoff_of(ask_status());
+      auto handoff = handoff_of(ask_status());
       // Each further try is an attempt of its own: ours is the one that was started, or any but the one
       // before it.
       const auto attempt = count_of(handoff, "attempt");
@@ -241,8 +240,10 @@ int run_verify(const Home& home, const VerifyArguments& arguments) {
   const auto changed = count_of(answer, "changed_since");
   std::string text = fmt::format("{} compared with {}: {} files and directories", arguments.name, with,
                                  format_count(count_of(answer, "compared")));
-  const std::string but =
-      changed > 0 ? fmt::format(" but for {} that the owner has changed since the copy was made", format_count(changed)) : "";
+  const std::string but = changed > 0
+                              ? fmt::format(" but for {} that the owner has changed since the copy was made",
+                                            format_count(changed))
+                              : "";
   if (differences.empty()) {
     std::cout << text << ", equal" << but << "\n";
     return 0;

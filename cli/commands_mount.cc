@@ -16,6 +16,7 @@
 #include "cli/commands.h"
 #include "cli/control.h"
 #include "cli/daemon.h"
+#include "cli/failure.h"
 #include "cli/mounts.h"
 #include "cli/progress.h"
 #include "cli/units.h"
@@ -39,8 +40,6 @@ struct UmountArguments {
   std::string target;
   bool lazy = false;
 };
-
-[[noreturn]] void fail(std::string text) { throw std::runtime_error(std::move(text)); }
 
 std::vector<std::string> split_options(const std::string& text) {
   std::vector<std::string> options;

@@ -120,7 +120,7 @@ struct ControlServer::Impl : std::enable_shared_from_this<ControlServer::Impl> {
     const auto request = nlohmann::json::parse(received.substr(0, end), nullptr, false);
     received.erase(0, end + 1);
     found->second.busy = true;
-    const Reply reply = [weak = weak_from_this(), id](nlohmann::json answer) {
+    const Reply reply = [weak = weak_from_this(), id](const nlohmann::json& answer) {
       if (const auto self = weak.lock()) self->reply(id, answer);
     };
     if (!request.is_object() || !request.contains("command") || !request["command"].is_string()) {

@@ -15,6 +15,7 @@
 #include <stdexcept>
 
 #include "cli/control.h"
+#include "cli/failure.h"
 #include "meta/log.h"
 #include "meta/reactor.h"
 #include "replication/site.h"
@@ -24,8 +25,6 @@ namespace {
 
 constexpr std::uintmax_t kLargestLog = 8u << 20;
 constexpr std::string_view kReady = "ready";
-
-[[noreturn]] void fail(std::string text) { throw std::runtime_error(std::move(text)); }
 
 // SIGTERM, SIGINT and SIGHUP as a descriptor. Blocked before any thread starts, so that every thread inherits
 // it.

@@ -42,6 +42,7 @@ int run_fusermount(const fs::path& mountpoint, Unmount how) {
   words.emplace_back("--");
   words.push_back(path);
   std::vector<char*> arguments;
+  arguments.reserve(words.size() + 1);
   for (auto& word : words) arguments.push_back(word.data());
   arguments.push_back(nullptr);
   posix_spawn_file_actions_t actions;
@@ -103,7 +104,7 @@ fs::path resolve_mountpoint(const fs::path& path) {
   if (!absolute.has_filename()) absolute = absolute.parent_path();
   std::error_code error;
   if (!fuse_mount_at(absolute)) {
-    if (const fs::path whole = fs::canonical(absolute, error); !error) return whole;
+    if (fs::path whole = fs::canonical(absolute, error); !error) return whole;
   }
   const fs::path parent = fs::weakly_canonical(absolute.parent_path(), error);
   return error ? absolute : parent / absolute.filename();

@@ -11,6 +11,7 @@
 #include <fstream>
 #include <stdexcept>
 
+#include "cli/failure.h"
 #include "cli/mounts.h"
 #include "cli/units.h"
 #include "meta/types.h"
@@ -22,8 +23,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::string_view kMarker = "data_set";
-
-[[noreturn]] void fail(std::string text) { throw std::runtime_error(std::move(text)); }
 
 void make_private_folder(const fs::path& folder) {
   std::error_code error;

@@ -31,18 +31,14 @@ Gate::Gate(Executor& store, Database& database)
     : store_(store), database_(database), database_state_(database) {}
 
 void Gate::execute(const pb::Request& request, Bytes data, Reply reply) {
-  if (state_ == State::open) [[likely]] {
-    pass(request, data, std::move(reply));
-  } else if (state_ == State::passing_on && after_ != nullptr) {
-    after_->execute(request, data, std::move(reply));
-  } else if (state_ == State::holding_changes && request.op_case() == pb::Request::kCancel &&
-             cancel_held(request)) {
-    reply_errno(reply, 0);
-  } else if (passes_closed(request)) {
-    pass(request, data, std::move(reply));
-  } else {
-    hold(request, data, std::move(reply));
-  }
+  if (state_ == State::open) [[likely]]
+    return pass(request, data, std::move(reply));
+  if (state_ == State::passing_on && after_ != nullptr)
+    return after_->execute(request, data, std::move(reply));
+  if (state_ == State::holding_changes && request.op_case() == pb::Request::kCancel && cancel_held(request))
+    return reply_errno(reply, 0);
+  if (passes_closed(request)) return pass(request, data, std::move(reply));
+  hold(request, data, std::move(reply));
 }
 
 bool Gate::passes_closed(const pb::Request& request) const {

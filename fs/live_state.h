@@ -122,7 +122,7 @@ class LockTable {
   bool waits(ClientId client, std::uint64_t owner) const;
   void release(ClientId client, std::uint64_t owner, InodeId id, bool flock);
   void wake(InodeId id);
-  void answer(Ended ended);
+  void answer(const Ended& ended);
 
   std::unordered_map<InodeId, std::vector<Lock>> held_;
   std::vector<Waiter> waiting_;  // in the order of arrival

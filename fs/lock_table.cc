@@ -50,18 +50,14 @@ bool give(std::vector<Lock>& locks, const Lock& wanted) {
   std::vector<Lock> next;
   next.reserve(locks.size() + 2);
   for (Lock& lock : locks) {
-    if (!related(lock, wanted)) {
+    const bool same_type = lock.range.type() == wanted.range.type();
+    const bool apart = !overlap(lock.range, wanted.range);
+    const bool touches = precedes(lock.range, wanted.range) || precedes(wanted.range, lock.range);
+    if (!related(lock, wanted) || (apart && !(same_type && touches))) {
       next.push_back(std::move(lock));
-    } else if (lock.range.type() == wanted.range.type()) {
-      if (!overlap(lock.range, wanted.range) && !precedes(lock.range, wanted.range) &&
-          !precedes(wanted.range, lock.range)) {
-        next.push_back(std::move(lock));
-        continue;
-      }
+    } else if (same_type) {
       merged.range.set_start(std::min(merged.range.start(), lock.range.start()));
       merged.range.set_end(std::max(merged.range.end(), lock.range.end()));
-    } else if (!overlap(lock.range, wanted.range)) {
-      next.push_back(std::move(lock));
     } else {
       weakened = weakened || wanted.range.type() != pb::LockRange::EXCLUSIVE;
       if (lock.range.start() < wanted.range.start()) {
@@ -158,7 +154,7 @@ void LockTable::cancel(ClientId client, std::uint64_t seq) {
   Ended ended;
   ended.emplace_back(std::move(*it), EINTR);
   waiting_.erase(it);
-  answer(std::move(ended));
+  answer(ended);
 }
 
 void LockTable::release(ClientId client, std::uint64_t owner, InodeId id, bool flock) {
@@ -188,7 +184,7 @@ void LockTable::detach(ClientId client) {
     }
     it = it->second.empty() ? held_.erase(it) : std::next(it);
   }
-  answer(std::move(ended));
+  answer(ended);
   std::erase_if(ended_, [&](const auto& past) { return past.first.first == client; });
   for (const InodeId id : released) wake(id);
 }
@@ -266,10 +262,10 @@ void LockTable::wake(InodeId id) {
       look_for_circles = look_for_circles || (result == 0 && !done.flock && waits(done.client, done.owner));
     }
   }
-  answer(std::move(ended));
+  answer(ended);
 }
 
-void LockTable::answer(Ended ended) {
+void LockTable::answer(const Ended& ended) {
   for (const auto& [waiter, result] : ended) {
     if (!waiter.reply) ended_[{waiter.lock.client, waiter.seq}] = result;
   }

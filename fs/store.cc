@@ -348,7 +348,7 @@ void Store::Impl::execute(const pb::Request& request, Bytes data, Reply reply, u
   --depth;
 }
 
-void Store::Impl::wait_for_space(std::shared_ptr<Attempt> attempt) {
+void Store::Impl::wait_for_space(const std::shared_ptr<Attempt>& attempt) {
   const auto again = [this, attempt, still_there = std::weak_ptr<bool>(alive)] {
     if (still_there.expired()) return;
     execute(attempt->request, as_bytes(attempt->data), std::move(attempt->reply), attempt->tries);

@@ -76,7 +76,7 @@ struct Store::Impl {
     unsigned tries = 0;  // so far
   };
   void execute(const pb::Request& request, Bytes data, Reply reply, unsigned tries);
-  void wait_for_space(std::shared_ptr<Attempt> attempt);
+  void wait_for_space(const std::shared_ptr<Attempt>& attempt);
   bool space_is_coming();
 
   // What a worker does, and what follows on the reactor thread before the reply. The descriptor stays open.

@@ -139,9 +139,8 @@ void HandoffSource::handle(SourceEvent event) {
 void HandoffSource::enter(SourceState state) {
   switch (state) {
     case SourceState::preparing:
-      break;
     case SourceState::imaging:
-      break;  // start_image() follows, with what the target said
+      break;  // start_image() goes on with what the target says
     case SourceState::catching_up:
       fault_point("source.image_complete");
       persist(Durability::normal);
@@ -534,7 +533,7 @@ bool HandoffSource::abort(std::string& why_not) {
 
 // ---- feeds
 
-void HandoffSource::message(Message message) {
+void HandoffSource::message(const Message& message) {
   const auto mine = [this](const auto& body) { return body.attempt() == record_.attempt && !waiting_; };
   const auto& head = message.head;
   switch (head.body_case()) {

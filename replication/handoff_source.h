@@ -53,7 +53,7 @@ class HandoffSource {
   // False with a reason when the commit point has passed.
   bool abort(std::string& why_not);
 
-  void message(Message message);  // from the target
+  void message(const Message& message);  // from the target
   // The target is connected; `interrupted`: messages may have been lost, or its process is another one.
   void connected(bool interrupted);
   void lost();

@@ -387,7 +387,7 @@ void Peer::on_moved(std::function<void(const SiteName&, Epoch)> moved) { impl_->
 
 void Peer::on_stray_promise(std::function<void()> stray) { impl_->on_stray_promise = std::move(stray); }
 
-void Peer::answer(const SiteName& from, Message message) {
+void Peer::answer(const SiteName& from, const Message& message) {
   if (message.head.has_moved()) return impl_->moved(from, message.head.moved());
   if (!message.head.has_answer()) return;
   impl_->answered(from, message.head.answer(), join_parts(message.parts, impl_->joined));

@@ -49,7 +49,7 @@ class Peer final : public Executor {
   void on_moved(std::function<void(const SiteName& owner, Epoch epoch)> moved);
 
   // Feed from the Transport: Answer, Moved, and connections (re)made.
-  void answer(const SiteName& from, Message message);
+  void answer(const SiteName& from, const Message& message);
   void connected(const SiteName& site);
 
   std::size_t unanswered() const;

@@ -57,8 +57,8 @@ std::string required(State& state, std::string_view key) {
 Site::Site(Options options, Reactor& reactor, std::function<void()> ended)
     : impl_(std::make_unique<Impl>(std::move(options), reactor, std::move(ended))) {}
 Site::~Site() = default;
-void Site::start(std::function<void(std::string)> ready) { impl_->start(std::move(ready)); }
-void Site::stop(std::function<void()> stopped) { impl_->stop(std::move(stopped)); }
+void Site::start(const std::function<void(std::string)>& ready) { impl_->start(ready); }
+void Site::stop(const std::function<void()>& stopped) { impl_->stop(stopped); }
 void Site::command(const nlohmann::json& request, std::function<void(nlohmann::json)> reply) {
   impl_->command(request, std::move(reply));
 }
@@ -334,7 +334,7 @@ void Site::Impl::attach(std::function<void(int)> on_attached) {
   });
 }
 
-void Site::Impl::start(std::function<void(std::string)> ready) {
+void Site::Impl::start(const std::function<void(std::string)>& ready) {
   if (!options.mountpoint) return ready("");
   const auto answered = std::make_shared<bool>(false);
   const auto timer = reactor.after(kAttachPatience, [this, answered, ready] {
@@ -372,7 +372,7 @@ void Site::Impl::start(std::function<void(std::string)> ready) {
   });
 }
 
-void Site::Impl::stop(std::function<void()> stopped) {
+void Site::Impl::stop(const std::function<void()>& stopped) {
   front_end.reset();
   state.set_setting("mountpoint", "");
   if (!attached) return stopped();
@@ -392,7 +392,7 @@ void Site::Impl::stop(std::function<void()> stopped) {
 void Site::Impl::recall(const RecallOrder& order, std::function<void(bool)> done) {
   const auto holder = opens.clients().find(order.client);
   if (order.client == client) return obey(order, std::move(done));
-  if (order.client == 0) return recall_everywhere(order, std::move(done));
+  if (order.client == 0) return recall_everywhere(order, done);
   if (holder == opens.clients().end()) return done(false);
   recall_at(holder->second, order, std::move(done));
 }
@@ -404,7 +404,7 @@ void Site::Impl::recall_at(const SiteName& site, const RecallOrder& order, std::
   send_recall(number, sent);
 }
 
-void Site::Impl::recall_everywhere(const RecallOrder& order, std::function<void(bool)> done) {
+void Site::Impl::recall_everywhere(const RecallOrder& order, const std::function<void(bool)>& done) {
   const auto others = state.sites();
   const auto left = std::make_shared<std::size_t>(others.size());
   for (const auto& site : others)

@@ -29,9 +29,9 @@ class Site {
   ~Site();
 
   // Announces the mount to the owner, then mounts; `ready` gets an empty string, or why not in one line.
-  void start(std::function<void(std::string)> ready);
+  void start(const std::function<void(std::string)>& ready);
   // Unmounts and tells the owner, as far as it can be reached within two seconds.
-  void stop(std::function<void()> stopped);
+  void stop(const std::function<void()>& stopped);
 
   // Performs a control command (see cli/README.md for each) and replies with a JSON object; {"error": "..."}
   // when it could not be done. Commands: status, handoff, migrate, abort, verify, reload_invitations.

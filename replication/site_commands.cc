@@ -167,11 +167,11 @@ void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
         wanted.bytes_needed = size->bytes;
         wanted.files_needed = size->files;
         wanted.privileged = size->privileged;
-        measured(std::move(wanted), dry_run, std::move(reply));
+        measured(std::move(wanted), dry_run, reply);
       });
 }
 
-void Site::Impl::measured(HandoffSource::Options wanted, bool dry_run, JsonReply reply) {
+void Site::Impl::measured(HandoffSource::Options wanted, bool dry_run, const JsonReply& reply) {
   if (dry_run) {
     // The other site's disk is taken to be like this one's.
     const auto began = Reactor::Clock::now();

@@ -54,8 +54,8 @@ struct Site::Impl {
   ~Impl();
 
   // site.cc
-  void start(std::function<void(std::string)> ready);
-  void stop(std::function<void()> stopped);
+  void start(const std::function<void(std::string)>& ready);
+  void stop(const std::function<void()>& stopped);
   bool is_owner() const { return ownership.owner == parts.self; }
   // `moving`: ownership has just changed, so the tree must move; otherwise it is where it belongs, or on its
   // way.
@@ -73,7 +73,7 @@ struct Site::Impl {
   pb::Request own_request();
   void recall(const RecallOrder& order, std::function<void(bool)> done);
   void recall_at(const SiteName& site, const RecallOrder& order, std::function<void(bool)> done);
-  void recall_everywhere(const RecallOrder& order, std::function<void(bool)> done);
+  void recall_everywhere(const RecallOrder& order, const std::function<void(bool)>& done);
   void send_recall(std::uint64_t number, const SentRecall& sent);
   void send_recalls_again(const SiteName& to);
   void forget_recalls(const SiteName& to);
@@ -96,7 +96,7 @@ struct Site::Impl {
   void command(const nlohmann::json& request, JsonReply reply);
   void ask_owner(const nlohmann::json& request, JsonReply reply);
   void migrate(const nlohmann::json& request, JsonReply reply);
-  void measured(HandoffSource::Options options, bool dry_run, JsonReply reply);
+  void measured(HandoffSource::Options options, bool dry_run, const JsonReply& reply);
   nlohmann::json handoff_json();
   nlohmann::json status_json();
   void verify(const nlohmann::json& request, JsonReply reply);

@@ -23,12 +23,12 @@ void Site::Impl::subscribe() {
   transport.subscribe(
       E::kAsk, [this](const SiteName& from, Message message) { server.ask(from, std::move(message)); });
   for (auto kind : {E::kAnswer, E::kMoved})
-    transport.subscribe(
-        kind, [this](const SiteName& from, Message message) { peer.answer(from, std::move(message)); });
+    transport.subscribe(kind,
+                        [this](const SiteName& from, const Message& message) { peer.answer(from, message); });
   for (auto kind : {E::kPrepared, E::kCredit, E::kNeed, E::kImageComplete, E::kRoundApplied, E::kLogApplied,
                     E::kRefused, E::kRecordDone, E::kTakenOver})
-    transport.subscribe(kind, [this](const SiteName& from, Message message) {
-      if (source && source->target() == from) source->message(std::move(message));
+    transport.subscribe(kind, [this](const SiteName& from, const Message& message) {
+      if (source && source->target() == from) source->message(message);
     });
   for (auto kind : {E::kBatch, E::kManifest, E::kImageEnd, E::kRoundEnd, E::kFinalEnd, E::kCommit, E::kRecord,
                     E::kAbandon, E::kVerdict, E::kConfirm})
