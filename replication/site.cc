@@ -14,7 +14,8 @@
 namespace sharefs {
 namespace {
 
-constexpr unsigned kWorkers = 3;
+// As many requests may wait for the disk before others wait for them: an fsync must not delay a cold read.
+constexpr unsigned kWorkers = 16;
 constexpr unsigned kDescriptorLimit = 400;  // leaves room for sockets and SQLite below `ulimit -n 1024`
 // Entries of the root moved between two rounds of events: about 0.2 ms.
 constexpr unsigned kRelocationStep = 32;

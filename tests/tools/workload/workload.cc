@@ -55,6 +55,8 @@ void Report::end(Clock::time_point start, const char* what, bool failed, int all
   const auto slot = static_cast<std::size_t>(milliseconds(now - started_) / 100);
   if (slot >= timeline_.size()) timeline_.resize(slot + 1);
   ++timeline_[slot];
+  auto& longest_of = longest_of_[what];
+  longest_of = std::max(longest_of, std::chrono::nanoseconds(now - start));
   if (now - start > longest_) {
     longest_ = now - start;
     longest_at_ms_ = milliseconds(start - started_);
@@ -95,6 +97,8 @@ std::string Report::json() const {
       {"started_ms", started_wall_ms_},
       {"timeline", timeline_},
   };
+  for (const auto& [what, longest] : longest_of_)
+    out["longest_ms"][std::string(what)] = std::chrono::duration<double, std::milli>(longest).count();
   if (!latencies_us_.empty()) {
     auto sorted = latencies_us_;
     std::sort(sorted.begin(), sorted.end());

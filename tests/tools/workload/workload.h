@@ -14,6 +14,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace sharefs::workload {
@@ -76,9 +77,10 @@ class Report {
   std::uint64_t errors_ = 0;
   std::string first_error_;
   std::chrono::nanoseconds longest_{0};
-  std::int64_t longest_at_ms_ = 0;       // since the start
-  std::vector<std::uint32_t> timeline_;  // operations ended in each 100 ms
-  std::vector<float> latencies_us_;      // of --rate runs only
+  std::int64_t longest_at_ms_ = 0;                                   // since the start
+  std::map<std::string_view, std::chrono::nanoseconds> longest_of_;  // each kind of call
+  std::vector<std::uint32_t> timeline_;                              // operations ended in each 100 ms
+  std::vector<float> latencies_us_;                                  // of --rate runs only
   std::map<std::string, std::uint64_t> extra_;
 };
 
