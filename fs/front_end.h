@@ -39,6 +39,9 @@ class FrontEnd {
     std::vector<std::string> mount_options;  // -o, passed on to the mount
     // Whether an inode of this type (S_IFMT) may be opened at once: the executor is told, but not waited for.
     std::function<bool(InodeId, std::uint32_t type)> opens_at_once = {};
+    // Whether the pages that the kernel has of an inode which is being opened are still right. Asked once for
+    // each time that it is opened.
+    std::function<bool(InodeId)> keeps_pages = {};
   };
 
   // Mounts. Throws std::runtime_error with one clear line. `executor` gets every request; `client` is this
@@ -57,6 +60,13 @@ class FrontEnd {
   // Drops pages [offset, offset+length) (length 0: to the end) and attributes of the inode; dirty pages of
   // mappings are written back first. `done` is called on the reactor thread when the kernel has done so.
   void invalidate(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done);
+
+  // What was promised of these inodes (nullptr: of all) is broken. Files among them that were opened at once
+  // with the pages that the kernel had lose these, unless the owner has answered: it knows since then that
+  // they are open, and has their pages recalled. `done` comes when they are gone; it does not wait for pages
+  // of an inode whose data this mount is changing, since the kernel may hold their locks until the owner
+  // answers.
+  void promise_broken(const std::vector<InodeId>* ids, std::function<void()> done);
 
   // The inode lost its last name on the owner: tells whether this kernel still refers to it; if so, a Forget
   // request for it follows when it no longer does.

@@ -117,13 +117,14 @@ void FuseServer::answer_opendir(PendingRequest& pending, const pb::Outcome& outc
 // Append handles are opened direct: the owner resolves the end of the file.
 bool writes_directly(int flags) { return (flags & (O_APPEND | O_DIRECT)) != 0; }
 
-// Pages are kept only if this mount has been the only one since it opened the file before, because a file
-// that is not open is not recalled.
+// A file that is not open is not recalled. So its pages are kept only if this mount has been the only one
+// since it opened the file before, or has been promised since then that the file does not change.
 fuse_file_info FuseServer::opened_file(const PendingRequest& pending, InodeId id) {
   fuse_file_info file{};
   file.fh = pending.handle;
   file.direct_io = writes_directly(pending.flags);
-  file.keep_cache = sole_ && known_.opened(id, sole_period_);
+  const bool promised = keeps_pages_ && keeps_pages_(id);
+  file.keep_cache = (sole_ && known_.opened(id, sole_period_)) || promised;
   if (!file.direct_io) known_.note_cached(id);
   return file;
 }

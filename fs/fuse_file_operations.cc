@@ -34,6 +34,7 @@ void on_open(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   const fuse_file_info opened = server.opened_file(pending, id);
   const std::uint64_t handle = pending.handle;
   pending.caller = nullptr;
+  pending.kept_pages = opened.keep_cache != 0;
   request.set_lazy(true);
   server.submit(request, {}, pending, &FuseServer::answer_nobody);
   if (fuse_reply_open(caller, &opened) != 0) server.ask_release(id, handle);

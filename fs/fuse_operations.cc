@@ -19,10 +19,9 @@ using Op = pb::Request;
 
 constexpr std::int64_t kNanoseconds = 1'000'000'000;
 
-constexpr unsigned kWanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO | FUSE_CAP_AUTO_INVAL_DATA |
-                             FUSE_CAP_DONT_MASK | FUSE_CAP_EXPORT_SUPPORT | FUSE_CAP_FLOCK_LOCKS |
-                             FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_POSIX_LOCKS | FUSE_CAP_READDIRPLUS |
-                             FUSE_CAP_READDIRPLUS_AUTO;
+constexpr unsigned kWanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO | FUSE_CAP_DONT_MASK |
+                             FUSE_CAP_EXPORT_SUPPORT | FUSE_CAP_FLOCK_LOCKS | FUSE_CAP_PARALLEL_DIROPS |
+                             FUSE_CAP_POSIX_LOCKS | FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO;
 // Readahead and other requests without a waiting caller that the kernel sends at once.
 constexpr unsigned kMaxBackground = 64;
 

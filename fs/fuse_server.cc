@@ -66,6 +66,7 @@ FuseServer::FuseServer(const FrontEnd::Options& options, Reactor& reactor, Execu
       client_(client),
       unmounted_(std::move(unmounted)),
       opens_at_once_(options.opens_at_once),
+      keeps_pages_(options.keeps_pages),
       mount_(options.mountpoint, options.data_set, options.mount_options),
       session_(fuse_operations(), this, mount_.device()),
       notifier_(std::make_unique<FuseNotifier>(session_.get(), reactor)),
@@ -147,6 +148,7 @@ FuseServer::Begun FuseServer::begin(fuse_req_t caller, pb::Request::OpCase op, I
   pending.seq = session_.extras().unique;
   pending.arrived = Reactor::Clock::now();
   pending.id = id;
+  pending.changes = op_class(op) == OpClass::mutation;
   link(pending);
 
   const fuse_ctx* context = fuse_req_ctx(caller);
@@ -164,6 +166,7 @@ FuseServer::Begun FuseServer::begin(fuse_req_t caller, pb::Request::OpCase op, I
 void FuseServer::submit(const pb::Request& request, Bytes data, PendingRequest& pending, Answer answer) {
   const std::uint64_t seq = pending.seq;
   pending.answer = answer;
+  if (pending.changes && !drops_.empty()) dropped(pending.id);
   try {
     executor_.execute(request, data, [p = &pending](const pb::Outcome& outcome, Bytes bytes) {
       if (p->server != nullptr) p->server->finish(*p, outcome, bytes);
@@ -298,6 +301,40 @@ void FuseServer::set_policy(CachePolicy policy) {
 void FuseServer::invalidate(InodeId id, std::uint64_t offset, std::uint64_t length,
                             std::function<void()> done) {
   notifier_->invalidate(id, offset, length, std::move(done));
+}
+
+void FuseServer::promise_broken(const std::vector<InodeId>* ids, std::function<void()> done) {
+  const auto drop = std::make_shared<Drop>();
+  drop->done = std::move(done);
+  for (const PendingRequest* pending = oldest_; pending != nullptr; pending = pending->next) {
+    const InodeId id = pending->id;
+    if (!pending->kept_pages || std::find(drop->ids.begin(), drop->ids.end(), id) != drop->ids.end())
+      continue;
+    if (ids != nullptr && std::find(ids->begin(), ids->end(), id) == ids->end()) continue;
+    if (!changes(id)) drop->ids.push_back(id);
+    notifier_->invalidate(id, 0, 0, [this, id, watch = std::weak_ptr(alive_)] {
+      if (!watch.expired()) dropped(id);
+    });
+  }
+  if (drop->ids.empty()) return drop->done();
+  drops_.push_back(drop);
+}
+
+bool FuseServer::changes(InodeId id) const {
+  for (const PendingRequest* pending = oldest_; pending != nullptr; pending = pending->next)
+    if (pending->changes && pending->id == id) return true;
+  return false;
+}
+
+// Nobody need wait for pages of this inode any more.
+void FuseServer::dropped(InodeId id) {
+  std::vector<std::shared_ptr<Drop>> over;
+  for (const auto& drop : drops_) {
+    std::erase(drop->ids, id);
+    if (drop->ids.empty()) over.push_back(drop);
+  }
+  std::erase_if(drops_, [](const auto& drop) { return drop->ids.empty(); });
+  for (const auto& drop : over) drop->done();
 }
 
 bool FuseServer::watch_orphan(InodeId id) {

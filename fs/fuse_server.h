@@ -66,6 +66,8 @@ struct PendingRequest {
   bool interrupted = false;  // a signal for the caller
   bool cancelled = false;    // Cancel was sent
   bool given_up = false;     // the caller was killed, and answered
+  bool changes = false;      // a mutation
+  bool kept_pages = false;   // opened at once, and the kernel keeps the pages that it has
 };
 
 class FuseServer {
@@ -80,6 +82,7 @@ class FuseServer {
   std::uint64_t client() const { return client_; }
   void set_policy(CachePolicy policy);
   void invalidate(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done);
+  void promise_broken(const std::vector<InodeId>* ids, std::function<void()> done);
   bool watch_orphan(InodeId id);
   std::chrono::nanoseconds take_longest_wait();
 
@@ -135,6 +138,11 @@ class FuseServer {
   void note_posix_lock(InodeId id, std::uint64_t owner) { posix_locks_.insert({id, owner}); }
 
  private:
+  // Pages that are being dropped because a promise was broken; see FrontEnd::promise_broken.
+  struct Drop {
+    std::vector<InodeId> ids;  // that are waited for
+    std::function<void()> done;
+  };
   // What a pending request is kept in, also when the mount is gone and the executor has not answered yet.
   struct Pool {
     std::deque<PendingRequest> all;
@@ -157,6 +165,8 @@ class FuseServer {
   // Asks something on the mount's own account; nobody waits for what comes of it.
   void ask(pb::Request& request);
   void ask_cancel(std::uint64_t seq);
+  bool changes(InodeId id) const;
+  void dropped(InodeId id);
 
   // --- ending
   void serve_while_unmounting();
@@ -175,6 +185,7 @@ class FuseServer {
   const std::uint64_t client_;
   const std::function<void()> unmounted_;
   const std::function<bool(InodeId, std::uint32_t)> opens_at_once_;
+  const std::function<bool(InodeId)> keeps_pages_;
   FuseMount mount_;
   FuseSession session_;
   std::unique_ptr<FuseNotifier> notifier_;
@@ -198,6 +209,7 @@ class FuseServer {
   std::uint16_t sole_period_ = 0;  // counts the times that the mount became the only one
 
   KnownInodes known_;
+  std::vector<std::shared_ptr<Drop>> drops_;  // that somebody waits for
   std::unordered_set<InodeId> watched_orphans_;
   std::vector<InodeId> forgotten_orphans_;
   std::set<std::pair<InodeId, std::uint64_t>> posix_locks_;

@@ -304,6 +304,12 @@ void NameCache::forget_all() {
   attributes_.clear();
   directories_.clear();
   names_ = 0;
+  if (on_forget_all_) on_forget_all_();
+}
+
+bool NameCache::keeps_pages(InodeId id) {
+  const auto known = attributes_.find(id);
+  return known != attributes_.end() && trusted_() && std::exchange(known->second.opened, true);
 }
 
 bool NameCache::is_there(InodeId id, std::uint32_t type) const {

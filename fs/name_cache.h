@@ -41,6 +41,14 @@ class NameCache final : public Executor {
   void forget(const std::vector<InodeId>& ids, std::uint64_t stamp);
   void forget_all();
 
+  // The inode is opened: are the pages that the kernel has of it those of the owner's file? They are if it
+  // was opened here before, and the promise of its attributes has not been broken since: whoever changes data
+  // changes attributes. (While it is open, Coherence looks after them.)
+  bool keeps_pages(InodeId id);
+
+  // Called when everything is forgotten.
+  void on_forget_all(std::function<void()> forgotten) { on_forget_all_ = std::move(forgotten); }
+
   // An inode of this type (S_IFMT) that is promised to be there, so that it can be opened without waiting for
   // the owner.
   bool is_there(InodeId id, std::uint32_t type) const;
@@ -71,7 +79,8 @@ class NameCache final : public Executor {
   struct Known {
     pb::Attr attr;
     std::uint64_t stamp = 0;
-    bool bare = false;  // has no extended attribute
+    bool bare = false;    // has no extended attribute
+    bool opened = false;  // since it is known
     std::vector<Xattr> xattrs;
   };
 
@@ -94,6 +103,7 @@ class NameCache final : public Executor {
   // constant after construction
   Executor& next_;
   const std::function<bool()> trusted_;
+  std::function<void()> on_forget_all_;
   // reactor thread
   Epoch epoch_ = 0;
   std::uint64_t generation_ = 0;   // grows when everything is forgotten

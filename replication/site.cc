@@ -134,6 +134,9 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
   load_invitations();
   for (const auto& site : state.sites()) transport.add_site(site.name, site.endpoint, site.public_key);
   peer.on_stray_promise([this] { names.forget_all(); });
+  names.on_forget_all([this] {
+    if (front_end) front_end->promise_broken(nullptr, [] {});
+  });
   peer.on_moved([this](const SiteName& owner, Epoch epoch) { learn(owner, epoch); });
   if (is_owner())
     serve_as_owner(false);
@@ -362,7 +365,8 @@ void Site::Impl::start(const std::function<void(std::string)>& ready) {
               .mountpoint = *options.mountpoint,
               .data_set = state.setting("data_set"),
               .mount_options = options.mount_options,
-              .opens_at_once = [this](InodeId id, std::uint32_t type) { return names.is_there(id, type); }},
+              .opens_at_once = [this](InodeId id, std::uint32_t type) { return names.is_there(id, type); },
+              .keeps_pages = [this](InodeId id) { return names.keeps_pages(id); }},
           reactor, names, client, ended);
       front_end->set_policy(sole ? kSoleMount : kSharedMount);
       state.set_setting("mountpoint", options.mountpoint->string());
@@ -448,7 +452,11 @@ void Site::Impl::forget_recalls(const SiteName& to) {
 void Site::Impl::obey(const RecallOrder& order, std::function<void(bool)> done) {
   if (order.all_names) names.forget_all();
   names.forget(order.names, order.stamp);
-  if (order.all_names || !order.names.empty()) return done(false);
+  if (order.all_names || !order.names.empty()) {
+    if (!front_end) return done(false);
+    return front_end->promise_broken(order.all_names ? nullptr : &order.names,
+                                     [done = std::move(done)] { done(false); });
+  }
   if (order.client != client) return done(false);  // an earlier incarnation of this mount: it caches nothing
   if (order.sole) {
     sole = *order.sole;

@@ -16,6 +16,7 @@ from cluster import Cluster
 from loads import Everything, Load
 from model import random_test
 from ops_compare import compare
+from seen import Seen
 from tree import SAME_CONTENT, SAME_FILE_SYSTEM_SEEN, assert_equal, assert_same, digest
 
 # Bounds are measured by the benchmark; here other tests may keep the disk busy.
@@ -46,6 +47,15 @@ def twenty_handoffs_with_every_kind_of_application():
     cluster.verify(other, owner)
     for site in cluster.sites[1:]:
         assert_equal(cluster[0].mountpoint, site.mountpoint, SAME_FILE_SYSTEM_SEEN)
+
+
+def what_was_acknowledged_is_seen():
+    cluster = Cluster(3)
+    seen = Seen([site.mountpoint for site in cluster])
+    for target in (1, 2, 0, 1, 0, 2):
+        time.sleep(0.7)
+        cluster.owner().migrate(cluster[target], *PAUSE)
+    seen.stop()
 
 
 def what_stat_says_stays_the_same():
@@ -250,6 +260,7 @@ def a_caller_without_an_owner_can_be_killed():
 if __name__ == '__main__':
     sys.exit(sandbox.main({
         'twenty_handoffs_with_every_kind_of_application': (twenty_handoffs_with_every_kind_of_application, 240),
+        'what_was_acknowledged_is_seen': (what_was_acknowledged_is_seen, 90),
         'what_stat_says_stays_the_same': (what_stat_says_stays_the_same, 90),
         'operations_compare_equal_after_a_handoff': (operations_compare_equal_after_a_handoff, 90),
         'random_operations_through_handoffs_1': (functools.partial(random_operations_through_handoffs, 1), 120),

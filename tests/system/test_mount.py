@@ -14,6 +14,7 @@ from cluster import Cluster, DATA_SET
 from loads import Everything, Load, once
 from model import random_test
 from ops_compare import compare
+from seen import Seen
 from tree import SAME_CONTENT, SAME_FILE_SYSTEM_SEEN, assert_equal, assert_same, digest
 
 
@@ -52,6 +53,13 @@ def every_kind_of_application_on_three_sites():
     everything.stop()
     for site in cluster.sites[1:]:
         assert_equal(cluster[0].mountpoint, site.mountpoint, SAME_FILE_SYSTEM_SEEN)
+
+
+def what_was_acknowledged_is_seen():
+    cluster = Cluster(3)
+    seen = Seen([site.mountpoint for site in cluster])
+    time.sleep(6)
+    seen.stop()
 
 
 def adopting_leaves_the_files_where_they_are():
@@ -241,6 +249,7 @@ if __name__ == '__main__':
         'random_operations_on_three_sites_1': (functools.partial(random_operations_on_three_sites, 21), 60),
         'random_operations_on_three_sites_2': (functools.partial(random_operations_on_three_sites, 22), 60),
         'every_kind_of_application_on_three_sites': (every_kind_of_application_on_three_sites, 60),
+        'what_was_acknowledged_is_seen': (what_was_acknowledged_is_seen, 60),
         'adopting_leaves_the_files_where_they_are': (adopting_leaves_the_files_where_they_are, 30),
         'a_strangers_file_in_an_old_image_is_not_lost': (a_strangers_file_in_an_old_image_is_not_lost, 60),
         'mounted_over_the_store_itself': (mounted_over_the_store_itself, 60),

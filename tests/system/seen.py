@@ -1,0 +1,105 @@
+"""Readers that open a file again and again, while others change it from other mounts: what was acknowledged before they
+look must be seen, whatever their kernels and daemons keep."""
+
+import mmap
+import os
+import struct
+import sys
+import time
+import traceback
+
+FILES = 4
+SIZE = 6000
+AT = (0, 5000)  # in two pages
+
+
+def _number(fd, at):
+    return struct.unpack('<Q', os.pread(fd, 8, at).ljust(8, b'\0'))[0]
+
+
+class Seen:
+    """One writer and one reader on each mount. The board, in shared memory, tells the readers which number was written to
+    each file of each mount last."""
+
+    def __init__(self, mounts):
+        self.mounts = mounts
+        self.board = mmap.mmap(-1, 4096)
+        self.stop_at = 4095
+        for i in range(len(mounts)):
+            os.mkdir(f'{mounts[0]}/seen{i}')
+            for k in range(FILES):
+                with open(f'{mounts[0]}/seen{i}/{k}', 'wb') as f:
+                    f.write(bytes(SIZE))
+                os.utime(f'{mounts[0]}/seen{i}/{k}', ns=(0, 0))
+        self.processes = [self._fork(role, i) for i in range(len(mounts)) for role in (self._write, self._read)]
+
+    def _fork(self, role, number):
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 1
+        try:
+            role(number)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _slot(self, site, k):
+        return 8 * (site * FILES + k)
+
+    def _stopped(self):
+        return self.board[self.stop_at] != 0
+
+    def _write(self, site):
+        where = f'{self.mounts[site]}/seen{site}'
+        opened = os.open(f'{where}/0', os.O_RDWR)
+        n = 0
+        while not self._stopped():
+            n += 1
+            k = n % FILES
+            path = f'{where}/{k}'
+            data = struct.pack('<Q', n)
+            if k == 0:  # through a descriptor that stays open
+                for at in AT:
+                    os.pwrite(opened, data, at)
+            elif k == 1:  # opened for each write
+                fd = os.open(path, os.O_WRONLY)
+                for at in AT:
+                    os.pwrite(fd, data, at)
+                os.close(fd)
+            elif k == 2:  # another file takes the name
+                with open(path + '.new', 'wb', buffering=0) as f:
+                    f.write((data + bytes(AT[1] - 8) + data).ljust(SIZE, b'\0'))
+                os.rename(path + '.new', path)
+            else:  # only attributes
+                os.utime(path, ns=(n, n))
+            self.board[self._slot(site, k):self._slot(site, k) + 8] = data
+            time.sleep(0.0005 * (n % 5))
+
+    def _read(self, site):
+        looks = 0
+        while not self._stopped():
+            for other in range(len(self.mounts)):
+                for k in range(FILES):
+                    path = f'{self.mounts[site]}/seen{other}/{k}'
+                    least = struct.unpack('<Q', self.board[self._slot(other, k):self._slot(other, k) + 8])[0]
+                    if k == 3:
+                        found = [os.stat(path).st_mtime_ns]
+                    else:
+                        fd = os.open(path, os.O_RDONLY)
+                        found = [_number(fd, at) for at in AT]
+                        os.close(fd)
+                    assert min(found) >= least, f'mount {site}: {path} shows {found} after {least} was acknowledged'
+                    looks += 1
+        assert looks > 100, f'only {looks} looks'
+
+    def close(self):
+        self.board[self.stop_at] = 1
+
+    def stop(self):
+        self.close()
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.processes]
+        assert not any(codes), codes
