@@ -25,8 +25,9 @@ void FrontEnd::invalidate(InodeId id, std::uint64_t offset, std::uint64_t length
   impl_->server.invalidate(id, offset, length, std::move(done));
 }
 
-void FrontEnd::promise_broken(const std::vector<InodeId>* ids, std::function<void()> done) {
-  impl_->server.promise_broken(ids, std::move(done));
+void FrontEnd::promise_broken(const std::vector<InodeId>* ids, const std::vector<InodeId>& lent,
+                              std::function<void()> done) {
+  impl_->server.promise_broken(ids, lent, std::move(done));
 }
 
 bool FrontEnd::watch_orphan(InodeId id) { return impl_->server.watch_orphan(id); }

@@ -42,6 +42,10 @@ class FrontEnd {
     // Whether the pages that the kernel has of an inode which is being opened are still right. Asked once for
     // each time that it is opened.
     std::function<bool(InodeId)> keeps_pages = {};
+    // How long the kernel may answer with these attributes by itself, beyond the policy. `held`: it holds the
+    // inode already. And: it does not know an inode any more.
+    std::function<Reactor::Clock::duration(const pb::Attr&, bool held)> lend_attributes = {};
+    std::function<void(InodeId)> let_go = {};
   };
 
   // Mounts. Throws std::runtime_error with one clear line. `executor` gets every request; `client` is this
@@ -61,12 +65,13 @@ class FrontEnd {
   // mappings are written back first. `done` is called on the reactor thread when the kernel has done so.
   void invalidate(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done);
 
-  // What was promised of these inodes (nullptr: of all) is broken. Files among them that were opened at once
-  // with the pages that the kernel had lose these, unless the owner has answered: it knows since then that
-  // they are open, and has their pages recalled. `done` comes when they are gone; it does not wait for pages
-  // of an inode whose data this mount is changing, since the kernel may hold their locks until the owner
-  // answers.
-  void promise_broken(const std::vector<InodeId>* ids, std::function<void()> done);
+  // What was promised of these inodes (nullptr: of all) is broken. The kernel believes no attributes of
+  // `lent` any more. Files among `ids` that were opened at once with the pages that the kernel had lose
+  // these, unless the owner has answered: it knows since then that they are open, and has their pages
+  // recalled. `done` comes when they are gone; it does not wait for pages of an inode whose data this mount
+  // is changing, since the kernel may hold their locks until the owner answers.
+  void promise_broken(const std::vector<InodeId>* ids, const std::vector<InodeId>& lent,
+                      std::function<void()> done);
 
   // The inode lost its last name on the owner: tells whether this kernel still refers to it; if so, a Forget
   // request for it follows when it no longer does.

@@ -71,6 +71,13 @@ fuse_entry_param FuseServer::entry_of(const pb::Attr& attr) const {
   return entry;
 }
 
+// Kernels before Linux 6.14 may take attributes of a looked-up inode that was dropped and recalled meanwhile.
+double FuseServer::attributes_timeout(const pb::Attr& attr, bool held) const {
+  constexpr unsigned kChecksEvicted = 42;
+  if (!lend_attributes_ || (!held && session_.protocol_minor() < kChecksEvicted)) return attr_timeout_;
+  return std::max(attr_timeout_, std::chrono::duration<double>(lend_attributes_(attr, held)).count());
+}
+
 void FuseServer::answer_lookup(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
   if (outcome.error() == ENOENT && entry_timeout_ > 0) {
     fuse_entry_param nothing{};  // ino 0: the kernel may remember that there is no such name
@@ -83,7 +90,8 @@ void FuseServer::answer_lookup(PendingRequest& pending, const pb::Outcome& outco
 
 void FuseServer::answer_entry(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
   if (failed(pending, outcome)) return;
-  const fuse_entry_param entry = entry_of(outcome.attr());
+  fuse_entry_param entry = entry_of(outcome.attr());
+  entry.attr_timeout = attributes_timeout(outcome.attr(), false);
   if (fuse_reply_entry(pending.caller, &entry) == 0) known_.add(entry.ino);
 }
 
@@ -146,7 +154,7 @@ void FuseServer::ask_releasedir(InodeId id, std::uint64_t handle) {
 void FuseServer::answer_attr(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
   if (failed(pending, outcome)) return;
   const struct stat status = stat_of(outcome.attr());
-  fuse_reply_attr(pending.caller, &status, attr_timeout_);
+  fuse_reply_attr(pending.caller, &status, attributes_timeout(outcome.attr(), true));
 }
 
 void FuseServer::answer_link_target(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {

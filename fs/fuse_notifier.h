@@ -30,6 +30,9 @@ class FuseNotifier {
   FuseNotifier(const FuseNotifier&) = delete;
   FuseNotifier& operator=(const FuseNotifier&) = delete;
 
+  // As an offset: attributes only. The kernel waits for no page then.
+  static constexpr std::uint64_t kAttributes = ~std::uint64_t{0};
+
   // See FrontEnd::invalidate. Reactor thread. An empty `done` is allowed.
   void invalidate(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done);
 

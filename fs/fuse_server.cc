@@ -67,6 +67,8 @@ FuseServer::FuseServer(const FrontEnd::Options& options, Reactor& reactor, Execu
       unmounted_(std::move(unmounted)),
       opens_at_once_(options.opens_at_once),
       keeps_pages_(options.keeps_pages),
+      lend_attributes_(options.lend_attributes),
+      let_go_(options.let_go),
       mount_(options.mountpoint, options.data_set, options.mount_options),
       session_(fuse_operations(), this, mount_.device()),
       notifier_(std::make_unique<FuseNotifier>(session_.get(), reactor)),
@@ -166,7 +168,7 @@ FuseServer::Begun FuseServer::begin(fuse_req_t caller, pb::Request::OpCase op, I
 void FuseServer::submit(const pb::Request& request, Bytes data, PendingRequest& pending, Answer answer) {
   const std::uint64_t seq = pending.seq;
   pending.answer = answer;
-  if (pending.changes && !drops_.empty()) dropped(pending.id);
+  if (pending.changes && !drops_.empty()) pages_dropped(pending.id);
   try {
     executor_.execute(request, data, [p = &pending](const pb::Outcome& outcome, Bytes bytes) {
       if (p->server != nullptr) p->server->finish(*p, outcome, bytes);
@@ -303,21 +305,26 @@ void FuseServer::invalidate(InodeId id, std::uint64_t offset, std::uint64_t leng
   notifier_->invalidate(id, offset, length, std::move(done));
 }
 
-void FuseServer::promise_broken(const std::vector<InodeId>* ids, std::function<void()> done) {
+void FuseServer::promise_broken(const std::vector<InodeId>* ids, const std::vector<InodeId>& lent,
+                                std::function<void()> done) {
   const auto drop = std::make_shared<Drop>();
   drop->done = std::move(done);
-  for (const PendingRequest* pending = oldest_; pending != nullptr; pending = pending->next) {
-    const InodeId id = pending->id;
-    if (!pending->kept_pages || std::find(drop->ids.begin(), drop->ids.end(), id) != drop->ids.end())
-      continue;
-    if (ids != nullptr && std::find(ids->begin(), ids->end(), id) == ids->end()) continue;
-    if (!changes(id)) drop->ids.push_back(id);
-    notifier_->invalidate(id, 0, 0, [this, id, watch = std::weak_ptr(alive_)] {
-      if (!watch.expired()) dropped(id);
+  drops_.push_back(drop);
+  drop->attributes = lent.size();
+  for (const InodeId id : lent) {
+    notifier_->invalidate(id, FuseNotifier::kAttributes, 0, [this, drop] {
+      --drop->attributes;
+      settle_drops();
     });
   }
-  if (drop->ids.empty()) return drop->done();
-  drops_.push_back(drop);
+  for (const PendingRequest* pending = oldest_; pending != nullptr; pending = pending->next) {
+    const InodeId id = pending->id;
+    if (!pending->kept_pages) continue;
+    if (ids != nullptr && std::find(ids->begin(), ids->end(), id) == ids->end()) continue;
+    if (!changes(id)) drop->pages.push_back(id);
+    notifier_->invalidate(id, 0, 0, [this, id] { pages_dropped(id); });
+  }
+  settle_drops();
 }
 
 bool FuseServer::changes(InodeId id) const {
@@ -327,13 +334,17 @@ bool FuseServer::changes(InodeId id) const {
 }
 
 // Nobody need wait for pages of this inode any more.
-void FuseServer::dropped(InodeId id) {
-  std::vector<std::shared_ptr<Drop>> over;
-  for (const auto& drop : drops_) {
-    std::erase(drop->ids, id);
-    if (drop->ids.empty()) over.push_back(drop);
-  }
-  std::erase_if(drops_, [](const auto& drop) { return drop->ids.empty(); });
+void FuseServer::pages_dropped(InodeId id) {
+  for (const auto& drop : drops_) std::erase(drop->pages, id);
+  settle_drops();
+}
+
+void FuseServer::settle_drops() {
+  const auto waited = std::partition(drops_.begin(), drops_.end(), [](const auto& drop) {
+    return !drop->pages.empty() || drop->attributes > 0;
+  });
+  const std::vector<std::shared_ptr<Drop>> over(waited, drops_.end());
+  drops_.erase(waited, drops_.end());
   for (const auto& drop : over) drop->done();
 }
 
@@ -346,9 +357,9 @@ bool FuseServer::watch_orphan(InodeId id) {
 std::chrono::nanoseconds FuseServer::take_longest_wait() { return std::exchange(longest_wait_, {}); }
 
 void FuseServer::forget(InodeId id, std::uint64_t times) {
-  if (known_.remove(id, times) && !watched_orphans_.empty() && watched_orphans_.erase(id) != 0) {
-    forgotten_orphans_.push_back(id);
-  }
+  if (!known_.remove(id, times)) return;
+  if (let_go_) let_go_(id);
+  if (!watched_orphans_.empty() && watched_orphans_.erase(id) != 0) forgotten_orphans_.push_back(id);
 }
 
 void FuseServer::send_forgets() {

@@ -82,7 +82,8 @@ class FuseServer {
   std::uint64_t client() const { return client_; }
   void set_policy(CachePolicy policy);
   void invalidate(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done);
-  void promise_broken(const std::vector<InodeId>* ids, std::function<void()> done);
+  void promise_broken(const std::vector<InodeId>* ids, const std::vector<InodeId>& lent,
+                      std::function<void()> done);
   bool watch_orphan(InodeId id);
   std::chrono::nanoseconds take_longest_wait();
 
@@ -138,9 +139,10 @@ class FuseServer {
   void note_posix_lock(InodeId id, std::uint64_t owner) { posix_locks_.insert({id, owner}); }
 
  private:
-  // Pages that are being dropped because a promise was broken; see FrontEnd::promise_broken.
+  // What the kernel is being told to drop because a promise was broken; see FrontEnd::promise_broken.
   struct Drop {
-    std::vector<InodeId> ids;  // that are waited for
+    std::vector<InodeId> pages;  // inodes that are waited for
+    std::size_t attributes = 0;  // notifications that are waited for
     std::function<void()> done;
   };
   // What a pending request is kept in, also when the mount is gone and the executor has not answered yet.
@@ -166,7 +168,8 @@ class FuseServer {
   void ask(pb::Request& request);
   void ask_cancel(std::uint64_t seq);
   bool changes(InodeId id) const;
-  void dropped(InodeId id);
+  void pages_dropped(InodeId id);
+  void settle_drops();
 
   // --- ending
   void serve_while_unmounting();
@@ -176,6 +179,7 @@ class FuseServer {
 
   // --- answering (fuse_answers.cc)
   fuse_entry_param entry_of(const pb::Attr& attr) const;
+  double attributes_timeout(const pb::Attr& attr, bool held) const;  // seconds
   // Fills directory_; returns the bytes and how many entries they hold.
   std::pair<std::size_t, int> fill_directory(const PendingRequest& pending, const pb::Outcome& outcome);
 
@@ -186,6 +190,8 @@ class FuseServer {
   const std::function<void()> unmounted_;
   const std::function<bool(InodeId, std::uint32_t)> opens_at_once_;
   const std::function<bool(InodeId)> keeps_pages_;
+  const std::function<Reactor::Clock::duration(const pb::Attr&, bool)> lend_attributes_;
+  const std::function<void(InodeId)> let_go_;
   FuseMount mount_;
   FuseSession session_;
   std::unique_ptr<FuseNotifier> notifier_;

@@ -113,6 +113,7 @@ void FuseSession::exchange_init(int device) {
   std::vector<std::byte> buffer(kRequestBuffer);
   const std::size_t size = read_init(device, buffer);
   const std::uint64_t offered = offered_flags(std::span(buffer).first(size));
+  protocol_minor_ = read_at<fuse_init_in>(buffer, sizeof(fuse_in_header)).minor;
   process(std::span(buffer).first(size));
 
   const ssize_t got = ::recv(other_end.get(), buffer.data(), buffer.size(), 0);

@@ -43,6 +43,8 @@ class FuseSession {
   void process(std::span<std::byte> request);
   const Extras& extras() const { return extras_; }
 
+  unsigned protocol_minor() const { return protocol_minor_; }  // of the kernel: 7.minor
+
   fuse_session* get() const { return session_.get(); }
 
  private:
@@ -53,6 +55,7 @@ class FuseSession {
 
   std::unique_ptr<fuse_session, Destroy> session_;
   bool setxattr_ext_ = false;  // negotiated
+  unsigned protocol_minor_ = 0;
   Extras extras_;
 };
 

@@ -29,6 +29,10 @@ bool changes_names(pb::Request::OpCase op) {
   }
 }
 
+bool asked_for_attributes(pb::Request::OpCase op) {
+  return op == pb::Request::kLookup || op == pb::Request::kGetattr;
+}
+
 // Every store knows attributes of such a name: an inode without any does not have it. (Of user attributes
 // some say that there can be none, EOPNOTSUPP.)
 bool is_everywhere(std::string_view xattr) {
@@ -37,13 +41,13 @@ bool is_everywhere(std::string_view xattr) {
 
 }  // namespace
 
-NameCache::NameCache(Executor& next, std::function<bool()> trusted)
-    : next_(next), trusted_(std::move(trusted)) {}
+NameCache::NameCache(Executor& next, std::function<Reactor::Clock::duration()> trusted_for)
+    : next_(next), trusted_for_(std::move(trusted_for)) {}
 
 void NameCache::execute(const pb::Request& request, Bytes data, Reply reply) {
   if (epoch_ == 0) return next_.execute(request, data, std::move(reply));
   const auto op = request.op_case();
-  if (op == pb::Request::kLookup || op == pb::Request::kGetattr) {
+  if (asked_for_attributes(op)) {
     if (!answer(request, reply)) ask(request, data, std::move(reply));
   } else if (op == pb::Request::kGetxattr) {
     if (!answer_xattr(request.getxattr(), reply)) ask_xattr(request, std::move(reply));
@@ -72,13 +76,13 @@ bool NameCache::answer(const pb::Request& request, const Reply& reply) const {
       return false;
     id = found == names.end() ? 0 : found->second;
     if (id == 0) {
-      if (!trusted_()) return false;
+      if (!trusted()) return false;
       reply_errno(reply, ENOENT);
       return true;
     }
   }
   const auto known = attributes_.find(id);
-  if (known == attributes_.end() || !trusted_()) return false;
+  if (known == attributes_.end() || !trusted()) return false;
   pb::Outcome outcome;
   outcome.unsafe_arena_set_allocated_attr(const_cast<pb::Attr*>(&known->second.attr));  // lent, not copied
   reply(outcome, {});
@@ -94,7 +98,7 @@ bool NameCache::answer_xattr(const pb::GetXattr& asked, const Reply& reply) cons
       std::find_if(xattrs.begin(), xattrs.end(), [&](const Xattr& one) { return one.name == asked.name(); });
   const bool absent =
       found != xattrs.end() ? !found->present : known->second.bare && is_everywhere(asked.name());
-  if ((found == xattrs.end() && !absent) || !trusted_()) return false;
+  if ((found == xattrs.end() && !absent) || !trusted()) return false;
   pb::Outcome outcome;
   outcome.set_error(absent ? ENODATA : 0);
   reply(outcome, absent ? Bytes() : as_bytes(found->value));
@@ -103,22 +107,25 @@ bool NameCache::answer_xattr(const pb::GetXattr& asked, const Reply& reply) cons
 
 bool NameCache::answer_xattrs(InodeId id, const Reply& reply) const {
   const auto known = attributes_.find(id);
-  if (known == attributes_.end() || !known->second.bare || !trusted_()) return false;
+  if (known == attributes_.end() || !known->second.bare || !trusted()) return false;
   reply({}, {});
   return true;
 }
 
 // Asks the owner, and keeps what it promises of names and attributes.
 void NameCache::ask(const pb::Request& request, Bytes data, Reply reply) {
-  next_.execute(request, data,
-                [this, request, generation = generation_, reply = std::move(reply)](
-                    const pb::Outcome& outcome, Bytes result) {
-                  if (believable(outcome, generation))
-                    changed(request, outcome);
-                  else if (op_class(request.op_case()) == OpClass::mutation && outcome.error() == 0)
-                    forget_all();
-                  reply(outcome, result);
-                });
+  next_.execute(
+      request, data,
+      [this, request, generation = generation_, reply = std::move(reply)](const pb::Outcome& outcome,
+                                                                          Bytes result) {
+        if (believable(outcome, generation))
+          changed(request, outcome);
+        else if (op_class(request.op_case()) == OpClass::mutation && outcome.error() == 0)
+          forget_all();
+        // The newest word, which may be lent to the kernel.
+        if (asked_for_attributes(request.op_case()) && outcome.error() == 0 && answer(request, reply)) return;
+        reply(outcome, result);
+      });
 }
 
 void NameCache::ask_xattr(const pb::Request& request, Reply reply) {
@@ -307,14 +314,46 @@ void NameCache::forget_all() {
   if (on_forget_all_) on_forget_all_();
 }
 
+Reactor::Clock::duration NameCache::lend(const pb::Attr& attr, bool held) {
+  const auto known = attributes_.find(attr.id());
+  if (known == attributes_.end() || &known->second.attr != &attr) return {};
+  if (!held && !lent_.contains(attr.id())) return {};
+  const auto time = trusted_for_();
+  if (time <= time.zero()) return {};
+  const auto now = Reactor::Clock::now();
+  if (lent_.size() >= kMostLent) {
+    std::erase_if(lent_, [now](const auto& one) { return one.second < now; });
+    if (lent_.size() >= kMostLent) return {};
+  }
+  auto& until = lent_[attr.id()];
+  until = std::max(until, now + time);
+  return time;
+}
+
+std::vector<InodeId> NameCache::take_lent(const std::vector<InodeId>* ids) {
+  std::vector<InodeId> taken;
+  const auto now = Reactor::Clock::now();
+  const auto take = [&](const auto& one) {
+    if (one.second >= now) taken.push_back(one.first);
+  };
+  if (ids == nullptr) {
+    std::for_each(lent_.begin(), lent_.end(), take);
+    lent_.clear();
+  } else {
+    for (const InodeId id : *ids)
+      if (const auto node = lent_.extract(id); !node.empty()) take(std::pair(node.key(), node.mapped()));
+  }
+  return taken;
+}
+
 bool NameCache::keeps_pages(InodeId id) {
   const auto known = attributes_.find(id);
-  return known != attributes_.end() && trusted_() && std::exchange(known->second.opened, true);
+  return known != attributes_.end() && trusted() && std::exchange(known->second.opened, true);
 }
 
 bool NameCache::is_there(InodeId id, std::uint32_t type) const {
   const auto known = attributes_.find(id);
-  return known != attributes_.end() && (known->second.attr.mode() & S_IFMT) == type && trusted_();
+  return known != attributes_.end() && (known->second.attr.mode() & S_IFMT) == type && trusted();
 }
 
 }  // namespace sharefs

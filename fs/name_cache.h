@@ -24,13 +24,14 @@
 #include <vector>
 
 #include "meta/executor.h"
+#include "meta/reactor.h"
 
 namespace sharefs {
 
 class NameCache final : public Executor {
  public:
-  // `trusted`: whether the owner has answered recently enough.
-  NameCache(Executor& next, std::function<bool()> trusted);
+  // `trusted_for`: how long the owner may still be believed without another answer of its; zero: not at all.
+  NameCache(Executor& next, std::function<Reactor::Clock::duration()> trusted_for);
 
   void execute(const pb::Request& request, Bytes data, Reply reply) override;
 
@@ -45,6 +46,15 @@ class NameCache final : public Executor {
   // was opened here before, and the promise of its attributes has not been broken since: whoever changes data
   // changes attributes. (While it is open, Coherence looks after them.)
   bool keeps_pages(InodeId id);
+
+  // The kernel is told these attributes, which execute() has just handed out: how long it may answer with
+  // them by itself. `held`: it holds the inode, since it asked by number. Otherwise a recall might reach it
+  // before these attributes do, and find no inode; so nothing is lent until it has asked by number once.
+  Reactor::Clock::duration lend(const pb::Attr& attr, bool held);
+  // It does not know the inode any more.
+  void let_go(InodeId id) { lent_.erase(id); }
+  // Of which of these (nullptr: of all) the kernel may still believe attributes; the caller tells it not to.
+  std::vector<InodeId> take_lent(const std::vector<InodeId>* ids);
 
   // Called when everything is forgotten.
   void on_forget_all(std::function<void()> forgotten) { on_forget_all_ = std::move(forgotten); }
@@ -74,6 +84,7 @@ class NameCache final : public Executor {
     bool present = false;
     std::string value;
   };
+  static constexpr std::size_t kMostLent = 60'000;
   static constexpr std::size_t kMaxXattrs = 4;  // of one inode
   static constexpr std::size_t kMaxValue = 256;
   struct Known {
@@ -84,6 +95,7 @@ class NameCache final : public Executor {
     std::vector<Xattr> xattrs;
   };
 
+  bool trusted() const { return trusted_for_() > Reactor::Clock::duration::zero(); }
   bool answer(const pb::Request& request, const Reply& reply) const;
   bool answer_xattr(const pb::GetXattr& asked, const Reply& reply) const;
   bool answer_xattrs(InodeId id, const Reply& reply) const;
@@ -102,7 +114,7 @@ class NameCache final : public Executor {
 
   // constant after construction
   Executor& next_;
-  const std::function<bool()> trusted_;
+  const std::function<Reactor::Clock::duration()> trusted_for_;
   std::function<void()> on_forget_all_;
   // reactor thread
   Epoch epoch_ = 0;
@@ -111,6 +123,9 @@ class NameCache final : public Executor {
   std::unordered_map<InodeId, Known> attributes_;
   std::unordered_map<InodeId, Directory> directories_;
   std::size_t names_ = 0;  // in all directories
+  // Until when the kernel may answer by itself. Kept when everything is forgotten: the owner recalls what it
+  // has promised all the same.
+  std::unordered_map<InodeId, Reactor::Clock::time_point> lent_;
 };
 
 }  // namespace sharefs

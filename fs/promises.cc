@@ -245,6 +245,7 @@ void Promises::begin(Epoch epoch, const std::vector<ClientId>& holders) {
   epoch_ = epoch;
   for (const ClientId client : holders)
     if (client != own_) order(client, {}, true);
+  order(own_, {}, true);  // this site's kernel may have been lent what an earlier owner promised
 }
 
 // The gate is closed and drained: nothing waits.

@@ -100,7 +100,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
                 reactor),
       peer({.timeout = options.timeout}, transport, reactor),
       server(transport, pace),
-      names(router, [this] { return transport.trusted(ownership.owner, kPromiseTrust); }),
+      names(router, [this] { return transport.trusted_for(ownership.owner, kPromiseTrust); }),
       parts{.self = required(state, "site"),
             .store_directory = store_path,
             .database_file = options.folder / "state.db",
@@ -135,7 +135,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
   for (const auto& site : state.sites()) transport.add_site(site.name, site.endpoint, site.public_key);
   peer.on_stray_promise([this] { names.forget_all(); });
   names.on_forget_all([this] {
-    if (front_end) front_end->promise_broken(nullptr, [] {});
+    if (front_end) front_end->promise_broken(nullptr, {}, [] {});
   });
   peer.on_moved([this](const SiteName& owner, Epoch epoch) { learn(owner, epoch); });
   if (is_owner())
@@ -366,7 +366,9 @@ void Site::Impl::start(const std::function<void(std::string)>& ready) {
               .data_set = state.setting("data_set"),
               .mount_options = options.mount_options,
               .opens_at_once = [this](InodeId id, std::uint32_t type) { return names.is_there(id, type); },
-              .keeps_pages = [this](InodeId id) { return names.keeps_pages(id); }},
+              .keeps_pages = [this](InodeId id) { return names.keeps_pages(id); },
+              .lend_attributes = [this](const pb::Attr& attr, bool held) { return names.lend(attr, held); },
+              .let_go = [this](InodeId id) { names.let_go(id); }},
           reactor, names, client, ended);
       front_end->set_policy(sole ? kSoleMount : kSharedMount);
       state.set_setting("mountpoint", options.mountpoint->string());
@@ -454,15 +456,17 @@ void Site::Impl::obey(const RecallOrder& order, std::function<void(bool)> done) 
   names.forget(order.names, order.stamp);
   if (order.all_names || !order.names.empty()) {
     if (!front_end) return done(false);
-    return front_end->promise_broken(order.all_names ? nullptr : &order.names,
-                                     [done = std::move(done)] { done(false); });
+    const auto* ids = order.all_names ? nullptr : &order.names;
+    return front_end->promise_broken(ids, names.take_lent(ids), [done = std::move(done)] { done(false); });
   }
   if (order.client != client) return done(false);  // an earlier incarnation of this mount: it caches nothing
   if (order.sole) {
     sole = *order.sole;
     names.forget_all();  // the only mount is promised nothing
-    if (front_end) front_end->set_policy(sole ? kSoleMount : kSharedMount);
-    return done(true);
+    if (!front_end) return done(true);
+    front_end->set_policy(sole ? kSoleMount : kSharedMount);
+    return front_end->promise_broken(nullptr, names.take_lent(nullptr),
+                                     [done = std::move(done)] { done(true); });
   }
   if (!front_end) return done(false);
   if (order.orphan) return done(front_end->watch_orphan(order.id));

@@ -478,12 +478,12 @@ bool Transport::connected(const SiteName& site) const {
   return found != impl_->links.end() && found->second->up() && found->second->liveness.proven();
 }
 
-bool Transport::trusted(const SiteName& site, Reactor::Clock::duration within) const {
+Reactor::Clock::duration Transport::trusted_for(const SiteName& site, Reactor::Clock::duration within) const {
   const auto found = impl_->links.find(site);
-  if (found == impl_->links.end() || !found->second->up()) return false;
+  if (found == impl_->links.end() || !found->second->up()) return {};
   const auto& liveness = found->second->liveness;
-  return liveness.proven() && Reactor::Clock::now() - liveness.asked() < within &&
-         !impl_->slept.since_last_look();
+  if (!liveness.proven() || impl_->slept.since_last_look()) return {};
+  return std::max(within - (Reactor::Clock::now() - liveness.asked()), Reactor::Clock::duration::zero());
 }
 
 Reactor::Clock::duration Transport::silence(const SiteName& site) const {

@@ -114,7 +114,7 @@ class Transport {
   bool connected(const SiteName& site) const;
   // Whether both directions work, and a question that was asked less than `within` ago has been answered.
   // Never true of a time at which this machine slept.
-  bool trusted(const SiteName& site, Reactor::Clock::duration within) const;
+  Reactor::Clock::duration trusted_for(const SiteName& site, Reactor::Clock::duration within) const;
   Reactor::Clock::duration silence(const SiteName& site) const;     // since it was last heard
   Reactor::Clock::duration round_trip(const SiteName& site) const;  // shortest of the last few; zero: unknown
   std::string endpoint() const;                                     // with the port that was bound
