@@ -54,9 +54,10 @@ struct Peer::Impl {
     Reactor::Clock::time_point deadline{};
     std::uint64_t asked = 0;  // bits of the sites that it was sent to, see bit_of
     bool waits_for_lock = false;
-    bool holds = false;  // its outcome changes what the mount holds
-    bool retry = false;  // refused by the owner; sent again soon
-    bool lazy = false;   // not sent yet: it travels with the next request
+    bool holds = false;       // its outcome changes what the mount holds
+    bool retry = false;       // refused by the owner; sent again soon
+    bool lazy = false;        // not sent yet: it travels with the next request
+    std::uint64_t opens = 0;  // the handle; 0: none
   };
   using PendingMap = std::map<std::uint64_t, Pending>;  // by arrival
 
@@ -67,6 +68,7 @@ struct Peer::Impl {
   void execute(const pb::Request& request, Bytes data, Reply reply);
   void send(Pending& pending);
   void delay(Pending& pending);
+  bool closes_unsent(const pb::Request& request);
   void send_lazy();
   void resend_soon();
   void resend();
@@ -132,6 +134,7 @@ void Peer::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
     };
     return;
   }
+  if (request.lazy() && closes_unsent(request)) return reply({}, {});
   const auto number = next_number++;
   auto& added = pending[number];
   added.key = key;
@@ -139,6 +142,7 @@ void Peer::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
   added.data = copy_to_parts(data);
   added.reply = std::move(reply);
   added.waits_for_lock = request.setlock().wait();
+  added.opens = request.has_open() ? request.open().handle() : request.opendir().handle();
   added.holds = Holdings::concerns(request);
   numbers.emplace(key, number);
   if (options.timeout) {
@@ -150,6 +154,23 @@ void Peer::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
   if (request.lazy()) return delay(added);
   send_lazy();
   send(added);
+}
+
+// What was opened and closed before anybody told the owner need not be told: its files were read from what
+// the kernel had kept. True if the request was such a Release; the Open is answered.
+bool Peer::Impl::closes_unsent(const pb::Request& request) {
+  const std::uint64_t handle =
+      request.has_release() ? request.release().handle() : request.releasedir().handle();
+  if (handle == 0) return false;
+  for (const auto& key : lazy) {
+    const auto found = find(key.client, key.seq);
+    if (found == pending.end() || !found->second.lazy || found->second.opens != handle ||
+        key.client != request.client())
+      continue;
+    finish(found, {}, {});
+    return true;
+  }
+  return false;
 }
 
 // Several messages sent at once wake the threads and the machine between here and the owner once.
