@@ -1,9 +1,9 @@
 // Keeps what the kernels of several sites have cached equal to the owner's files (P10).
 //
-// With several mounts, kernels cache no names and no attributes (timeouts 0): every look asks the owner. What
-// they do cache are pages of open and mapped files. So before a change to the data of an inode is
-// acknowledged, every other client that has it open drops its pages; and before it is performed, those that
-// may have dirty mapped pages write them back.
+// With several mounts, kernels cache no names (timeouts 0), and attributes only as promises allow
+// (fs/promises.h). What they do cache are pages of open and mapped files. So before a change to the data of
+// an inode is acknowledged, every other client that has it open drops its pages; and before it is performed,
+// those that may have dirty mapped pages write them back.
 //
 // Deadlock rules (the kernel holds page locks while a WRITE waits for its reply)
 //  - No acknowledgement waits for a client that itself has an unanswered change to the data of that inode;

@@ -12,6 +12,8 @@
 //  - An outcome older than the last recall is not kept, nor one that was asked for before everything was
 //  forgotten.
 //  - A change of this mount's own whose outcome carries no promise makes everything forgotten.
+//  - Attributes are lent to the kernel for no longer than the owner is believed, and no recall is answered
+//  before they were taken back.
 //
 // Bounded: when it is full, everything is forgotten. Threads: reactor thread only.
 #pragma once

@@ -1,9 +1,10 @@
 // Promises to other sites: what they were told of names and attributes stays true until they are called back.
 //
-// With several mounts the kernels cache neither names nor attributes; the daemons of the other sites do
-// (fs/name_cache.h), so that a look at what was seen before does not cross the network. The owner notes who
-// was told what, and before a change by somebody else is acknowledged, every holder has forgotten it
-// (callback promises, as in AFS: Howard et al., «Scale and performance in a distributed file system», 1988).
+// With several mounts the kernels cache no names; the daemons of the other sites do (fs/name_cache.h), so
+// that a look at what was seen before does not cross the network. They lend their kernels the attributes. The
+// owner notes who was told what, and before a change by somebody else is acknowledged, every holder has
+// forgotten it (callback promises, as in AFS: Howard et al., «Scale and performance in a distributed file
+// system», 1988).
 //
 // Invariants
 //  - A promise of a directory covers its attributes and all its names, one of any other inode its attributes.
@@ -16,7 +17,9 @@
 //  - A new owner knows no promises: until every client has forgotten those of its predecessor, it
 //  acknowledges no change.
 //
-// Nobody waits for a kernel here, so that no recall of names can deadlock.
+// A recall waits for kernels to drop attributes that they were lent, for which they take no lock that a
+// request holds, and for pages only of files which the owner does not know to be open and the mount is not
+// changing (FrontEnd::promise_broken): so it cannot deadlock.
 //
 // Position: Coherence -> Promises -> Once -> Store. Threads: reactor thread only.
 #pragma once

@@ -136,6 +136,10 @@ class PromisesTest : public ::testing::Test {
     Asking asking;
     bool trusted = true;
     NameCache cache;
+    // What the kernel believes by itself: sizes. It takes no reply to a look during which a change of its own
+    // ended.
+    std::map<InodeId, std::uint64_t> kernel;
+    unsigned own_changes = 0;
   };
 
   PromisesTest() {
@@ -157,6 +161,8 @@ class PromisesTest : public ::testing::Test {
     down[index].push_back([this, index, order, done = std::move(done)] {
       if (order.all_names) sites[index]->cache.forget_all();
       sites[index]->cache.forget(order.names, order.stamp);
+      for (const InodeId id : sites[index]->cache.take_lent(order.all_names ? nullptr : &order.names))
+        sites[index]->kernel.erase(id);
       if (!silent.contains(index)) up[index].push_back([done] { done(false); });
     });
   }
@@ -401,7 +407,7 @@ TEST_F(PromisesTest, NobodyIsShownWhatWasBeforeAnAcknowledgedChange) {
   std::map<InodeId, std::uint64_t> written;  // acknowledged sizes
   std::array<bool, 4> changing{};            // a kernel changes a directory, and looks into it, one at a time
   std::array<int, 4> looking{};
-  int answered = 0, asked = 0;
+  int answered = 0, asked = 0, lent = 0;
   const auto update = [&] {
     for (const auto& name : names) {
       const InodeId now = store.names.contains(name) ? store.names[name] : 0;
@@ -461,14 +467,22 @@ TEST_F(PromisesTest, NobodyIsShownWhatWasBeforeAnAcknowledgedChange) {
       });
     } else if (op == 2) {
       const InodeId id = pick(3) == 0 ? kRootInode : 101 + pick(store.last_id - 100);
-      send(getattr(client, id), [&, id, least = written[id]](const pb::Outcome& outcome) {
+      const unsigned before = own ? 0 : sites[who]->own_changes;
+      send(getattr(client, id), [&, who, own, id, before, least = written[id]](const pb::Outcome& outcome) {
         EXPECT_GE(outcome.attr().size(), least) << "of " << id;
+        if (own || sites[who]->cache.lend(outcome.attr(), true).count() == 0) return;
+        ++lent;
+        if (sites[who]->own_changes == before) sites[who]->kernel[id] = outcome.attr().size();
       });
     } else if (op == 3 && !changing[who] && looking[who] == 0) {
       changing[who] = true;
       const InodeId id = 101 + pick(store.last_id - 100);
-      send(write(client, id), [&, who, id](const pb::Outcome&) {
+      send(write(client, id), [&, who, own, id](const pb::Outcome&) {
         changing[who] = false;
+        if (!own) {
+          ++sites[who]->own_changes;
+          sites[who]->kernel.erase(id);
+        }
         ++written[id];
       });
     } else if (!changing[who] && looking[who] == 0) {
@@ -487,11 +501,62 @@ TEST_F(PromisesTest, NobodyIsShownWhatWasBeforeAnAcknowledgedChange) {
         acknowledged[name] = std::max(acknowledged[name], index);
       });
     }
+    for (const auto& site : sites)
+      for (const auto& [id, size] : site->kernel)
+        EXPECT_GE(size, written[id]) << "a kernel believes what " << id
+                                     << " was before an acknowledged change";
     if (HasFailure()) break;
   }
   deliver_all();
   EXPECT_EQ(answered, asked);
   EXPECT_GT(recalls, 100);
+  EXPECT_GT(lent, 100);
+}
+
+TEST_F(PromisesTest, AttributesAreLentToAKernelThatHoldsTheInode) {
+  NameCache& cache = sites[0]->cache;
+  const InodeId id = store.names["old"];
+  const auto lent = [&](const pb::Request& request, bool held) {
+    bool result = false;
+    cache.execute(request, {}, [&](const pb::Outcome& outcome, Bytes) {
+      result = cache.lend(outcome.attr(), held).count() > 0;
+    });
+    deliver_all();
+    return result;
+  };
+  EXPECT_FALSE(lent(lookup(1, "old"), false)) << "the kernel may not have the inode yet";
+  EXPECT_TRUE(lent(getattr(1, id), true));
+  EXPECT_TRUE(lent(lookup(1, "old"), false));
+  cache.let_go(id);
+  EXPECT_FALSE(lent(lookup(1, "old"), false));
+  EXPECT_TRUE(lent(getattr(1, id), true));
+  cache.forget_all();
+  EXPECT_EQ(cache.take_lent(nullptr), std::vector{id}) << "the owner will recall it all the same";
+  EXPECT_TRUE(cache.take_lent(nullptr).empty());
+  sites[0]->trusted = false;
+  EXPECT_FALSE(lent(getattr(1, id), true));
+  pb::Attr copy;
+  copy.set_id(id);
+  EXPECT_EQ(cache.lend(copy, true).count(), 0) << "not what the cache has handed out";
+}
+
+TEST_F(PromisesTest, PagesAreKeptWhileThePromiseLasts) {
+  NameCache& cache = sites[0]->cache;
+  const InodeId id = store.names["old"];
+  EXPECT_FALSE(cache.keeps_pages(id)) << "nothing is promised";
+  ask(0, lookup(1, "old"));
+  deliver_all();
+  EXPECT_FALSE(cache.keeps_pages(id)) << "opened for the first time";
+  EXPECT_TRUE(cache.keeps_pages(id));
+  ask(1, write(2, id));
+  deliver_all();
+  EXPECT_FALSE(cache.keeps_pages(id));
+  ask(0, getattr(1, id));
+  deliver_all();
+  EXPECT_FALSE(cache.keeps_pages(id));
+  EXPECT_TRUE(cache.keeps_pages(id));
+  sites[0]->trusted = false;
+  EXPECT_FALSE(cache.keeps_pages(id));
 }
 
 TEST_F(PromisesTest, ADirectoryMadeHereIsKnownCompletely) {

@@ -105,6 +105,36 @@ TEST_F(PeerTest, RequestsArePipelinedAndPerformedInOrder) {
   EXPECT_EQ(one->store.performed(), 1000u);
 }
 
+TEST_F(PeerTest, WhatIsClosedBeforeItsOpenWasSentIsNotSent) {
+  start();
+  one->store.order.clear();
+  const auto lazily = [](std::uint64_t seq) {
+    pb::Request request;
+    request.set_client(kClient);
+    request.set_seq(seq);
+    request.set_lazy(true);
+    return request;
+  };
+  pb::Request open = lazily(10), release = lazily(11), other = lazily(12);
+  open.mutable_open()->set_handle(7);
+  release.mutable_release()->set_handle(7);
+  other.mutable_release()->set_handle(8);
+  send(open);
+  send(other);
+  send(release);
+  EXPECT_EQ(answers.size(), 3u) << "attached, opened, released";
+  ASSERT_TRUE(all_answered(4));
+  EXPECT_EQ(one->store.order, std::vector<std::uint64_t>{12});
+
+  open.set_seq(13);
+  release.set_seq(15);
+  send(open);
+  send(write_request(kClient, 14, 0));  // takes the other one along
+  send(release);
+  ASSERT_TRUE(all_answered(7));
+  EXPECT_EQ(one->store.order, (std::vector<std::uint64_t>{12, 13, 14, 15}));
+}
+
 TEST_F(PeerTest, WhatIsAskedBeforeTheConnectionIsSentWhenItIsThere) {
   start({}, false);
   send(attach_request(kClient, "me"));
