@@ -14,22 +14,30 @@ namespace sharefs {
 
 class BriefWait {
  public:
-  using Duration = std::chrono::steady_clock::duration;
+  using Clock = std::chrono::steady_clock;
+  using Duration = Clock::duration;
 
   // Long enough for the owner on a fast network to answer, or for its next request to come.
   static constexpr std::chrono::microseconds kLongest{250};
   // Whoever had the core for so long when it was offered needs it more.
   static constexpr std::chrono::microseconds kContended{50};
 
-  bool worth_it() const { return credit_ > 0; }
+  bool worth_it() const { return credit_ > 0 && Clock::now() >= not_before_; }
 
   // What came of looking for events...
   void looked(bool with_event) { credit(with_event); }
+  // Somebody else needed the core, and had it for `time`. If that was a whole time slice, then by a thread that
+  // computes (an image is made), and each further wait would cost such a slice.
+  void contended(Clock::time_point now, Duration time) {
+    if (time >= kSlice) not_before_ = now + kRespite;
+  }
   // ... and of a sleep: awake, the same event would have come sooner.
   void slept(Duration time, bool with_event) { credit(with_event && time < kLongest + kWaking); }
 
  private:
   static constexpr std::chrono::microseconds kWaking{100};
+  static constexpr std::chrono::milliseconds kSlice{1};
+  static constexpr std::chrono::milliseconds kRespite{100};
   static constexpr int kMostCredit = 12;
   static constexpr int kPrice = 4;  // a wait in vain takes as much away as that many good ones gave
 
@@ -38,6 +46,7 @@ class BriefWait {
   }
 
   int credit_ = 0;
+  Clock::time_point not_before_{};
 };
 
 }  // namespace sharefs

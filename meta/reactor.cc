@@ -118,7 +118,10 @@ int Reactor::Impl::look_briefly(Events& events) {
   while (count == 0 && now - start < BriefWait::kLongest) {
     ::sched_yield();
     const auto back = Clock::now();
-    if (back - now > BriefWait::kContended) break;
+    if (back - now > BriefWait::kContended) {
+      brief_wait.contended(back, back - now);
+      break;
+    }
     now = back;
     count = take(events, 0);
   }
