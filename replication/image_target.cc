@@ -16,6 +16,7 @@
 
 #include "fs/caller.h"
 #include "meta/fault.h"
+#include "replication/background.h"
 #include "replication/cells_apply.h"
 #include "replication/checksum.h"
 #include "replication/early_sync.h"
@@ -81,6 +82,7 @@ struct ImageTarget::Impl {
   // applying thread
   TargetTree tree;
   CellsApply cells;
+  Background* background = nullptr;  // serve()'s, until the image is complete
   EarlySync early_sync;
   std::uint64_t batches = 0;
   std::uint64_t applying_bytes = 0;  // of the batch at hand
@@ -115,6 +117,8 @@ void ImageTarget::Impl::stop() {
 
 void ImageTarget::Impl::serve() {
   take_own_identity();
+  Background while_there_is_image;
+  background = &while_there_is_image;
   for (;;) {
     std::function<void()> task;
     {
@@ -208,6 +212,7 @@ void ImageTarget::manifest(pb::Manifest manifest) {
 
 void ImageTarget::image_end() {
   impl_->queue([impl = impl_.get()] {
+    impl->background->end();  // from here on callers may wait for what it does
     impl->tree.settle();
     const std::uint64_t sync_ns = impl->sync();
     if (fault_point("image.target.end")) throw std::runtime_error("fault point image.target.end");

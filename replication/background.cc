@@ -1,0 +1,42 @@
+#include "replication/background.h"
+
+#include <linux/capability.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "meta/log.h"
+
+namespace sharefs {
+namespace {
+
+// A tenth of the weight of a thread of usual niceness.
+constexpr int kSteps = 10;
+
+bool may_raise() {
+  __user_cap_header_struct header{.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
+  __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3]{};
+  return ::syscall(SYS_capget, &header, sets) == 0 && (sets[0].effective >> CAP_SYS_NICE & 1) != 0;
+}
+
+// On Linux niceness is a thread's own. Relative to what the daemon was started with, up to its end of the
+// range.
+void be_nicer(int steps) {
+  const auto thread = static_cast<id_t>(::gettid());
+  if (::setpriority(PRIO_PROCESS, thread, ::getpriority(PRIO_PROCESS, thread) + steps) != 0)
+    log::warn("the priority of a thread cannot be set");
+}
+
+}  // namespace
+
+Background::Background() : active_(may_raise() && ::getpriority(PRIO_PROCESS, 0) + kSteps < 19) {
+  if (active_) be_nicer(kSteps);
+}
+
+void Background::end() {
+  if (!active_) return;
+  active_ = false;
+  be_nicer(-kSteps);
+}
+
+}  // namespace sharefs
