@@ -19,8 +19,7 @@ bool may_raise() {
   return ::syscall(SYS_capget, &header, sets) == 0 && (sets[0].effective >> CAP_SYS_NICE & 1) != 0;
 }
 
-// On Linux niceness is a thread's own. Relative to what the daemon was started with, up to its end of the
-// range.
+// On Linux niceness is a thread's own. Relative to what the daemon was started with.
 void be_nicer(int steps) {
   const auto thread = static_cast<id_t>(::gettid());
   if (::setpriority(PRIO_PROCESS, thread, ::getpriority(PRIO_PROCESS, thread) + steps) != 0)
