@@ -132,7 +132,7 @@ class PromisesTest : public ::testing::Test {
   struct Site {
     Site(PromisesTest& test, std::size_t index)
         : asking(test, index),
-          cache(asking, [this] { return trusted ? std::chrono::seconds(1) : std::chrono::seconds(0); }) {}
+          cache(asking, [this] { return trusted ? std::chrono::hours(1) : std::chrono::hours(0); }) {}
     Asking asking;
     bool trusted = true;
     NameCache cache;
