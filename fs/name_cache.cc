@@ -326,7 +326,7 @@ Reactor::Clock::duration NameCache::lend(const pb::Attr& attr, bool held) {
     if (lent_.size() >= kMostLent) return {};
   }
   auto& until = lent_[attr.id()];
-  until = std::max(until, now + time);
+  until = std::max(until, now + time + kTaken);
   return time;
 }
 

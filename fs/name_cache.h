@@ -18,6 +18,7 @@
 // Bounded: when it is full, everything is forgotten. Threads: reactor thread only.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -87,6 +88,8 @@ class NameCache final : public Executor {
     std::string value;
   };
   static constexpr std::size_t kMostLent = 60'000;
+  // The kernel counts from when it takes the reply. After more than this the owner waits for nobody.
+  static constexpr auto kTaken = std::chrono::milliseconds(500);
   static constexpr std::size_t kMaxXattrs = 4;  // of one inode
   static constexpr std::size_t kMaxValue = 256;
   struct Known {
