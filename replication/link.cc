@@ -163,6 +163,7 @@ void Link::reconnect() {
 }
 
 Link::~Link() {
+  reactor_.cancel(delay_);
   for (std::size_t lane = 0; lane < lanes_.size(); ++lane) close_lane(lane);
 }
 
@@ -263,6 +264,22 @@ void Link::event(std::size_t lane, unsigned event, unsigned value) {
 }
 
 bool Link::send(Lane lane, zmq::message_t head, std::vector<zmq::message_t> parts) {
+  const bool sent = send_now(lane, std::move(head), std::move(parts));
+  if (lane == Lane::requests && !delayed_.empty()) send_delayed();
+  return sent;
+}
+
+void Link::send_soon(zmq::message_t head) {
+  delayed_.push_back(std::move(head));
+  if (delay_ == 0) delay_ = reactor_.after(kLaziness, [this] { send_delayed(); });
+}
+
+void Link::send_delayed() {
+  reactor_.cancel(std::exchange(delay_, 0));
+  for (auto& head : std::exchange(delayed_, {})) send_now(Lane::requests, std::move(head), {});
+}
+
+bool Link::send_now(Lane lane, zmq::message_t head, std::vector<zmq::message_t> parts) {
   if (!up()) return false;
   zmq::socket_t& socket = **lanes_[static_cast<std::size_t>(lane)].dealer;
   if (!send_frame(socket, head, !parts.empty())) return false;

@@ -106,6 +106,8 @@ class Link {
   // Both lanes are connected and authenticated.
   bool up() const { return lanes_[0].ready && lanes_[1].ready; }
   bool send(Lane lane, zmq::message_t head, std::vector<zmq::message_t> parts);
+  // A message of the requests lane that may wait a moment, to travel behind the next one.
+  void send_soon(zmq::message_t head);
   // A site never sends on our DEALERs; what comes all the same is dropped, so that it cannot pile up.
   void discard_incoming();
 
@@ -129,6 +131,8 @@ class Link {
   void close_lane(std::size_t lane);
   void read_monitor(std::size_t lane);
   void event(std::size_t lane, unsigned event, unsigned value);
+  bool send_now(Lane lane, zmq::message_t head, std::vector<zmq::message_t> parts);
+  void send_delayed();
 
   // constant after construction
   SiteName site_;
@@ -140,6 +144,8 @@ class Link {
   std::string endpoint_;
   std::string public_key_;
   std::array<LaneState, 2> lanes_;
+  std::vector<zmq::message_t> delayed_;
+  Reactor::TimerId delay_ = 0;
   Reactor::Clock::time_point changed_at_{};  // when the connections were asked for, came up or went down
   bool handshake_failed_ = false;
   bool failure_logged_ = false;  // since the last handshake that succeeded

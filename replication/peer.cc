@@ -17,8 +17,6 @@ namespace {
 // The owner that we know says that it is not (yet): it may be about to take over.
 constexpr std::chrono::milliseconds kFirstRetry{2};  // doubled each time
 constexpr std::chrono::milliseconds kLastRetry{50};
-// How long a request that nobody waits for may wait for company.
-constexpr std::chrono::milliseconds kLaziness{1};
 constexpr auto kShortestTimeoutCheck = std::chrono::milliseconds(1);
 // Requests that the Peer makes itself; the kernel's, the front end's and the site's have other bits.
 constexpr std::uint64_t kPeerSeqBit = std::uint64_t{1} << 60;

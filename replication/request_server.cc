@@ -48,6 +48,7 @@ struct RequestServer::Impl {
     std::uint64_t seq;
     pb::Request::OpCase op;
     bool waits_for_lock;
+    bool lazy;                   // nobody waits for the outcome
     SiteName asker;              // the site that asked last; empty: none
     std::vector<Reply> replies;  // of askers at this site
   };
@@ -120,8 +121,13 @@ struct RequestServer::Impl {
 
 std::shared_ptr<RequestServer::Impl::Execution> RequestServer::Impl::new_execution(
     const SiteName& asker, const pb::Request& request) {
-  return std::make_shared<Execution>(
-      Execution{request.client(), request.seq(), request.op_case(), request.setlock().wait(), asker, {}});
+  return std::make_shared<Execution>(Execution{.client = request.client(),
+                                               .seq = request.seq(),
+                                               .op = request.op_case(),
+                                               .waits_for_lock = request.setlock().wait(),
+                                               .lazy = request.lazy(),
+                                               .asker = asker,
+                                               .replies = {}});
 }
 
 void RequestServer::Impl::run(std::shared_ptr<Execution> execution, const pb::Request& request, Bytes data) {
@@ -133,7 +139,10 @@ void RequestServer::Impl::run(std::shared_ptr<Execution> execution, const pb::Re
 
 void RequestServer::Impl::finished(Execution& execution, const pb::Outcome& outcome, Bytes data) {
   if (op_class(execution.op) != OpClass::query) settle(execution, outcome, data);
-  if (!execution.asker.empty()) answer(execution.asker, execution.client, execution.seq, outcome, data);
+  if (!execution.asker.empty() && execution.lazy && data.empty())
+    transport.send_soon(execution.asker, serialize_answer(execution.client, execution.seq, outcome));
+  else if (!execution.asker.empty())
+    answer(execution.asker, execution.client, execution.seq, outcome, data);
   for (const auto& reply : std::exchange(execution.replies, {})) reply(outcome, data);
 }
 

@@ -451,6 +451,11 @@ void Transport::send(const SiteName& to, Lane lane, zmq::message_t head, std::ve
     ++impl_->counters.undeliverable;
 }
 
+void Transport::send_soon(const SiteName& to, zmq::message_t head) {
+  const auto found = impl_->links.find(to);
+  if (found != impl_->links.end()) found->second->send_soon(std::move(head));
+}
+
 void Transport::reply_to_join(const std::string& route, const pb::Envelope& head) {
   impl_->reply(route, head);
 }

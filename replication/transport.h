@@ -89,6 +89,10 @@ class Transport {
   // `connected` is called for the site.
   void send(const SiteName& to, Lane lane, const pb::Envelope& head, std::vector<zmq::message_t> parts = {});
   void send(const SiteName& to, Lane lane, zmq::message_t head, std::vector<zmq::message_t> parts = {});
+  // The same on the requests lane for what nobody waits for: it may wait up to kLaziness, to travel behind
+  // the next message to that site. Each message that is sent by itself wakes the threads between two sites,
+  // which then have the core of whoever performs the request that somebody waits for.
+  void send_soon(const SiteName& to, zmq::message_t head);
   // Answers a Join, on the connection it came from (an invited site cannot be connected to yet).
   void reply_to_join(const std::string& route, const pb::Envelope& head);
 
@@ -126,6 +130,8 @@ class Transport {
   std::unique_ptr<Impl> impl_;
 };
 
+// How long a message that nobody waits for may wait for company.
+constexpr auto kLaziness = std::chrono::milliseconds(1);
 constexpr auto kPingInterval = std::chrono::milliseconds(250);
 constexpr auto kLiveness = std::chrono::milliseconds(1500);
 static_assert(kLiveness > 4 * kPingInterval);
