@@ -146,8 +146,8 @@ void NameCache::ask_xattr(const pb::Request& request, Reply reply) {
 // The kernel takes what fits into its buffer, and asks for the rest again.
 void NameCache::ask_listing(const pb::Request& request, Reply reply) {
   pb::Request whole = request;
-  whole.mutable_readdir()->set_bare(true);
-  if (!request.readdir().plus()) {
+  whole.mutable_readdir()->set_bare(far_);
+  if (far_ && !request.readdir().plus()) {
     const std::uint32_t room = request.readdir().max_bytes();
     whole.mutable_readdir()->set_plus(true);
     whole.mutable_readdir()->set_max_bytes(
@@ -293,8 +293,9 @@ void NameCache::changed(const pb::Request& request, const pb::Outcome& outcome) 
   }
 }
 
-void NameCache::believe(Epoch epoch) {
+void NameCache::believe(Epoch epoch, bool far) {
   forget_all();
+  far_ = far;
   epoch_ = epoch;  // the stamp of the last recall stays: stamps grow with the epoch
 }
 

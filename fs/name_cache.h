@@ -1,10 +1,11 @@
 // What this site has been promised of names and attributes, so that looking again does not cross the network.
 //
-// Between the mount and the Router, on a site that is not the owner. It answers Lookup, GetAttr, GetXattr and
+// Between the mount and the Router. It answers Lookup, GetAttr, GetXattr and
 // ListXattr from what outcomes with a promise have told (fs/promises.h), and keeps what this mount's own
 // changes make of it; a directory that this mount made is known completely, so that looking for new names
-// costs nothing either. A listing is always asked for with attributes: whoever lists a directory mostly looks
-// at what is in it, often after the kernel has stopped asking for them.
+// costs nothing either. On the owner it saves little by itself, but what it keeps may be lent to the kernel.
+// A listing is asked of another site with attributes in any case: whoever lists a directory mostly looks at
+// what is in it, often after the kernel has stopped asking for them.
 //
 // Invariants
 //  - Only what carries a promise of the present owner is kept, and it is believed only while that owner has
@@ -38,8 +39,9 @@ class NameCache final : public Executor {
 
   void execute(const pb::Request& request, Bytes data, Reply reply) override;
 
-  // Keeps what is promised at this epoch from now on; 0: nothing (this site is the owner, or the only mount).
-  void believe(Epoch epoch);
+  // Keeps what is promised at this epoch from now on; 0: nothing (this is the only mount). `far`: by another
+  // site.
+  void believe(Epoch epoch, bool far = true);
   Epoch epoch() const { return epoch_; }
   // The owner recalls what it promised of these inodes before `stamp`.
   void forget(const std::vector<InodeId>& ids, std::uint64_t stamp);
@@ -123,6 +125,7 @@ class NameCache final : public Executor {
   std::function<void()> on_forget_all_;
   // reactor thread
   Epoch epoch_ = 0;
+  bool far_ = true;
   std::uint64_t generation_ = 0;   // grows when everything is forgotten
   std::uint64_t last_recall_ = 0;  // its stamp
   std::unordered_map<InodeId, Known> attributes_;

@@ -86,7 +86,7 @@ void Promises::execute(const pb::Request& request, Bytes data, Reply reply) {
 // ---- promising
 
 bool Promises::promises_to(ClientId client) const {
-  return epoch_ != 0 && client != own_ && opens_.clients().size() > 1 && opens_.clients().contains(client);
+  return epoch_ != 0 && opens_.clients().size() > 1 && opens_.clients().contains(client);
 }
 
 // May be promised something: it has forgotten, or knows nothing of, what an earlier owner has promised.

@@ -1,10 +1,10 @@
 // Promises to other sites: what they were told of names and attributes stays true until they are called back.
 //
-// With several mounts the kernels cache no names; the daemons of the other sites do (fs/name_cache.h), so
-// that a look at what was seen before does not cross the network. They lend their kernels the attributes. The
-// owner notes who was told what, and before a change by somebody else is acknowledged, every holder has
-// forgotten it (callback promises, as in AFS: Howard et al., «Scale and performance in a distributed file
-// system», 1988).
+// With several mounts the kernels cache no names; the daemons do (fs/name_cache.h), so that a look at what
+// was seen before does not cross the network. They lend their kernels the attributes. The owner notes who was
+// told what (its own mount like any other: without lent attributes a kernel asks several times for each
+// step), and before a change by somebody else is acknowledged, every holder has forgotten it (callback
+// promises, as in AFS: Howard et al., «Scale and performance in a distributed file system», 1988).
 //
 // Invariants
 //  - A promise of a directory covers its attributes and all its names, one of any other inode its attributes.
@@ -55,7 +55,7 @@ inline bool tells_inode(const pb::DirEntry& entry) {
 
 class Promises final : public Executor, public ChangeObserver {
  public:
-  // `own`: the client of this site, which asks the store directly and is promised nothing.
+  // `own`: the client of this site.
   Promises(Executor& store, ChangeObserver& log, const OpenTable& opens, ClientId own, Reactor& reactor,
            Recall recall, Reactor::Clock::duration lease = kPromiseLease);
   ~Promises() override;

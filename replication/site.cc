@@ -100,7 +100,10 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
                 reactor),
       peer({.timeout = options.timeout}, transport, reactor),
       server(transport, pace),
-      names(router, [this] { return transport.trusted_for(ownership.owner, kPromiseTrust); }),
+      names(router,
+            [this] {
+              return is_owner() ? kPromiseTrust : transport.trusted_for(ownership.owner, kPromiseTrust);
+            }),
       parts{.self = required(state, "site"),
             .store_directory = store_path,
             .database_file = options.folder / "state.db",
@@ -161,7 +164,7 @@ Site::Impl::~Impl() {
 
 void Site::Impl::serve_as_owner(bool moving) {
   inodes.set_epoch(ownership.epoch);
-  names.believe(0);
+  believe_owner();
   // A restarted owner does not know what it has promised. One that has just taken over is told whom the other
   // one has promised something (restore_live_state).
   std::vector<ClientId> holders;
@@ -182,7 +185,7 @@ void Site::Impl::follow(const SiteName& owner, Epoch epoch, bool moving) {
   else
     inodes.set_root(open_directory(tree_of(parts.store_directory)));
   store.drop_descriptors();
-  names.believe(epoch);
+  believe_owner();
   peer.set_owner(owner, epoch);
   router.route_to(peer);
   gate.pass_to(peer);
@@ -316,10 +319,14 @@ void Site::Impl::learn(const SiteName& owner, Epoch epoch) {
   ownership.epoch = epoch;
   ownership.burnt = std::max(ownership.burnt, epoch);
   state.set_ownership(ownership);
-  names.believe(epoch);
+  believe_owner();
   peer.set_owner(owner, epoch);
   server.redirect(owner, epoch);
 }
+
+// From what the names and attributes are believed to come. The only mount is promised nothing: its kernel
+// keeps them by itself.
+void Site::Impl::believe_owner() { names.believe(sole ? 0 : ownership.epoch, !is_owner()); }
 
 // ---- the mount
 
@@ -365,7 +372,8 @@ void Site::Impl::start(const std::function<void(std::string)>& ready) {
               .mountpoint = *options.mountpoint,
               .data_set = state.setting("data_set"),
               .mount_options = options.mount_options,
-              .opens_at_once = [this](InodeId id, std::uint32_t type) { return names.is_there(id, type); },
+              .opens_at_once = [this](InodeId id,
+                                      std::uint32_t type) { return !is_owner() && names.is_there(id, type); },
               .keeps_pages = [this](InodeId id) { return names.keeps_pages(id); },
               .lend_attributes = [this](const pb::Attr& attr, bool held) { return names.lend(attr, held); },
               .let_go = [this](InodeId id) { names.let_go(id); }},
@@ -462,7 +470,7 @@ void Site::Impl::obey(const RecallOrder& order, std::function<void(bool)> done) 
   if (order.client != client) return done(false);  // an earlier incarnation of this mount: it caches nothing
   if (order.sole) {
     sole = *order.sole;
-    names.forget_all();  // the only mount is promised nothing
+    believe_owner();
     if (!front_end) return done(true);
     front_end->set_policy(sole ? kSoleMount : kSharedMount);
     return front_end->promise_broken(nullptr, names.take_lent(nullptr),

@@ -79,6 +79,7 @@ struct Site::Impl {
   void forget_recalls(const SiteName& to);
   void obey(const RecallOrder& order, std::function<void(bool)> done);
   void learn(const SiteName& owner, Epoch epoch);
+  void believe_owner();
 
   // site_links.cc
   void subscribe();

@@ -23,6 +23,7 @@ using test::Answer;
 using test::request_of;
 
 constexpr ClientId kOwn = 9;
+constexpr std::size_t kOwnSite = 3;
 constexpr Epoch kEpoch = 3;
 
 class NoLog final : public ChangeObserver {
@@ -129,10 +130,14 @@ class PromisesTest : public ::testing::Test {
     PromisesTest& test_;
     std::size_t index_;
   };
+  // The last one is the owner's own: it asks without a network.
   struct Site {
     Site(PromisesTest& test, std::size_t index)
         : asking(test, index),
-          cache(asking, [this] { return trusted ? std::chrono::hours(1) : std::chrono::hours(0); }) {}
+          cache(index == kOwnSite ? static_cast<Executor&>(test.promises) : asking,
+                [this] { return trusted ? std::chrono::hours(1) : std::chrono::hours(0); }) {
+      cache.believe(kEpoch, index != kOwnSite);
+    }
     Asking asking;
     bool trusted = true;
     NameCache cache;
@@ -146,17 +151,27 @@ class PromisesTest : public ::testing::Test {
     store.observer = &promises;
     store.names["old"] = ++store.last_id;
     opens.attach(kOwn, "own");
-    for (std::size_t i = 0; i < 3; ++i) {
-      opens.attach(i + 1, "site");
-      sites.push_back(std::make_unique<Site>(*this, i));
-      sites.back()->cache.believe(kEpoch);
-    }
+    for (std::size_t i = 0; i < 3; ++i) opens.attach(i + 1, "site");
+    for (std::size_t i = 0; i <= kOwnSite; ++i) sites.push_back(std::make_unique<Site>(*this, i));
     promises.begin(kEpoch, {});
+    deliver_all();
+    recalls = 0;
   }
 
   void recall(const RecallOrder& order, std::function<void(bool)> done) {
-    if (order.client == kOwn) return done(false);
     ++recalls;
+    if (order.client == kOwn) {
+      NameCache& cache = sites[kOwnSite]->cache;
+      if (order.all_names) cache.forget_all();
+      cache.forget(order.names, order.stamp);
+      const auto lent = cache.take_lent(order.all_names ? nullptr : &order.names);
+      if (lent.empty()) return done(false);
+      notifier.push_back([this, lent, done = std::move(done)] {
+        for (const InodeId id : lent) sites[kOwnSite]->kernel.erase(id);
+        done(false);
+      });
+      return;
+    }
     const auto index = static_cast<std::size_t>(order.client - 1);
     down[index].push_back([this, index, order, done = std::move(done)] {
       if (order.all_names) sites[index]->cache.forget_all();
@@ -170,6 +185,7 @@ class PromisesTest : public ::testing::Test {
     const auto task = std::move(wire.front());
     wire.pop_front();
     task();
+    if (delivered) delivered();
   }
   void deliver_all() {
     for (bool again = true; again;) {
@@ -180,6 +196,7 @@ class PromisesTest : public ::testing::Test {
             deliver(wire);
             again = true;
           }
+      for (; !notifier.empty(); again = true) deliver(notifier);
     }
   }
   void pass_time(Reactor::Clock::duration time) {
@@ -240,7 +257,9 @@ class PromisesTest : public ::testing::Test {
       std::chrono::milliseconds(100)};
   std::vector<std::unique_ptr<Site>> sites;
   std::array<Wire, 3> up, down;
-  std::set<std::size_t> silent;  // sites that do not answer recalls
+  std::function<void()> delivered;  // called after each message
+  Wire notifier;                    // what the owner's kernel has been told to drop
+  std::set<std::size_t> silent;     // sites that do not answer recalls
   std::deque<Answer> answers;
   int recalls = 0;
 };
@@ -414,11 +433,15 @@ TEST_F(PromisesTest, NobodyIsShownWhatWasBeforeAnAcknowledgedChange) {
       if (history[name].back() != now) history[name].push_back(now);
     }
   };
+  delivered = update;
   for (int step = 0; step < 70'000; ++step) {
-    const auto wire = pick(12);
+    const auto wire = pick(13);
+    if (wire == 12) {
+      if (!notifier.empty()) deliver(notifier);
+      continue;
+    }
     if (wire < 3) {
       if (!up[wire].empty()) deliver(up[wire]);
-      update();
       continue;
     }
     if (wire < 6) {
@@ -426,18 +449,14 @@ TEST_F(PromisesTest, NobodyIsShownWhatWasBeforeAnAcknowledgedChange) {
       continue;
     }
     const auto who = pick(4);
-    const bool own = who == 3;
-    const ClientId client = own ? kOwn : who + 1;
+    const ClientId client = who == kOwnSite ? kOwn : who + 1;
     const auto send = [&](const pb::Request& request, std::function<void(const pb::Outcome&)> check) {
       ++asked;
       Reply reply = [check = std::move(check), &answered](const pb::Outcome& outcome, Bytes) {
         ++answered;
         check(outcome);
       };
-      if (own)
-        promises.execute(request, {}, std::move(reply));
-      else
-        sites[who]->cache.execute(request, {}, std::move(reply));
+      sites[who]->cache.execute(request, {}, std::move(reply));
       update();
     };
     const auto& name = names[pick(names.size())];
@@ -467,22 +486,20 @@ TEST_F(PromisesTest, NobodyIsShownWhatWasBeforeAnAcknowledgedChange) {
       });
     } else if (op == 2) {
       const InodeId id = pick(3) == 0 ? kRootInode : 101 + pick(store.last_id - 100);
-      const unsigned before = own ? 0 : sites[who]->own_changes;
-      send(getattr(client, id), [&, who, own, id, before, least = written[id]](const pb::Outcome& outcome) {
+      const unsigned before = sites[who]->own_changes;
+      send(getattr(client, id), [&, who, id, before, least = written[id]](const pb::Outcome& outcome) {
         EXPECT_GE(outcome.attr().size(), least) << "of " << id;
-        if (own || sites[who]->cache.lend(outcome.attr(), true).count() == 0) return;
+        if (sites[who]->cache.lend(outcome.attr(), true).count() == 0) return;
         ++lent;
         if (sites[who]->own_changes == before) sites[who]->kernel[id] = outcome.attr().size();
       });
     } else if (op == 3 && !changing[who] && looking[who] == 0) {
       changing[who] = true;
       const InodeId id = 101 + pick(store.last_id - 100);
-      send(write(client, id), [&, who, own, id](const pb::Outcome&) {
+      send(write(client, id), [&, who, id](const pb::Outcome&) {
         changing[who] = false;
-        if (!own) {
-          ++sites[who]->own_changes;
-          sites[who]->kernel.erase(id);
-        }
+        ++sites[who]->own_changes;
+        sites[who]->kernel.erase(id);
         ++written[id];
       });
     } else if (!changing[who] && looking[who] == 0) {
