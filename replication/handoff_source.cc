@@ -117,16 +117,23 @@ void HandoffSource::begin_attempt() {
   if (!parts_.transport.connected(options_.target))
     return give_up(fmt::format("{} is not reachable: is its daemon running?", options_.target),
                    attempts_ > 1);
+  fault_point("source.prepare");
+  send(prepare(record_.attempt, record_.epoch, options_.needed));
+}
+
+pb::Envelope HandoffSource::prepare(std::uint64_t attempt, Epoch epoch, const TreeSize& needed) {
   pb::Envelope envelope;
   auto* prepare = envelope.mutable_prepare();
-  prepare->set_attempt(record_.attempt);
-  prepare->set_epoch(record_.epoch);
+  prepare->set_attempt(attempt);
+  prepare->set_epoch(epoch);
   prepare->set_version(kProtocolVersion);
-  prepare->set_bytes_needed(options_.bytes_needed);
-  prepare->set_files_needed(options_.files_needed);
-  prepare->set_privileged(options_.privileged);
-  fault_point("source.prepare");
-  send(envelope);
+  prepare->set_bytes_needed(needed.bytes);
+  prepare->set_files_needed(needed.files);
+  prepare->set_privileged(needed.devices || needed.owners.size() > TreeSize::kMaxOwners ||
+                          needed.groups.size() > TreeSize::kMaxOwners);
+  prepare->mutable_owners()->Add(needed.owners.begin(), needed.owners.end());
+  prepare->mutable_groups()->Add(needed.groups.begin(), needed.groups.end());
+  return envelope;
 }
 
 void HandoffSource::handle(SourceEvent event) {
@@ -600,9 +607,9 @@ nlohmann::json HandoffSource::progress() const {
   if (image_) {
     const auto& counters = image_->counters();
     const double rate = image_->bytes_per_second();
-    const auto total = std::max<std::uint64_t>(options_.bytes_needed, counters.image_bytes);
+    const auto total = std::max<std::uint64_t>(options_.needed.bytes, counters.image_bytes);
     json["files"] = counters.image_files.load();
-    json["files_total"] = std::max<std::uint64_t>(options_.files_needed, counters.image_files);
+    json["files_total"] = std::max<std::uint64_t>(options_.needed.files, counters.image_files);
     json["bytes_total"] = total;
     json["image_files"] = counters.image_files.load();
     json["image_bytes"] = counters.image_bytes.load();

@@ -23,6 +23,7 @@
 #include "replication/handoff_machines.h"
 #include "replication/image_source.h"
 #include "replication/site_parts.h"
+#include "replication/tree_size.h"
 
 namespace sharefs {
 
@@ -32,10 +33,7 @@ class HandoffSource {
     SiteName target;
     std::chrono::milliseconds max_pause{100};
     std::uint64_t rate = 0;  // bytes per second, 0: unlimited
-    // What the tree takes, measured before: what the target must have room for.
-    std::uint64_t bytes_needed = 0;
-    std::uint64_t files_needed = 0;
-    bool privileged = false;
+    TreeSize needed{};       // measured before: what the target must be able to hold
   };
   struct Events {
     // The commit point has passed: this site is not the owner any more; requests must go to `owner` from now
@@ -45,6 +43,8 @@ class HandoffSource {
   };
 
   HandoffSource(const SiteParts& parts, Options options, Events events);
+  // The question that begins an attempt, and a dry run.
+  static pb::Envelope prepare(std::uint64_t attempt, Epoch epoch, const TreeSize& needed);
   ~HandoffSource();
 
   void start();

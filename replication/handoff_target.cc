@@ -5,7 +5,9 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <set>
+#include <vector>
 
 #include "meta/fault.h"
 
@@ -15,6 +17,19 @@ namespace {
 // What must be known to go on after a restart in `prepared` or `performing`.
 std::string live_key(std::uint64_t attempt) { return fmt::format("handoff.{}.live", attempt); }
 std::string total_key(std::uint64_t attempt) { return fmt::format("handoff.{}.records", attempt); }
+
+// Whether an ordinary user can make files of all these owners and groups.
+bool owns_all(const pb::Prepare& prepare) {
+  std::vector<gid_t> groups(static_cast<std::size_t>(std::max(::getgroups(0, nullptr), 0)));
+  groups.resize(
+      static_cast<std::size_t>(std::max(::getgroups(static_cast<int>(groups.size()), groups.data()), 0)));
+  groups.push_back(::getegid());
+  return std::all_of(prepare.owners().begin(), prepare.owners().end(),
+                     [](uid_t owner) { return owner == ::geteuid(); }) &&
+         std::all_of(prepare.groups().begin(), prepare.groups().end(), [&](gid_t group) {
+           return std::find(groups.begin(), groups.end(), group) != groups.end();
+         });
+}
 
 std::set<InodeId> orphans_of(const pb::LiveState& live) {
   std::set<InodeId> ids;
@@ -39,24 +54,25 @@ std::string HandoffTarget::refusal(const SiteParts& parts, const pb::Prepare& pr
   if (prepare.epoch() <= now.epoch || prepare.epoch() <= now.burnt)
     return fmt::format("epoch {} is not newer than {} known to {}", prepare.epoch(),
                        std::max(now.epoch, now.burnt), parts.self);
-  if (prepare.privileged() && ::geteuid() != 0)
-    return fmt::format("the data set holds files of several owners or devices, and {} does not run as root",
+  if (::geteuid() != 0 && (prepare.privileged() || !owns_all(prepare)))
+    return fmt::format("the data set holds devices or files of other owners, and {} does not run as root",
                        parts.self);
+  return {};
+}
+
+std::string HandoffTarget::lack_of_space(const SiteParts& parts, const pb::Prepare& prepare,
+                                         const TreeSize& held) {
   struct statvfs fs {};
   if (::statvfs(parts.store_directory.c_str(), &fs) != 0)
     return fmt::format("the store {} of {} cannot be read: {}", parts.state.setting("store"), parts.self,
                        std::strerror(errno));
-  std::uint64_t held = 0, held_files = 0;
-  // What an old image holds already is space that this handoff need not find again.
-  if (const auto stored = parts.state.blob("image.size"); !stored.empty())
-    std::sscanf(stored.c_str(), "%lu %lu", &held, &held_files);
-  const std::uint64_t room = std::uint64_t{fs.f_bavail} * fs.f_frsize + held;
+  const std::uint64_t room = std::uint64_t{fs.f_bavail} * fs.f_frsize + held.bytes;
   if (prepare.bytes_needed() > room)
     return fmt::format("{} has not enough space in {}: needs {} MiB, has {} MiB", parts.self,
                        parts.state.setting("store"), prepare.bytes_needed() >> 20, room >> 20);
-  if (fs.f_files != 0 && prepare.files_needed() > fs.f_favail + held_files)
+  if (fs.f_files != 0 && prepare.files_needed() > fs.f_favail + held.files)
     return fmt::format("{} has not enough inodes in {}: needs {}, has {}", parts.self,
-                       parts.state.setting("store"), prepare.files_needed(), fs.f_favail + held_files);
+                       parts.state.setting("store"), prepare.files_needed(), fs.f_favail + held.files);
   return {};
 }
 

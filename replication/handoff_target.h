@@ -17,6 +17,7 @@
 #include "replication/image_target.h"
 #include "replication/record_performer.h"
 #include "replication/site_parts.h"
+#include "replication/tree_size.h"
 
 namespace sharefs {
 
@@ -31,8 +32,11 @@ class HandoffTarget {
     std::function<void()> abandoned;
   };
 
-  // Checks whether this site can take the data set: empty, or why not in one line.
+  // Checks whether this site may and can take the data set: empty, or why not in one line.
   static std::string refusal(const SiteParts& parts, const pb::Prepare& prepare);
+  // Whether it has room for it, `held` being what an old image takes already: this handoff need not find that
+  // again.
+  static std::string lack_of_space(const SiteParts& parts, const pb::Prepare& prepare, const TreeSize& held);
 
   // The source knows the outcome of a completed attempt: what was kept to tell it again goes.
   static void forget(State& state, std::uint64_t attempt);

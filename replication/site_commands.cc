@@ -1,9 +1,6 @@
 // The operator's commands, as JSON (contract: cli/README.md).
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
-#include <unistd.h>
 
 #include <filesystem>
 
@@ -18,33 +15,6 @@ constexpr auto kStatusPatience = std::chrono::seconds(2);
 constexpr std::uint32_t kVerifyPage = 500;
 
 nlohmann::json failure(const std::string& why) { return {{"error", why}}; }
-
-struct TreeSize {
-  std::uint64_t bytes = 0, files = 0;
-  bool privileged = false;  // other owners or devices: only root can recreate them
-};
-
-TreeSize measure(const std::filesystem::path& store) {
-  namespace stdfs = std::filesystem;
-  TreeSize size;
-  std::error_code ignored;  // entries may vanish while we look
-  for (stdfs::recursive_directory_iterator
-           it(store, stdfs::directory_options::skip_permission_denied, ignored),
-       end;
-       it != end; it.increment(ignored)) {
-    struct stat st {};
-    if (::lstat(it->path().c_str(), &st) != 0) continue;
-    if (it.depth() == 0 && it->path().filename() == kPrivateArea) {
-      it.disable_recursion_pending();
-      continue;
-    }
-    ++size.files;
-    size.bytes += static_cast<std::uint64_t>(st.st_blocks) * 512;
-    size.privileged =
-        size.privileged || st.st_uid != ::geteuid() || S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode);
-  }
-  return size;
-}
 
 }  // namespace
 
@@ -92,9 +62,13 @@ void Site::Impl::ask_owner(const nlohmann::json& request, JsonReply reply) {
   envelope.mutable_command()->set_text(request.dump());
   transport.send(ownership.owner, Lane::requests, envelope);
   const bool brief = request.value("command", "") == "handoff";
-  reactor.after(brief ? kStatusPatience : kAnswerPatience, [this, number] {
+  await_reply(number, ownership.owner, brief ? kStatusPatience : kAnswerPatience);
+}
+
+void Site::Impl::await_reply(std::uint64_t number, const SiteName& from, Reactor::Clock::duration patience) {
+  reactor.after(patience, [this, number, from] {
     auto node = commands.extract(number);
-    if (!node.empty()) node.mapped()(failure(fmt::format("the owner {} does not answer", ownership.owner)));
+    if (!node.empty()) node.mapped()(failure(fmt::format("{} does not answer", from)));
   });
 }
 
@@ -163,35 +137,46 @@ void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
   const auto size = std::make_shared<TreeSize>();
   workers.submit(
       [size, store = parts.store_directory] { *size = measure(store); },
-      [this, size, wanted, dry_run = request.value("dry_run", false), reply = std::move(reply)]() mutable {
-        wanted.bytes_needed = size->bytes;
-        wanted.files_needed = size->files;
-        wanted.privileged = size->privileged;
-        measured(std::move(wanted), dry_run, reply);
+      [this, size, wanted, only_asked = request.value("dry_run", false), reply = std::move(reply)]() mutable {
+        wanted.needed = std::move(*size);
+        if (only_asked) return dry_run(wanted, std::move(reply));
+        measured(std::move(wanted), reply);
       });
 }
 
-void Site::Impl::measured(HandoffSource::Options wanted, bool dry_run, const JsonReply& reply) {
-  if (dry_run) {
-    // The other site's disk is taken to be like this one's.
-    const auto began = Reactor::Clock::now();
-    state.set_ownership(ownership);
-    const std::chrono::duration<double, std::milli> sync = Reactor::Clock::now() - began;
-    const std::chrono::duration<double, std::milli> round_trip = transport.round_trip(wanted.target);
-    return reply({{"dry_run", true},
-                  {"from", parts.self},
-                  {"to", wanted.target},
-                  {"files", wanted.files_needed},
-                  {"bytes", wanted.bytes_needed},
-                  {"round_trip_ms", round_trip.count()},
-                  {"smallest_pause_ms", (3 * round_trip + 2 * sync).count()},
-                  {"epoch", ownership.epoch}});
-  }
+void Site::Impl::measured(HandoffSource::Options wanted, const JsonReply& reply) {
   if (source || !is_owner()) return reply(failure("another handoff has started meanwhile"));
   finish_relocation();
   source = std::make_unique<HandoffSource>(parts, std::move(wanted), source_events());
   source->start();
   reply({{"attempt", source->attempt()}});
+}
+
+// Asks the target what it would say to the handoff, and tells what can be known before.
+void Site::Impl::dry_run(const HandoffSource::Options& wanted, JsonReply reply) {
+  // The other site's disk is taken to be like this one's.
+  const auto began = Reactor::Clock::now();
+  state.set_ownership(ownership);
+  const std::chrono::duration<double, std::milli> sync = Reactor::Clock::now() - began;
+  const std::chrono::duration<double, std::milli> round_trip = transport.round_trip(wanted.target);
+  const nlohmann::json found{{"dry_run", true},
+                             {"from", parts.self},
+                             {"to", wanted.target},
+                             {"files", wanted.needed.files},
+                             {"bytes", wanted.needed.bytes},
+                             {"round_trip_ms", round_trip.count()},
+                             {"smallest_pause_ms", (3 * round_trip + 2 * sync).count()},
+                             {"epoch", ownership.epoch}};
+  const auto number = next_number++;
+  commands.emplace(number, [found, reply = std::move(reply)](nlohmann::json answer) {
+    if (!answer.contains("error")) answer.update(found);
+    reply(std::move(answer));
+  });
+  auto envelope =
+      HandoffSource::prepare(number, std::max(ownership.epoch, ownership.burnt) + 1, wanted.needed);
+  envelope.mutable_prepare()->set_dry_run(true);
+  transport.send(wanted.target, Lane::requests, envelope);
+  await_reply(number, wanted.target, kAnswerPatience);
 }
 
 // ---- verify: digests of both copies, page by page, compared here

@@ -88,6 +88,9 @@ struct Site::Impl {
   void lost(const SiteName& site);
   void join(const std::string& route, const std::string& public_key, const pb::Join& join);
   void prepare(const SiteName& from, const pb::Prepare& prepare);
+  std::string objection(const SiteName& from, const pb::Prepare& prepare) const;
+  void judged(const SiteName& from, const pb::Prepare& prepare, const std::string& why_not);
+  bool holds_image() const;
   void inquire(const SiteName& from, const pb::Inquire& inquire);
   void completed_already(const SiteName& from, const pb::Envelope& head);
   void load_invitations();
@@ -97,7 +100,9 @@ struct Site::Impl {
   void command(const nlohmann::json& request, JsonReply reply);
   void ask_owner(const nlohmann::json& request, JsonReply reply);
   void migrate(const nlohmann::json& request, JsonReply reply);
-  void measured(HandoffSource::Options options, bool dry_run, const JsonReply& reply);
+  void measured(HandoffSource::Options options, const JsonReply& reply);
+  void dry_run(const HandoffSource::Options& options, JsonReply reply);
+  void await_reply(std::uint64_t number, const SiteName& from, Reactor::Clock::duration patience);
   nlohmann::json handoff_json();
   nlohmann::json status_json();
   void verify(const nlohmann::json& request, JsonReply reply);
@@ -146,7 +151,8 @@ struct Site::Impl {
   bool sole = false;  // told by the owner: this is the only mount
   bool attached = false;
   std::uint64_t own_seq = 0;
-  std::uint64_t next_number = 1;  // of recalls, commands and verifications sent
+  std::uint64_t latest_attempt = 0;  // that another site has asked this one to take part in
+  std::uint64_t next_number = 1;     // of recalls, commands and verifications sent
   std::map<std::uint64_t, SentRecall> recalls;
   std::map<std::uint64_t, JsonReply> commands;
   std::set<SiteName> restarted;  // while this site held their live state without being the owner yet

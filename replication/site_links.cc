@@ -25,8 +25,17 @@ void Site::Impl::subscribe() {
   for (auto kind : {E::kAnswer, E::kMoved})
     transport.subscribe(kind,
                         [this](const SiteName& from, const Message& message) { peer.answer(from, message); });
-  for (auto kind : {E::kPrepared, E::kCredit, E::kNeed, E::kImageComplete, E::kRoundApplied, E::kLogApplied,
-                    E::kRefused, E::kRecordDone, E::kTakenOver})
+  transport.subscribe(E::kPrepared, [this](const SiteName& from, const Message& message) {
+    const auto& prepared = message.head.prepared();
+    if (source && source->target() == from && source->attempt() == prepared.attempt())
+      return source->message(message);
+    auto node = commands.extract(prepared.attempt());  // of a dry run
+    if (node.empty()) return;
+    if (!prepared.error().empty()) return node.mapped()({{"error", prepared.error()}});
+    node.mapped()({{"holds_image", prepared.holds_image()}, {"space", prepared.space()}});
+  });
+  for (auto kind : {E::kCredit, E::kNeed, E::kImageComplete, E::kRoundApplied, E::kLogApplied, E::kRefused,
+                    E::kRecordDone, E::kTakenOver})
     transport.subscribe(kind, [this](const SiteName& from, const Message& message) {
       if (source && source->target() == from) source->message(message);
     });
@@ -211,15 +220,46 @@ void Site::Impl::join(const std::string& route, const std::string& public_key, c
   transport.greet_all();
 }
 
+// Why this site cannot take the data set over, room aside; or empty.
+std::string Site::Impl::objection(const SiteName& from, const pb::Prepare& prepare) const {
+  if (const auto why = HandoffTarget::refusal(parts, prepare); !why.empty()) return why;
+  if (from != ownership.owner)
+    return fmt::format("{} is not the owner as far as {} knows ({} is)", from, parts.self, ownership.owner);
+  if (source) return fmt::format("{} has not ended its own handoff yet", parts.self);
+  return {};
+}
+
+bool Site::Impl::holds_image() const {
+  const auto area = parts.store_directory / kPrivateArea;
+  return !std::filesystem::is_empty(area / "tree") || !std::filesystem::is_empty(area / "parked");
+}
+
+// What an old image holds is counted only where it matters, since counting takes a while.
 void Site::Impl::prepare(const SiteName& from, const pb::Prepare& prepare) {
-  std::string why = HandoffTarget::refusal(parts, prepare);
-  if (why.empty() && from != ownership.owner)
-    why = fmt::format("{} is not the owner as far as {} knows ({} is)", from, parts.self, ownership.owner);
-  if (why.empty() && source) why = fmt::format("{} has not ended its own handoff yet", parts.self);
-  if (!why.empty()) {
+  const auto why = objection(from, prepare);
+  if (!prepare.dry_run()) latest_attempt = prepare.attempt();
+  if (!why.empty() || HandoffTarget::lack_of_space(parts, prepare, {}).empty())
+    return judged(from, prepare, why);
+  const auto held = std::make_shared<TreeSize>();
+  workers.submit([held, area = parts.store_directory / kPrivateArea] { *held = measure(area); },
+                 [this, held, from, prepare] {
+                   if (!prepare.dry_run() && latest_attempt != prepare.attempt()) return;
+                   auto why_not = objection(from, prepare);
+                   if (why_not.empty()) why_not = HandoffTarget::lack_of_space(parts, prepare, *held);
+                   judged(from, prepare, why_not);
+                 });
+}
+
+void Site::Impl::judged(const SiteName& from, const pb::Prepare& prepare, const std::string& why_not) {
+  if (!why_not.empty() || prepare.dry_run()) {
     pb::Envelope envelope;
-    envelope.mutable_prepared()->set_attempt(prepare.attempt());
-    envelope.mutable_prepared()->set_error(why);
+    auto* prepared = envelope.mutable_prepared();
+    prepared->set_attempt(prepare.attempt());
+    prepared->set_error(why_not);
+    if (prepare.dry_run()) {
+      prepared->set_holds_image(holds_image());
+      prepared->set_space(std::filesystem::space(parts.store_directory).available);
+    }
     transport.send(from, Lane::requests, envelope);
     return;
   }
@@ -235,10 +275,7 @@ void Site::Impl::prepare(const SiteName& from, const pb::Prepare& prepare) {
   burnt.burnt = prepare.epoch();
   state.set_ownership(burnt);
   ownership = burnt;
-  const auto area = parts.store_directory / kPrivateArea;
-  const bool holds_image =
-      !std::filesystem::is_empty(area / "tree") || !std::filesystem::is_empty(area / "parked");
-  target = std::make_unique<HandoffTarget>(parts, from, prepare, holds_image, target_events());
+  target = std::make_unique<HandoffTarget>(parts, from, prepare, holds_image(), target_events());
 }
 
 // A prepared target asks what became of its attempt. Before the commit point (or after a roll-back) ownership

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Limits: full disks, many files under `ulimit -n 1024`, memory."""
 
+import json
 import os
 import sys
 import time
@@ -8,7 +9,7 @@ import time
 import content
 import sandbox
 from actor import Actor
-from cluster import Cluster
+from cluster import Cluster, Site
 from loads import Load, once
 
 FILES = int(os.environ.get('SHAREFS_TEST_FILES', '100000'))
@@ -26,7 +27,49 @@ def a_target_without_space_is_refused():
     assert summary['result'] == 'failed' and summary['exit'] != 0, summary
     assert 'space' in summary['error'] and '\n' not in summary['error'], summary
     assert summary['image_bytes_sent'] == 0, summary
+    asked = alpha.cli('migrate', 'd', '--to', 'beta', '--dry-run', check=False)
+    assert asked.returncode != 0 and asked.stderr.strip() == f'sharefs: {summary["error"]}', asked
     assert cluster.owner() is alpha
+
+
+def an_old_image_needs_no_room_again():
+    """A disk that holds an old image, and has not room for another one, takes the data set back."""
+    stores = [sandbox.tmpfs('size=64m') + '/alpha', sandbox.ext4() + '/beta']
+    os.mkdir(stores[0])
+    content.bulk(stores[0], 40)
+    cluster = Cluster(2, stores=stores)
+    alpha, beta = cluster
+    alpha.migrate(beta, '--max-pause', '1s')
+    plan = json.loads(beta.cli('migrate', 'd', '--to', 'alpha', '--dry-run', '--json').stdout)
+    assert plan.get('holds_image') is True and plan['space'] < plan['bytes'], plan
+    summary = beta.migrate(alpha, '--max-pause', '1s')
+    assert summary['image_bytes_sent'] < 1 << 20, summary
+    cluster.verify(alpha, beta)
+
+
+def a_target_without_privileges_is_refused():
+    """An ordinary user's site takes the files of that user only."""
+    disk = sandbox.ext4()
+    cluster = Cluster(1, disk=disk)
+    alpha = cluster[0]
+    store = f'{disk}/beta'
+    os.mkdir(store)
+    os.chown(store, sandbox.TESTER, sandbox.TESTER)
+    beta = Site(cluster.network, 'beta', store, sandbox.TESTER)
+    cluster.sites.append(beta)
+    cluster.join(beta)
+    beta.start()
+    with open(f'{alpha.mountpoint}/of-root', 'w') as f:
+        f.write('x')
+    for options in ((), ('--dry-run',)):
+        refused = alpha.cli('migrate', 'd', '--to', 'beta', *options, check=False)
+        assert refused.returncode != 0 and 'does not run as root' in refused.stderr, refused
+        assert sum(line.startswith('sharefs:') for line in refused.stderr.splitlines()) == 1, refused
+    assert cluster.owner() is alpha
+    for path in (alpha.mountpoint, f'{alpha.mountpoint}/of-root'):
+        os.chown(path, sandbox.TESTER, sandbox.TESTER)
+    alpha.migrate(beta, '--max-pause', '2s')
+    cluster.verify(beta, alpha)
 
 
 def a_target_that_fills_up_ends_the_attempt():
@@ -135,6 +178,8 @@ def a_long_file_needs_no_memory():
 if __name__ == '__main__':
     sys.exit(sandbox.main({
         'a_target_without_space_is_refused': (a_target_without_space_is_refused, 60),
+        'an_old_image_needs_no_room_again': (an_old_image_needs_no_room_again, 60),
+        'a_target_without_privileges_is_refused': (a_target_without_privileges_is_refused, 60),
         'a_target_that_fills_up_ends_the_attempt': (a_target_that_fills_up_ends_the_attempt, 60),
         'a_full_disk_of_the_owner_is_told_to_everybody': (a_full_disk_of_the_owner_is_told_to_everybody, 60),
         'many_files_under_a_small_ulimit': (many_files_under_a_small_ulimit, 300 + FILES // 500),

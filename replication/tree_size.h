@@ -1,0 +1,28 @@
+// How much a tree holds, and what it takes to make it again elsewhere: what a handoff asks of its target
+// before anything is sent.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <set>
+
+namespace sharefs {
+
+struct TreeSize {
+  // Beyond so many only root will do.
+  static constexpr std::size_t kMaxOwners = 64;
+
+  std::uint64_t bytes = 0;  // on disk
+  std::uint64_t files = 0;  // inodes of all kinds, names counted
+  bool devices = false;     // only root can make them
+  std::set<uid_t> owners;
+  std::set<gid_t> groups;
+};
+
+// Walks the tree below `directory`, without a private area in it. What vanishes meanwhile, or does not exist,
+// is not counted. Any thread; takes as long as `du`.
+TreeSize measure(const std::filesystem::path& directory);
+
+}  // namespace sharefs
