@@ -16,6 +16,7 @@ namespace {
 using Op = pb::Request;
 
 constexpr std::uint64_t kEndOfFile = std::numeric_limits<std::int64_t>::max();
+constexpr auto kClosePatience = std::chrono::seconds(1);
 // Of one CopyFileRange: the caller sees how far it came and goes on, so no request takes for ever.
 constexpr std::uint64_t kMostCopied = 1ULL << 30;
 
@@ -75,6 +76,8 @@ void on_write(fuse_req_t caller, fuse_ino_t id, const char* data, std::size_t si
 }
 
 // Nothing to do but to release POSIX locks, if this mount took any: close(2) is not to wait for another site.
+// Where it has to, it does not for long: a process that ends closes its files, and not even SIGKILL ends that
+// wait. What this mount asks later comes to the owner after the release all the same.
 void on_flush(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   FuseServer& server = FuseServer::of(caller);
   if (!server.take_posix_locks(id, file->lock_owner)) {
@@ -87,6 +90,7 @@ void on_flush(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   flush.set_handle(file->fh);
   flush.set_lock_owner(file->lock_owner);
   server.submit(request, {}, pending, &FuseServer::answer_error);
+  server.answer_within(pending, kClosePatience);
 }
 
 // Answered at once: whoever closed the file does not wait, and the kernel only counts the request.

@@ -182,6 +182,15 @@ void FuseServer::submit(const pb::Request& request, Bytes data, PendingRequest& 
     fuse_req_interrupt_func(pending.caller, &FuseServer::interrupted, &pending);
 }
 
+void FuseServer::answer_within(PendingRequest& pending, Reactor::Clock::duration patience) {
+  if (pending.seq == 0) return;  // answered already
+  reactor_.after(patience, [p = &pending, seq = pending.seq, alive = alive_] {
+    if (!*alive || p->seq != seq || p->caller == nullptr) return;
+    p->answer = &FuseServer::answer_nobody;
+    fuse_reply_err(std::exchange(p->caller, nullptr), 0);
+  });
+}
+
 // ---- interrupted callers
 
 // libfuse holds a lock of the request here: it must not be answered yet.

@@ -102,6 +102,10 @@ class FuseServer {
   // An interrupt of the caller sends Cancel if the request waits for a lock, or the caller was killed.
   void submit(const pb::Request& request, Bytes data, PendingRequest& pending, Answer answer);
 
+  // The caller, which nothing can interrupt, is told after `patience` that it succeeded, also if it has not
+  // yet.
+  void answer_within(PendingRequest& pending, Reactor::Clock::duration patience);
+
   void answer_lookup(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_entry(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_create(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
