@@ -2,12 +2,15 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "fs/data_changes.h"
+#include "meta/log.h"
 
 namespace sharefs {
 namespace {
@@ -24,6 +27,9 @@ LockTable::Lock lock_of(const pb::Request& request) {
 bool valid(const pb::LockRange& range) {
   return pb::LockRange::Type_IsValid(range.type()) && range.start() <= range.end();
 }
+
+// Among the holders of an orphan: a mount that has not said what it holds since the owner's restart.
+constexpr ClientId kAnyClient = 0;
 
 const auto ignore = [](const pb::Outcome&, Bytes) {};
 
@@ -60,11 +66,18 @@ struct Coherence::Impl {
   void get_lock(const pb::Request& request, const Reply& reply) const;
 
   void attach(ClientId client, SiteName site, const Reply& reply);
+  void reassert(ClientId client, const SiteName& site, const std::vector<OpenHandle>& handles,
+                const std::vector<LockTable::Lock>& locks);
+  void recovered();
+  void name_holders();
   void detach(ClientId client);
+  void expire_site(const SiteName& site, ClientId except);
   void take_back_sole();
   void sole_taken_back(std::uint64_t number);
   void admit();
   void tell_sole();
+
+  void end_asked(const std::function<bool(const pb::Request&)>& which);
 
   void ask_holders(InodeId id, ClientId except);
   void drop_holder(InodeId id, ClientId client);
@@ -82,6 +95,15 @@ struct Coherence::Impl {
   DataChanges changes;
   std::map<InodeId, std::set<ClientId>> orphans;
   std::vector<Arrival> arrivals;  // attaching while the first mount drops what it cached alone
+  std::set<SiteName> away;
+  // After a restart, until all sites have said what they hold: locks that are asked for.
+  struct Asked {
+    pb::Request request;
+    Reply reply;
+  };
+  bool recovering = false;
+  std::set<SiteName> unheard;  // have not said what they hold, also after that
+  std::vector<Asked> asked;
   bool taking_back = false;
   std::uint64_t taking_back_number = 0;
   Reactor::TimerId taking_back_timer = 0;
@@ -125,6 +147,9 @@ void Coherence::Impl::perform(const pb::Request& request, Bytes data, Reply repl
       break;
     case pb::Request::kCancel:
       locks.cancel(request.client(), request.cancel().seq());
+      end_asked([&](const pb::Request& lock) {
+        return lock.client() == request.client() && lock.seq() == request.cancel().seq();
+      });
       reply_errno(reply, 0);
       break;
     case pb::Request::kForget:
@@ -180,7 +205,8 @@ void Coherence::Impl::remove_name(const pb::Request& request, Reply reply) {
         // Every client may refer to it until it says otherwise. The caller does not wait for what they say.
         for (const InodeId id : ids) {
           std::set<ClientId>& holders = orphans[id];
-          for (const auto& [client, site] : opens.clients()) holders.insert(client);
+          for (const auto& [client, site] : opens.clients())
+            if (!away.contains(site)) holders.insert(client);
         }
         reply(outcome, data);
         for (const InodeId id : ids) ask_holders(id, asker);
@@ -207,6 +233,8 @@ void Coherence::Impl::set_lock(const pb::Request& request, Reply reply) {
   LockTable::Lock lock = lock_of(request);
   if (!valid(lock.range)) {
     reply_errno(reply, EINVAL);
+  } else if (recovering && lock.range.type() != pb::LockRange::UNLOCKED) {
+    asked.push_back({request, std::move(reply)});
   } else if (request.setlock().wait() && lock.range.type() != pb::LockRange::UNLOCKED) {
     locks.wait({std::move(lock), request.seq(), std::move(reply)});
   } else {
@@ -232,12 +260,14 @@ void Coherence::Impl::get_lock(const pb::Request& request, const Reply& reply) c
 // ---- clients
 
 void Coherence::Impl::attach(ClientId client, SiteName site, const Reply& reply) {
-  const std::size_t others = opens.clients().size();
   const bool known = opens.clients().contains(client);
-  if (known || others > 1 || (others == 0 && arrivals.empty())) {
+  // A site has one mount: another one has ended with its process.
+  if (!known) expire_site(site, client);
+  const std::size_t others = opens.clients().size();
+  if (known || recovering || others > 1 || (others == 0 && arrivals.empty())) {
     opens.attach(client, std::move(site));
     reply_errno(reply, 0);
-    if (others == 0) tell_sole();
+    tell_sole();
     return;
   }
   arrivals.push_back({client, std::move(site), reply});
@@ -279,14 +309,23 @@ void Coherence::Impl::admit() {
 
 // After the number of clients has changed: if one is left, it may cache alone.
 void Coherence::Impl::tell_sole() {
-  if (taking_back || opens.clients().size() != 1) return;
+  if (taking_back || recovering || opens.clients().size() != 1) return;
   RecallOrder order;
   order.client = opens.clients().begin()->first;
   order.sole = true;
   recall(order, [](bool) {});
 }
 
+void Coherence::Impl::end_asked(const std::function<bool(const pb::Request&)>& which) {
+  const auto kept = std::stable_partition(asked.begin(), asked.end(),
+                                          [&](const Asked& one) { return !which(one.request); });
+  std::vector<Asked> ended(std::make_move_iterator(kept), std::make_move_iterator(asked.end()));
+  asked.erase(kept, asked.end());
+  for (const Asked& one : ended) reply_errno(one.reply, EINTR);
+}
+
 void Coherence::Impl::detach(ClientId client) {
+  end_asked([client](const pb::Request& lock) { return lock.client() == client; });
   std::vector<Reply> turned_back;
   for (const Arrival& arrival : arrivals) {
     if (arrival.client == client) turned_back.push_back(arrival.reply);
@@ -327,6 +366,59 @@ void Coherence::Impl::detach(ClientId client) {
   }
 }
 
+void Coherence::Impl::expire_site(const SiteName& site, ClientId except) {
+  std::vector<ClientId> gone;
+  for (const auto& [client, name] : opens.clients()) {
+    if (name == site && client != except) gone.push_back(client);
+  }
+  for (const auto& arrival : arrivals) {
+    if (arrival.site == site && arrival.client != except) gone.push_back(arrival.client);
+  }
+  for (const ClientId client : gone) detach(client);
+}
+
+// ---- after a restart
+
+// Its kernel may have pages that a change has made wrong which this process does not know of.
+void Coherence::Impl::reassert(ClientId client, const SiteName& site, const std::vector<OpenHandle>& handles,
+                               const std::vector<LockTable::Lock>& held) {
+  attach(client, site, [this, client, handles, held](const pb::Outcome& outcome, Bytes) {
+    if (outcome.error() != 0) return;
+    std::set<InodeId> ids;
+    for (OpenHandle handle : handles) {
+      handle.client = client;
+      opens.open(handle);
+      if (!handle.directory) ids.insert(handle.id);
+    }
+    for (LockTable::Lock lock : held) {
+      lock.client = client;
+      if (!valid(lock.range)) continue;
+      if (locks.set(lock) != 0)
+        log::warn("a lock of client {:x} on inode {:x} was given to somebody else while it was away", client,
+                  lock.id);
+    }
+    for (const InodeId id : ids) recall({.client = client, .id = id}, [](bool) {});
+  });
+}
+
+// Once every site has been heard, it is known which mounts may refer to the orphans that were found.
+void Coherence::Impl::name_holders() {
+  if (!unheard.empty()) return;
+  for (auto& [id, holders] : orphans) {
+    if (holders.erase(kAnyClient) == 0) continue;
+    for (const auto& [client, site] : opens.clients()) holders.insert(client);
+    reactor.post([this, id = id, still = std::weak_ptr(alive)] {
+      if (!still.expired()) ask_holders(id, kAnyClient);
+    });
+  }
+}
+
+void Coherence::Impl::recovered() {
+  if (!std::exchange(recovering, false)) return;
+  for (Asked& one : std::exchange(asked, {})) set_lock(one.request, std::move(one.reply));
+  tell_sole();
+}
+
 // ---- orphans
 
 // All but `except`, which says so by itself.
@@ -335,7 +427,7 @@ void Coherence::Impl::ask_holders(InodeId id, ClientId except) {
   if (it == orphans.end()) return;
   const std::set<ClientId> holders = it->second;
   for (const ClientId client : holders) {
-    if (client == except) continue;
+    if (client == except || client == kAnyClient) continue;
     RecallOrder order;
     order.client = client;
     order.id = id;
@@ -382,6 +474,12 @@ void Coherence::execute(const pb::Request& request, Bytes data, Reply reply) {
   impl_->changes.heard(request.client());
   if (const auto range = DataChanges::changed(request)) {
     if (impl_->changes.take(request, *range, data, reply)) return;
+    // Somebody may open the inode before the change is performed, if that has to wait (for space).
+    reply = [this, client = request.client(), range = *range, still = std::weak_ptr(impl_->alive),
+             reply = std::move(reply)](const pb::Outcome& outcome, Bytes result) {
+      if (outcome.error() != 0 || still.expired()) return reply(outcome, result);
+      impl_->changes.performed(client, range, outcome, result, reply);
+    };
   }
   impl_->perform(request, data, std::move(reply));
 }
@@ -397,17 +495,50 @@ bool Coherence::awaits(const pb::Request& writeback) const {
 const std::map<InodeId, std::set<ClientId>>& Coherence::orphans() const { return impl_->orphans; }
 
 void Coherence::restore_orphans(std::map<InodeId, std::set<ClientId>> orphans) {
+  orphans.merge(impl_->orphans);
   impl_->orphans = std::move(orphans);
   // Not at once: an answer may free an inode, and the caller is in the middle of taking over.
   for (const auto& [id, holders] : impl_->orphans) {
     impl_->reactor.post([this, id = id, still = std::weak_ptr(impl_->alive)] {
-      if (!still.expired()) impl_->ask_holders(id, 0);
+      if (!still.expired()) impl_->ask_holders(id, kAnyClient);
     });
   }
 }
 
+void Coherence::recover(const std::vector<InodeId>& orphans, std::set<SiteName> sites) {
+  impl_->recovering = true;
+  for (const InodeId id : orphans) impl_->orphans[id] = {kAnyClient};
+  impl_->unheard = std::move(sites);
+  impl_->name_holders();
+}
+
+void Coherence::reassert(ClientId client, const SiteName& site, const std::vector<OpenHandle>& handles,
+                         const std::vector<LockTable::Lock>& locks) {
+  if (client != 0) impl_->reassert(client, site, handles, locks);
+  if (impl_->unheard.erase(site) > 0) impl_->name_holders();
+}
+
+void Coherence::recovered() { impl_->recovered(); }
+bool Coherence::recovering() const { return impl_->recovering; }
+
+void Coherence::away(const SiteName& site) {
+  impl_->away.insert(site);
+  std::vector<InodeId> ids;
+  for (auto& [id, holders] : impl_->orphans) {
+    for (const auto& [client, name] : impl_->opens.clients())
+      if (name == site && holders.erase(client) > 0) ids.push_back(id);
+  }
+  std::erase_if(ids, [&](InodeId id) { return !impl_->free_orphan(id); });
+  impl_->free_in_store(ids);
+}
+
+void Coherence::back(const SiteName& site) { impl_->away.erase(site); }
+
 void Coherence::clear() {
   impl_->alive = std::make_shared<const bool>(true);
+  impl_->recovering = false;
+  impl_->unheard.clear();
+  impl_->asked.clear();
   impl_->reactor.cancel(impl_->taking_back_timer);
   impl_->taking_back = false;
   impl_->arrivals.clear();
@@ -415,15 +546,6 @@ void Coherence::clear() {
   impl_->changes.clear();
 }
 
-void Coherence::expire_site(const SiteName& site) {
-  std::vector<ClientId> gone;
-  for (const auto& [client, name] : impl_->opens.clients()) {
-    if (name == site) gone.push_back(client);
-  }
-  for (const auto& arrival : impl_->arrivals) {
-    if (arrival.site == site) gone.push_back(arrival.client);
-  }
-  for (const ClientId client : gone) impl_->detach(client);
-}
+void Coherence::expire_site(const SiteName& site, ClientId except) { impl_->expire_site(site, except); }
 
 }  // namespace sharefs

@@ -17,6 +17,9 @@
 // Sole and shared: a client starts as shared. The only one attached is told so (RecallOrder.sole) and may
 // then cache names and attributes; a second one is let in when that has been taken back and has run out.
 //
+// After a restart: the owner's process knows nothing of what clients hold. Until every site has said so again
+// (or its lease is over), nobody is granted a lock, and nobody is told to be the only mount.
+//
 // It also decides when an orphan (an inode without a name) may go: when no attached client refers to it any
 // more.
 //
@@ -50,7 +53,7 @@ struct RecallOrder {
   std::optional<bool> sole{};  // the client is (no longer) the only mount
   // Promises of names and attributes that are broken (fs/promises.h).
   std::vector<InodeId> names{};
-  bool all_names = false;   // all of them; with client 0: those of every client of all other sites
+  bool all_names = false;   // all of them; with client 0 the site also says what its mount holds
   std::uint64_t stamp = 0;  // what was promised before is broken
 };
 // Carries an order to the client's site and calls `done(referenced)` once it has been followed.
@@ -84,15 +87,31 @@ class Coherence final : public Executor {
   // A recall waits for this client to write back dirty pages of this inode.
   bool awaits(const pb::Request& writeback) const;
 
+  // This process has not been the owner before, and nobody has handed the live state over. `orphans`: those
+  // of the store, which a mount of any of the other `sites` may refer to. Followed by recovered().
+  void recover(const std::vector<InodeId>& orphans, std::set<SiteName> sites);
+  // What a site's mount (0: it has none) holds since an earlier process of the owner. Also after recovered():
+  // then what somebody else was given meanwhile cannot be had back.
+  void reassert(ClientId client, const SiteName& site, const std::vector<OpenHandle>& handles,
+                const std::vector<LockTable::Lock>& locks);
+  // All sites have said what they hold, or are not waited for any longer.
+  void recovered();
+  bool recovering() const;
+
+  // The site is away, for longer than it is waited for; it is back. Its mount does not count as referring to
+  // orphans meanwhile, but for what it has open: otherwise nothing that is deleted would make room.
+  void away(const SiteName& site);
+  void back(const SiteName& site);
+
   // Live state for a handoff: each orphan with the clients that may refer to it.
   const std::map<InodeId, std::set<ClientId>>& orphans() const;
   // Asks the holders again, since their answers may have gone to the owner before. The open table has been
-  // restored.
+  // restored. Orphans that recover() was told of stay known.
   void restore_orphans(std::map<InodeId, std::set<ClientId>> orphans);
   // Another site is the owner: forgets everything; late answers change nothing. No change is in flight.
   void clear();
-  // A site is gone for good (its lease ran out): as a Detach of each of its clients.
-  void expire_site(const SiteName& site);
+  // A site's process has ended: as a Detach of each of its clients, but for `except`.
+  void expire_site(const SiteName& site, ClientId except = 0);
 
  private:
   struct Impl;

@@ -15,42 +15,47 @@ FuseNotifier::~FuseNotifier() {
     const std::lock_guard lock(mutex_);
     ending_ = true;
   }
-  wanted_.notify_all();
-  threads_.clear();  // joins
+  for (Queue* queue : {&pages_, &attributes_}) {
+    queue->wanted.notify_all();
+    queue->threads.clear();  // joins
+  }
 }
 
 void FuseNotifier::invalidate(InodeId id, std::uint64_t offset, std::uint64_t length,
                               std::function<void()> done) {
+  Queue& queue = offset == kAttributes ? attributes_ : pages_;
   bool another = false;
   {
     const std::lock_guard lock(mutex_);
-    orders_.push_back({id, offset, length, std::move(done)});
-    another = busy_ + orders_.size() > threads_.size() && threads_.size() < kMostThreads;
+    queue.orders.push_back({id, offset, length, std::move(done)});
+    another =
+        queue.busy + queue.orders.size() > queue.threads.size() && queue.threads.size() < queue.most_threads;
   }
-  if (another) threads_.emplace_back([this] { work(); });
-  wanted_.notify_one();
+  if (another) queue.threads.emplace_back([this, &queue] { work(queue); });
+  queue.wanted.notify_one();
 }
 
 bool FuseNotifier::idle() const {
   const std::lock_guard lock(mutex_);
-  return orders_.empty() && busy_ == 0;
+  const auto rests = [](const Queue& queue) { return queue.orders.empty() && queue.busy == 0; };
+  return rests(pages_) && rests(attributes_);
 }
 
-void FuseNotifier::work() {
+void FuseNotifier::work(Queue& queue) {
   std::unique_lock lock(mutex_);
   while (true) {
-    wanted_.wait(lock, [this] { return ending_ || !orders_.empty(); });
-    if (orders_.empty()) return;
-    Order order = std::move(orders_.front());
-    orders_.pop_front();
-    ++busy_;
+    queue.wanted.wait(lock, [&] { return ending_ || !queue.orders.empty(); });
+    if (queue.orders.empty()) return;
+    Order order = std::move(queue.orders.front());
+    queue.orders.pop_front();
+    ++queue.busy;
     lock.unlock();
     // Whatever it says (ENOENT: the kernel does not know the inode), nothing is cached afterwards.
     fuse_lowlevel_notify_inval_inode(session_, order.id, static_cast<off_t>(order.offset),
                                      static_cast<off_t>(order.length));
     if (order.done) finished(std::move(order.done));
     lock.lock();
-    --busy_;
+    --queue.busy;
   }
 }
 

@@ -2,7 +2,7 @@
 //
 // Why threads: an invalidation waits for pages that the kernel has locked, and those may wait for a reply of
 // ours. Why several: one that waits for a writer behind a closed gate must not keep the others from being
-// acknowledged.
+// acknowledged. Invalidations of attributes wait for no page, so one thread is theirs alone.
 #pragma once
 
 #include <condition_variable>
@@ -46,10 +46,16 @@ class FuseNotifier {
     std::uint64_t length = 0;
     std::function<void()> done;
   };
-  void work();
+  struct Queue {
+    explicit Queue(std::size_t most) : most_threads(most) {}
+    const std::size_t most_threads;
+    std::condition_variable wanted;     // with mutex_
+    std::deque<Order> orders;           // under mutex_
+    std::size_t busy = 0;               // under mutex_: threads at an order
+    std::vector<std::jthread> threads;  // reactor thread
+  };
+  void work(Queue& queue);
   void finished(std::function<void()> done);
-
-  static constexpr std::size_t kMostThreads = 16;
 
   // constant after construction
   fuse_session* const session_;
@@ -57,12 +63,9 @@ class FuseNotifier {
   const std::shared_ptr<bool> alive_;  // reactor thread; outlives this object in what was posted
 
   mutable std::mutex mutex_;
-  std::condition_variable wanted_;  // with mutex_
-  std::deque<Order> orders_;        // under mutex_
-  std::size_t busy_ = 0;            // under mutex_: threads at an order
-  bool ending_ = false;             // under mutex_
-
-  std::vector<std::jthread> threads_;  // reactor thread
+  bool ending_ = false;  // under mutex_
+  Queue pages_{16};
+  Queue attributes_{1};
 };
 
 }  // namespace sharefs

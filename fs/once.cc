@@ -130,8 +130,7 @@ std::optional<pb::Outcome> found_performed(Executor& store, const pb::Request& r
 
 }  // namespace
 
-Once::Once(Executor& store, const std::filesystem::path& file, std::uint64_t exempt)
-    : store_(store), exempt_(exempt) {
+Once::Once(Executor& store, const std::filesystem::path& file) : store_(store) {
   static_assert(sizeof(Slot) == kSlotSize);
   static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
   UniqueFd fd(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));

@@ -24,12 +24,15 @@ namespace sharefs {
 
 class Once final : public Executor {
  public:
-  // Maps `file`, made if missing, and reads the slots that an earlier process left. Requests of `exempt` (the
-  // mount of this very process, which ends with it) pass without a slot.
-  Once(Executor& store, const std::filesystem::path& file, std::uint64_t exempt);
+  // Maps `file`, made if missing, and reads the slots that an earlier process left.
+  Once(Executor& store, const std::filesystem::path& file);
   ~Once() override;
 
   void execute(const pb::Request& request, Bytes data, Reply reply) override;
+
+  // Requests of this client (the mount of this very process, which ends with it) pass without a slot from now
+  // on; 0: nobody's do. Nobody's may while records are performed: another process sends those again.
+  void exempt(std::uint64_t client) { exempt_ = client; }
 
   static constexpr std::size_t kSlots = 4096;
   static constexpr std::size_t kSlotSize = 512;
@@ -53,9 +56,9 @@ class Once final : public Executor {
 
   // constant after construction
   Executor& store_;
-  std::uint64_t exempt_;
   void* map_ = nullptr;
   // reactor thread
+  std::uint64_t exempt_ = 0;
   std::size_t next_ = 0;
   std::unordered_map<Key, std::size_t, KeyHash> slots_;  // those in use
 };

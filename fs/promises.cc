@@ -231,6 +231,7 @@ void Promises::followed(std::uint64_t number) {
   if (node.empty()) return;
   reactor_.cancel(node.mapped().lease);
   for (const auto& waiting : node.mapped().waiting) waiting->followed();
+  if (node.mapped().client == 0 && on_recovered_) on_recovered_();
 }
 
 // There is no room for more promises: everybody forgets all, and changes wait for that.

@@ -69,6 +69,10 @@ class Promises final : public Executor, public ChangeObserver {
   // This site is not the owner any more: promises nothing, forgets what it promised.
   void end();
 
+  // Called when every site has followed the order that begin() gave to client 0, or is not waited for any
+  // more.
+  void on_recovered(std::function<void()> recovered) { on_recovered_ = std::move(recovered); }
+
   std::size_t size() const { return holders_.size(); }  // inodes that somebody was promised something of
 
  private:
@@ -109,6 +113,7 @@ class Promises final : public Executor, public ChangeObserver {
   Reactor& reactor_;
   const Recall recall_;
   const Reactor::Clock::duration lease_;
+  std::function<void()> on_recovered_;
   // reactor thread
   Epoch epoch_ = 0;  // 0: not the owner
   std::uint64_t stamp_ = 0;

@@ -384,7 +384,6 @@ void HandoffSource::commit() {
 
 void HandoffSource::hand_over() {
   update_counters();
-  parts_.log.stop();
   std::vector<Gate::Record> asked_again;
   for (auto& record : parts_.gate.surrender()) {
     if (is_asked_again(record.request))
@@ -402,6 +401,12 @@ void HandoffSource::hand_over() {
     if (client != clients.end() ? client->second == parts_.self
                                 : record.request.attach().site() == parts_.self)
       parts_.peer.execute(record.request, as_bytes(record.data), std::move(record.reply));
+  }
+  // Last, since it may fail (a full disk), which must not keep anybody from the new owner.
+  try {
+    parts_.log.stop();
+  } catch (const std::exception& error) {
+    spdlog::warn("the change log of handoff {} stays until the next one: {}", record_.attempt, error.what());
   }
 }
 

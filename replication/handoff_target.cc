@@ -115,9 +115,14 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, const HandoffRecord& stored
     records_total_ = std::stoull("0" + parts_.state.blob(total_key(record_.attempt)));
     performer_ = std::make_unique<RecordPerformer>(parts_.state, parts_.coherence, record_.attempt);
     // The source sends again only what it has no outcome of.
-    for (const auto& stored_record : parts_.state.records(record_.attempt))
+    const auto begun = parts_.state.records(record_.attempt);
+    for (const auto& stored_record : begun)
       if (stored_record.done && stored_record.number == next_) ++next_;
+    // The process may have ended before. Once a record has begun this has been done, and must not be done
+    // again: what records leave without a name is not part of the image.
+    if (begun.empty()) image_->finish(orphans_of(live_));
     restore_live_state(parts_, live_);
+    parts_.coherence.recovered();  // the live state says what sites hold
     parts_.gate.hold_changes();
   }
 }

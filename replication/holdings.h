@@ -21,6 +21,8 @@ class Holdings {
   // The requests that make an owner know again what `client` holds; without seqs. A lock that somebody else
   // was granted meanwhile cannot be had back.
   std::vector<pb::Request> requests(ClientId client) const;
+  const OpenTable& opens() const { return opens_; }
+  const LockTable& locks() const { return locks_; }
 
   // This site was the owner until now: its own tables say what its mount holds.
   void take(ClientId client, const OpenTable& opens, const LockTable& locks);

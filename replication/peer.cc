@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <cstring>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <unordered_map>
 #include <utility>
@@ -75,6 +76,7 @@ struct Peer::Impl {
   void moved(const SiteName& from, const pb::Moved& moved);
   void attach_again(std::uint64_t client);
   void retry_soon(Pending& pending);
+  void fill_held(std::uint64_t client, pb::RecallDone& done) const;
   void resubmit_to(Executor& local);
   void resubmit_queries_to(Executor& local);
   void finish(PendingMap::iterator which, const pb::Outcome& outcome, Bytes data);
@@ -317,6 +319,43 @@ void Peer::Impl::attach_again(std::uint64_t client) {
   }
 }
 
+void Peer::Impl::fill_held(std::uint64_t client, pb::RecallDone& done) const {
+  std::set<std::uint64_t> closing;                        // handles
+  std::set<std::pair<InodeId, std::uint64_t>> unlocking;  // inode, lock owner
+  for (const auto& [number, one] : pending) {
+    pb::Envelope asked;
+    if (!one.holds || one.key.client != client ||
+        !asked.ParseFromArray(one.head.data(), static_cast<int>(one.head.size())))
+      continue;
+    const auto& request = asked.ask().request();
+    if (request.has_releasedir()) closing.insert(request.releasedir().handle());
+    if (request.has_release()) {
+      closing.insert(request.release().handle());
+      unlocking.emplace(request.release().id(), request.release().lock_owner());
+    }
+    if (request.has_flush()) unlocking.emplace(request.flush().id(), request.flush().lock_owner());
+    if (request.has_setlock() && request.setlock().range().type() == pb::LockRange::UNLOCKED)
+      unlocking.emplace(request.setlock().id(), request.setlock().lock_owner());
+  }
+  done.set_client(client);
+  for (const auto& open : holdings.opens().all()) {
+    if (open.client != client || closing.contains(open.handle)) continue;
+    auto* handle = done.add_handles();
+    handle->set_handle(open.handle);
+    handle->set_id(open.id);
+    handle->set_flags(open.flags);
+    handle->set_directory(open.directory);
+  }
+  for (const auto& held : holdings.locks().held()) {
+    if (held.client != client || unlocking.contains({held.id, held.owner})) continue;
+    auto* lock = done.add_locks();
+    lock->set_owner(held.owner);
+    lock->set_id(held.id);
+    *lock->mutable_range() = held.range;
+    lock->set_flock(held.flock);
+  }
+}
+
 void Peer::Impl::retry_soon(Pending& which) {
   which.retry = true;
   if (retry_timer) return;
@@ -417,6 +456,7 @@ void Peer::connected(const SiteName& site) {
 }
 
 Holdings& Peer::holdings() { return impl_->holdings; }
+void Peer::fill_held(std::uint64_t client, pb::RecallDone& done) const { impl_->fill_held(client, done); }
 std::size_t Peer::unanswered() const { return impl_->pending.size(); }
 
 }  // namespace sharefs

@@ -56,6 +56,8 @@ class Peer final : public Executor {
 
   // What the mount holds at the owner; told again when the owner's process is another.
   Holdings& holdings();
+  // The same for that owner's question, without what requests that are on their way give up.
+  void fill_held(std::uint64_t client, pb::RecallDone& done) const;
 
  private:
   struct Impl;

@@ -319,6 +319,7 @@ RequestServer::RequestServer(Transport& transport, Executor& local)
     : impl_(std::make_unique<Impl>(transport, local)) {}
 RequestServer::~RequestServer() = default;
 
+void RequestServer::admit(const SiteName& site, std::uint64_t client) { impl_->attach(site, client); }
 void RequestServer::serve() { impl_->end_takeover(); }
 void RequestServer::redirect(const SiteName& owner, Epoch epoch) { impl_->redirect(owner, epoch); }
 void RequestServer::ask(const SiteName& from, Message message) {

@@ -34,6 +34,8 @@ class RequestServer {
   // Serves from now on (owner), or answers «moved» (not the owner; also the state after construction).
   void serve();
   void redirect(const SiteName& owner, Epoch epoch);
+  // A client of this site is served from now on, as after an Attach.
+  void admit(const SiteName& site, std::uint64_t client);
 
   // An Ask of another site.
   void ask(const SiteName& from, Message message);

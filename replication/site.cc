@@ -82,7 +82,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
                            .descriptor_limit = kDescriptorLimit},
             inodes, opens, locks, workers),
       relocating(store),
-      once(relocating, options.folder / "once.slots", client),
+      once(relocating, options.folder / "once.slots"),
       promises(once, log, opens, client, reactor,
                [this](const RecallOrder& order, std::function<void(bool)> done) {
                  recall(order, std::move(done));
@@ -140,7 +140,10 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
   names.on_forget_all([this] {
     if (front_end) front_end->promise_broken(nullptr, {}, [] {});
   });
+  promises.on_recovered([this] { coherence.recovered(); });
+  for (const auto& site : state.sites()) watch_absence(site.name);
   peer.on_moved([this](const SiteName& owner, Epoch epoch) { learn(owner, epoch); });
+  once.exempt(client);
   if (is_owner())
     serve_as_owner(false);
   else {
@@ -170,6 +173,12 @@ void Site::Impl::serve_as_owner(bool moving) {
   std::vector<ClientId> holders;
   if (!moving && !state.sites().empty()) holders.push_back(0);
   promises.begin(ownership.epoch, holders);
+  if (!moving) {
+    std::set<SiteName> others;
+    for (const auto& site : state.sites()) others.insert(site.name);
+    coherence.recover(store.orphans(), std::move(others));
+    if (holders.empty()) coherence.recovered();
+  }
   if (moving || holds_entries(tree_of(parts.store_directory)))
     relocate(Relocation::Direction::up);
   else
@@ -279,8 +288,10 @@ HandoffTarget::Events Site::Impl::target_events() {
   return {.ownership_taken = [this](Epoch epoch) { take_ownership(epoch); },
           .serving =
               [this] {
+                once.exempt(client);
                 // Mounts that ended while they were being handed over.
                 for (const auto& site : std::exchange(restarted, {})) coherence.expire_site(site);
+                coherence.expire_site(parts.self, client);
                 gate.open();
                 peer.resubmit_to(server.once(gate));
                 transport.greet_all();
@@ -291,6 +302,7 @@ HandoffTarget::Events Site::Impl::target_events() {
 void Site::Impl::take_ownership(Epoch epoch) {
   spdlog::info("this site is the owner now, epoch {}", epoch);
   ownership = state.ownership();
+  once.exempt(0);
   relocating.relocation.reset();
   serve_as_owner(true);
 }
@@ -298,6 +310,7 @@ void Site::Impl::take_ownership(Epoch epoch) {
 void Site::Impl::give_ownership(const SiteName& owner, Epoch epoch) {
   spdlog::info("{} is the owner now, epoch {}", owner, epoch);
   ownership = state.ownership();
+  recalls.clear();  // the new owner asks anew
   peer.set_owner(owner, epoch);
   peer.holdings().take(client, opens, locks);
   drop_live_state(parts);
@@ -322,6 +335,26 @@ void Site::Impl::learn(const SiteName& owner, Epoch epoch) {
   believe_owner();
   peer.set_owner(owner, epoch);
   server.redirect(owner, epoch);
+}
+
+// Whoever may be believed now, this mount need not be the only one any more.
+void Site::Impl::end_sole() {
+  sole = false;
+  believe_owner();
+  if (front_end) front_end->set_policy(kSharedMount);
+}
+
+// A site that is away for longer than others wait for it does not keep what is deleted.
+void Site::Impl::watch_absence(const SiteName& site) {
+  reactor.after(kLease, [this, site, watch = std::weak_ptr(alive)] {
+    if (watch.expired() || transport.connected(site)) return;
+    coherence.away(site);
+    std::vector<std::function<void(bool)>> unasked;
+    for (const auto& [number, sent] : recalls)
+      if (sent.to == site && sent.order.orphan) unasked.push_back(sent.done);
+    std::erase_if(recalls, [&](const auto& one) { return one.second.to == site && one.second.order.orphan; });
+    for (const auto& done : unasked) done(false);
+  });
 }
 
 // From what the names and attributes are believed to come. The only mount is promised nothing: its kernel
@@ -408,11 +441,18 @@ void Site::Impl::recall(const RecallOrder& order, std::function<void(bool)> done
   const auto holder = opens.clients().find(order.client);
   if (order.client == client) return obey(order, std::move(done));
   if (order.client == 0) return recall_everywhere(order, done);
-  if (holder == opens.clients().end()) return done(false);
+  // A client of this site that is not this process has ended with its process.
+  if (holder == opens.clients().end() || holder->second == parts.self) return done(false);
   recall_at(holder->second, order, std::move(done));
 }
 
 void Site::Impl::recall_at(const SiteName& site, const RecallOrder& order, std::function<void(bool)> done) {
+  // The order to be the only mount, if it has not arrived, must not come after the one that takes it back.
+  if (order.sole)
+    std::erase_if(recalls, [&](const auto& one) {
+      return one.second.to == site && one.second.order.client == order.client &&
+             one.second.order.sole.value_or(false);
+    });
   const auto number = next_number++;
   const auto& sent =
       recalls.emplace(number, SentRecall{.to = site, .order = order, .done = std::move(done)}).first->second;
@@ -462,6 +502,16 @@ void Site::Impl::forget_recalls(const SiteName& to) {
 void Site::Impl::obey(const RecallOrder& order, std::function<void(bool)> done) {
   if (order.all_names) names.forget_all();
   names.forget(order.names, order.stamp);
+  if (order.all_names && order.client == 0 && sole) {
+    // Another process of the owner, which does not know that this mount was the only one: its kernel may
+    // answer by itself for a while yet.
+    end_sole();
+    reactor.after(CoherenceTiming{}.sole_timeout,
+                  [this, order, done = std::move(done), watch = std::weak_ptr(alive)] {
+                    if (!watch.expired()) obey(order, done);
+                  });
+    return;
+  }
   if (order.all_names || !order.names.empty()) {
     if (!front_end) return done(false);
     const auto* ids = order.all_names ? nullptr : &order.names;

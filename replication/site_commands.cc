@@ -12,6 +12,7 @@ namespace {
 // Measuring a large tree before a handoff takes its time.
 constexpr auto kAnswerPatience = std::chrono::seconds(60);
 constexpr auto kStatusPatience = std::chrono::seconds(2);
+constexpr auto kRecoveryPoll = std::chrono::milliseconds(20);
 constexpr std::uint32_t kVerifyPage = 500;
 
 nlohmann::json failure(const std::string& why) { return {{"error", why}}; }
@@ -140,14 +141,21 @@ void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
       [this, size, wanted, only_asked = request.value("dry_run", false), reply = std::move(reply)]() mutable {
         wanted.needed = std::move(*size);
         if (only_asked) return dry_run(wanted, std::move(reply));
-        measured(std::move(wanted), reply);
+        measured(wanted, reply);
       });
 }
 
-void Site::Impl::measured(HandoffSource::Options wanted, const JsonReply& reply) {
+void Site::Impl::measured(const HandoffSource::Options& wanted, const JsonReply& reply) {
+  // Just restarted: what other sites hold is part of what is handed over.
+  if (coherence.recovering()) {
+    reactor.after(kRecoveryPoll, [this, wanted, reply, watch = std::weak_ptr(alive)] {
+      if (!watch.expired()) measured(wanted, reply);
+    });
+    return;
+  }
   if (source || !is_owner()) return reply(failure("another handoff has started meanwhile"));
   finish_relocation();
-  source = std::make_unique<HandoffSource>(parts, std::move(wanted), source_events());
+  source = std::make_unique<HandoffSource>(parts, wanted, source_events());
   source->start();
   reply({{"attempt", source->attempt()}});
 }

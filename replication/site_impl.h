@@ -80,12 +80,15 @@ struct Site::Impl {
   void obey(const RecallOrder& order, std::function<void(bool)> done);
   void learn(const SiteName& owner, Epoch epoch);
   void believe_owner();
+  void end_sole();
+  void watch_absence(const SiteName& site);
 
   // site_links.cc
   void subscribe();
   pb::Hello hello() const;
   void connected(const SiteName& site, const pb::Hello& hello, bool interrupted);
   void lost(const SiteName& site);
+  void recall_done(const SiteName& from, const pb::RecallDone& done);
   void join(const std::string& route, const std::string& public_key, const pb::Join& join);
   void prepare(const SiteName& from, const pb::Prepare& prepare);
   std::string objection(const SiteName& from, const pb::Prepare& prepare) const;
@@ -100,7 +103,7 @@ struct Site::Impl {
   void command(const nlohmann::json& request, JsonReply reply);
   void ask_owner(const nlohmann::json& request, JsonReply reply);
   void migrate(const nlohmann::json& request, JsonReply reply);
-  void measured(HandoffSource::Options options, const JsonReply& reply);
+  void measured(const HandoffSource::Options& options, const JsonReply& reply);
   void dry_run(const HandoffSource::Options& options, JsonReply reply);
   void await_reply(std::uint64_t number, const SiteName& from, Reactor::Clock::duration patience);
   nlohmann::json handoff_json();

@@ -8,6 +8,7 @@ namespace sharefs {
 namespace {
 
 constexpr unsigned kForgottenAtOnce = 10;  // of the newest handoffs
+constexpr auto kGatePoll = std::chrono::milliseconds(20);
 
 }  // namespace
 
@@ -64,19 +65,20 @@ void Site::Impl::subscribe() {
                      .names = {order.names().begin(), order.names().end()},
                      .all_names = order.all_names(),
                      .stamp = order.stamp()};
-    obey(mine, [this, from, number = order.number()](bool referenced) {
+    // A former owner's word on who is the only mount comes too late.
+    if (mine.sole && from != ownership.owner) mine.sole = false;
+    const bool another_process = mine.client == 0 && mine.all_names;
+    obey(mine, [this, from, number = order.number(), another_process](bool referenced) {
       pb::Envelope envelope;
       envelope.mutable_recall_done()->set_number(number);
       envelope.mutable_recall_done()->set_referenced(referenced);
+      if (another_process && attached && from == ownership.owner)
+        peer.fill_held(client, *envelope.mutable_recall_done());
       transport.send(from, Lane::requests, envelope);
     });
   });
   transport.subscribe(E::kRecallDone, [this](const SiteName& from, const Message& message) {
-    const auto found = recalls.find(message.head.recall_done().number());
-    if (found == recalls.end() || found->second.to != from) return;
-    auto done = std::move(found->second.done);
-    recalls.erase(found);
-    done(message.head.recall_done().referenced());
+    recall_done(from, message.head.recall_done());
   });
   transport.subscribe(E::kCommand, [this](const SiteName& from, const Message& message) {
     const auto asked = nlohmann::json::parse(message.head.command().text(), nullptr, false);
@@ -161,8 +163,16 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool int
     coherence.expire_site(site);
   if (another_process) forget_recalls(site);
 
+  coherence.back(site);
   if (interrupted) {
-    if (site == ownership.owner) names.forget_all();
+    if (site == ownership.owner) {
+      names.forget_all();
+      // It may have let another mount in meanwhile. If not, it says so again.
+      if (sole) {
+        end_sole();
+        if (attached) attach([](int) {});
+      }
+    }
     peer.connected(site);
     send_recalls_again(site);
   }
@@ -170,8 +180,37 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool int
   if (target) target->connected(site, another_process);
 }
 
+void Site::Impl::recall_done(const SiteName& from, const pb::RecallDone& answer) {
+  const auto found = recalls.find(answer.number());
+  if (found == recalls.end() || found->second.to != from) return;
+  if (found->second.order.client == 0) {
+    // What is handed over must not change while that is under way.
+    if (gate.closed() && is_owner()) {
+      reactor.after(kGatePoll, [this, from, answer, watch = std::weak_ptr(alive)] {
+        if (!watch.expired()) recall_done(from, answer);
+      });
+      return;
+    }
+    std::vector<OpenHandle> handles;
+    for (const auto& handle : answer.handles())
+      handles.push_back({.handle = handle.handle(),
+                         .id = handle.id(),
+                         .flags = handle.flags(),
+                         .directory = handle.directory()});
+    std::vector<LockTable::Lock> held;
+    for (const auto& lock : answer.locks())
+      held.push_back({.owner = lock.owner(), .id = lock.id(), .range = lock.range(), .flock = lock.flock()});
+    if (answer.client() != 0) server.admit(from, answer.client());
+    coherence.reassert(answer.client(), from, handles, held);
+  }
+  auto done = std::move(found->second.done);
+  recalls.erase(found);
+  done(answer.referenced());
+}
+
 void Site::Impl::lost(const SiteName& site) {
   spdlog::info("{} is not reachable", site);
+  watch_absence(site);
   if (source && source->target() == site) source->lost();
 }
 

@@ -54,3 +54,9 @@ def many(directory, files, per_directory=200):
             os.makedirs(where, exist_ok=True)
         with open(f'{where}/f{i}', 'wb') as f:
             f.write(b'%d ' % i * 20)
+
+
+def write(path, data):
+    """A file."""
+    with open(path, 'wb') as f:
+        f.write(data)

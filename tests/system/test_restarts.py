@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""What other sites hold outlives the owner's process: open files and their pages, locks, files without a name."""
+
+import collections
+import fcntl
+import os
+import subprocess
+import sys
+import time
+
+import content
+import sandbox
+from actor import Actor
+from cluster import Cluster
+
+PAUSE = ('--max-pause', '2s')
+
+
+def private(site, directory):
+    return os.listdir(f'{site.store}/.sharefs/{directory}')
+
+
+def what_an_idle_site_holds_is_known_to_another_process_of_the_owner():
+    """An application that has a file open, read, and locked, and asks nothing, loses neither pages nor lock."""
+    cluster = Cluster(2, content=lambda store: content.write(f'{store}/f', b'old'))
+    alpha, beta = cluster
+    holder = Actor(beta.mountpoint)
+    assert holder.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+    assert holder.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
+    assert holder.do('pread', 1, 3, 0) == ('ok', b'old')
+    alpha.kill()
+    alpha.start()
+    other = Actor(alpha.mountpoint)
+    assert other.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+    assert other.do('flock', 1, fcntl.LOCK_EX) == ('errno', 'EAGAIN'), 'the lock of a site that lives was given away'
+    assert other.do('pwrite', 1, b'new', 0) == ('ok', 3)
+    assert holder.do('pread', 1, 3, 0) == ('ok', b'new'), 'pages that another process of the owner did not know of'
+    assert holder.do('close', 1)[0] == 'ok'
+    sandbox.eventually(lambda: other.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok', 'the lock is released')
+
+
+def the_only_mount_learns_that_it_is_not_any_more():
+    """A mount that was the only one is told by another process of the owner, which has a mount itself."""
+    cluster = Cluster(2, content=lambda store: content.write(f'{store}/f', b'old'), mount=False)
+    alpha, beta = cluster
+    alpha.start(serve=True)
+    cluster.join(beta)
+    beta.start()
+    one = Actor(beta.mountpoint)
+    time.sleep(1.5)  # it is told that it is the only one
+    assert one.do('content', 'f') == ('ok', b'old')
+    alpha.kill()
+    alpha.start()
+    cluster.wait_connected()
+    other = Actor(alpha.mountpoint)
+    for i in range(5):
+        assert one.do('stat', f'new{i}') == ('errno', 'ENOENT')
+        assert other.do('put', f'new{i}', b'x')[0] == 'ok'
+        assert one.do('stat', f'new{i}')[0] == 'ok', 'a name is not seen that another mount has made'
+        assert one.do('content', 'f')[0] == 'ok'
+        assert other.do('put', 'f', b'%d' % i)[0] == 'ok'
+        assert one.do('content', 'f') == ('ok', b'%d' % i), 'the pages of a closed file were kept'
+
+
+def files_without_a_name_outlive_a_restart_of_the_owner():
+    cluster = Cluster(3, content=lambda store: content.write(f'{store}/f', b'data'))
+    alpha, beta, gamma = cluster
+    holder = Actor(beta.mountpoint)
+    assert holder.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+    assert holder.do('unlink', 'f')[0] == 'ok'
+    alpha.kill()
+    alpha.start()
+    cluster.wait_connected()
+    time.sleep(3)  # longer than sites are waited for
+    assert holder.do('pwrite', 1, b'more', 4) == ('ok', 4)
+    alpha.migrate(gamma, *PAUSE)
+    assert holder.do('pread', 1, 8, 0) == ('ok', b'datamore')
+    assert holder.do('fstat', 1)[1]['nlink'] == 0
+    assert holder.do('close', 1)[0] == 'ok'
+    time.sleep(1)  # small ones are deleted in batches, at the latest at the end
+    gamma.stop()
+    assert private(gamma, 'orphans') == [], 'it is kept for nobody'
+
+
+def what_is_deleted_while_a_site_is_away_makes_room():
+    cluster = Cluster(2)
+    alpha, beta = cluster
+    beta.kill()
+    time.sleep(8)
+    actor = Actor(alpha.mountpoint)
+    for i in range(20):
+        assert actor.do('put', f't{i}', bytes(1 << 20))[0] == 'ok'
+        assert actor.do('unlink', f't{i}')[0] == 'ok'
+    sandbox.eventually(lambda: private(alpha, 'orphans') == [], 'deleted files make room', timeout=5)
+    assert actor.do('put', 'last', b'x')[0] == 'ok'
+    beta.start()
+    assert Actor(beta.mountpoint).do('content', 'last') == ('ok', b'x')
+
+
+def a_target_that_is_killed_as_it_becomes_the_owner():
+    """It goes on where it was: an open file without a name, and no lock of the mount that ended with it."""
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{name}', b'data') for name in ('locked', 'open')])
+    alpha, beta = cluster
+    beta.restart('target.owner=kill')
+    cluster.wait_connected()
+    dead, holder = Actor(beta.mountpoint), Actor(alpha.mountpoint)
+    assert dead.do('open', 1, 'locked', os.O_RDWR)[0] == 'ok' and dead.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
+    assert holder.do('open', 1, 'open', os.O_RDWR)[0] == 'ok' and holder.do('unlink', 'open')[0] == 'ok'
+    migration = alpha.migrate_in_background(beta, *PAUSE)
+    beta.wait_killed()
+    dead.close()
+    beta.start()
+    migration.finish()
+    assert holder.do('fstat', 1)[1]['nlink'] == 0 and holder.do('pread', 1, 4, 0) == ('ok', b'data')
+    assert private(beta, 'parked') == []
+    assert holder.do('open', 2, 'locked', os.O_RDWR)[0] == 'ok'
+    assert holder.do('flock', 2, fcntl.LOCK_EX)[0] == 'ok', 'the lock of a mount that has ended'
+    start = time.monotonic()
+    assert holder.do('pwrite', 2, b'x', 0) == ('ok', 1)
+    assert time.monotonic() - start < 4, 'a mount that has ended was waited for'
+
+
+def appends_of_the_target_are_performed_once():
+    """Records of the target's own mount, which is killed between their effect and noting it."""
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/log{k}', b'') for k in range(4)])
+    alpha, beta = cluster
+    beta.restart('target.record.performed=kill@1')
+    cluster.wait_connected()
+    program = ('import os, sys\nfd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)\n'
+               'n = 0\nwhile True:\n    os.write(fd, b"%d\\n" % n)\n    n += 1')
+    appenders = [subprocess.Popen([sys.executable, '-c', program, f'{beta.mountpoint}/log{k}'],
+                                  stderr=subprocess.DEVNULL) for k in range(4)]
+    time.sleep(0.5)
+    migration = alpha.migrate_in_background(beta, *PAUSE)
+    beta.wait_killed()
+    for appender in appenders:
+        appender.wait(10)
+    beta.start()
+    migration.finish()
+    for k in range(4):
+        with open(f'{beta.mountpoint}/log{k}') as f:
+            lines = collections.Counter(f.read().split())
+        assert lines and max(lines.values()) == 1, f'log{k}: {lines.most_common(1)}'
+
+
+def a_write_that_waits_for_space_is_seen_by_who_opened_meanwhile():
+    stores = [sandbox.tmpfs('size=16m') + '/alpha', sandbox.ext4() + '/beta']
+    os.mkdir(stores[0])
+    content.write(f'{stores[0]}/big', bytes(4 << 20))
+    with open(f'{stores[0]}/f', 'wb') as f:
+        f.truncate(8192)
+    cluster = Cluster(2, stores=stores)
+    alpha, beta = cluster
+    writer, filler, reader = Actor(alpha.mountpoint), Actor(alpha.mountpoint), Actor(beta.mountpoint)
+    for i in range(3):
+        handle = os.open(f'{beta.mountpoint}/big', os.O_PATH)  # keeps its room without having it open
+        os.unlink(f'{beta.mountpoint}/big')
+        assert writer.do('open', 1, 'f', os.O_WRONLY)[0] == 'ok'
+        assert filler.do('open', 1, 'fill', os.O_WRONLY | os.O_CREAT | os.O_APPEND)[0] == 'ok'
+        for size in (1 << 20, 1 << 16, 4096):
+            while filler.do('write', 1, bytes(size)) == ('ok', size):
+                pass
+        writer.send('pwrite', 1, b'A' * 4096, 0)
+        time.sleep(0.15)
+        assert reader.do('open', 1, 'f', os.O_RDONLY)[0] == 'ok'
+        seen = reader.do('pread', 1, 4, 0)[1]
+        os.close(handle)
+        if writer.receive() == ('ok', 4096) and seen == bytes(4):
+            assert reader.do('pread', 1, 4, 0) == ('ok', b'AAAA'), 'pages from before an acknowledged write'
+            return
+        # The write was too early or too late: once more.
+        for actor in (writer, filler, reader):
+            actor.do('close', 1)
+        writer.do('unlink', 'fill')
+        writer.do('truncate', 'f', 0)
+        writer.do('truncate', 'f', 8192)
+        assert writer.do('put', 'big', bytes(4 << 20))[0] == 'ok'
+    raise AssertionError('no write waited for space')
+
+
+if __name__ == '__main__':
+    sys.exit(sandbox.main({test.__name__: (test, 90) for test in (
+        what_an_idle_site_holds_is_known_to_another_process_of_the_owner,
+        the_only_mount_learns_that_it_is_not_any_more,
+        files_without_a_name_outlive_a_restart_of_the_owner,
+        what_is_deleted_while_a_site_is_away_makes_room,
+        a_target_that_is_killed_as_it_becomes_the_owner,
+        appends_of_the_target_are_performed_once,
+        a_write_that_waits_for_space_is_seen_by_who_opened_meanwhile)}))
