@@ -19,6 +19,7 @@
 #include "cli/failure.h"
 #include "cli/mounts.h"
 #include "cli/progress.h"
+#include "cli/setup.h"
 #include "cli/units.h"
 
 namespace sharefs {
@@ -61,8 +62,20 @@ void remove_dead_mount(const fs::path& mountpoint) {
                            mountpoint.string());
 }
 
+// The disk of the store may not be mounted, or the directory may have become something else.
+void check_store(const std::string& name, const fs::path& store, const std::string& id) {
+  const auto marker = read_store_marker(store);
+  if (marker == id) return;
+  if (marker) fail(fmt::format("{} is the store of another data set now, not of {}", store.string(), name));
+  fail(fmt::format("{} is not the store of {} ({} is missing): is its disk mounted?", store.string(), name,
+                   (store / kPrivateArea).string()));
+}
+
 void check_mountpoint(const Home& home, const fs::path& mountpoint, const fs::path& store) {
   std::error_code error;
+  if (!fs::exists(mountpoint, error) && !error) {
+    fail(fmt::format("{} does not exist: mkdir -p {}", mountpoint.string(), mountpoint.string()));
+  }
   if (!fs::is_directory(mountpoint, error)) {
     fail(fmt::format("{}: {}", mountpoint.string(), error ? error.message() : "not a directory"));
   }
@@ -131,6 +144,7 @@ int run_serve(const Home& home, const ServeArguments& arguments) {
   {
     OpenState open(options.paths);  // closed again before the daemon is forked
     const fs::path store = open.state.setting("store");
+    check_store(arguments.name, store, open.state.setting("data_set_id"));
     // Left by a daemon that was killed, here or where it was mounted before.
     remove_dead_mount(open.state.setting("mountpoint"));
     open.state.set_setting("mountpoint", "");

@@ -87,6 +87,14 @@ std::optional<MountEntry> fuse_mount_at(const fs::path& mountpoint) {
   return found;
 }
 
+std::optional<MountEntry> mount_of(const fs::path& path) {
+  std::optional<MountEntry> found;
+  for (auto& mount : read_mounts()) {  // later ones hide earlier ones
+    if (is_within(path, mount.mountpoint)) found = std::move(mount);
+  }
+  return found;
+}
+
 bool is_dead_mount(const fs::path& mountpoint) {
   struct stat status {};
   return fuse_mount_at(mountpoint) && stat(mountpoint.c_str(), &status) != 0 &&

@@ -17,6 +17,8 @@ struct MountEntry {
 std::vector<MountEntry> read_mounts();
 // The topmost FUSE mount at exactly this path; nullopt if the topmost mount there is none of FUSE.
 std::optional<MountEntry> fuse_mount_at(const std::filesystem::path& mountpoint);
+// The mount that holds this path.
+std::optional<MountEntry> mount_of(const std::filesystem::path& path);
 // A mount whose daemon is gone.
 bool is_dead_mount(const std::filesystem::path& mountpoint);
 

@@ -70,6 +70,9 @@ void check_store_place(const Home& home, const fs::path& store) {
                      store.string(), home_folder.string()));
   }
   if (fuse_mount_at(store)) fail(fmt::format("{} is a FUSE mount: unmount it first", store.string()));
+  if (const auto mount = mount_of(store); mount && mount->type == "fuse.sharefs")
+    fail(fmt::format("{} lies in a mount of sharefs ({}): choose a directory of a disk", store.string(),
+                     mount->mountpoint.string()));
   if (access(store.c_str(), R_OK | W_OK | X_OK) != 0) {
     fail(fmt::format("{} cannot be used as a store: {}", store.string(), strerror(errno)));
   }

@@ -37,9 +37,15 @@ const auto ignore = [](const pb::Outcome&, Bytes) {};
 
 struct Coherence::Impl {
   struct Arrival {
+    struct Waiting {
+      pb::Request request;
+      std::string data;
+      Reply reply;
+    };
     ClientId client;
     SiteName site;
     Reply reply;
+    std::vector<Waiting> waiting;  // what it asks before it is let in
   };
 
   Impl(Executor& the_store, OpenTable& the_opens, LockTable& the_locks, Reactor& the_reactor,
@@ -65,6 +71,8 @@ struct Coherence::Impl {
   void set_lock(const pb::Request& request, Reply reply);
   void get_lock(const pb::Request& request, const Reply& reply) const;
 
+  void execute(const pb::Request& request, Bytes data, Reply reply);
+  bool waits_to_be_let_in(const pb::Request& request, Bytes data, Reply& reply);
   void attach(ClientId client, SiteName site, const Reply& reply);
   void reassert(ClientId client, const SiteName& site, const std::vector<OpenHandle>& handles,
                 const std::vector<LockTable::Lock>& locks);
@@ -270,7 +278,7 @@ void Coherence::Impl::attach(ClientId client, SiteName site, const Reply& reply)
     tell_sole();
     return;
   }
-  arrivals.push_back({client, std::move(site), reply});
+  arrivals.push_back({client, std::move(site), reply, {}});
   if (!taking_back) take_back_sole();
 }
 
@@ -303,8 +311,19 @@ void Coherence::Impl::admit() {
   for (Arrival& arrival : std::exchange(arrivals, {})) {
     opens.attach(arrival.client, std::move(arrival.site));
     reply_errno(arrival.reply, 0);
+    for (auto& one : arrival.waiting) execute(one.request, as_bytes(one.data), std::move(one.reply));
   }
   tell_sole();
+}
+
+// A site whose connection was lost, or whose owner was restarted, asks as soon as it has said Attach again.
+bool Coherence::Impl::waits_to_be_let_in(const pb::Request& request, Bytes data, Reply& reply) {
+  if (request.has_attach() || request.has_detach() || request.has_cancel()) return false;
+  const auto arrival = std::find_if(arrivals.begin(), arrivals.end(),
+                                    [&](const Arrival& one) { return one.client == request.client(); });
+  if (arrival == arrivals.end()) return false;
+  arrival->waiting.push_back({request, std::string(as_text(data)), std::move(reply)});
+  return true;
 }
 
 // After the number of clients has changed: if one is left, it may cache alone.
@@ -326,12 +345,15 @@ void Coherence::Impl::end_asked(const std::function<bool(const pb::Request&)>& w
 
 void Coherence::Impl::detach(ClientId client) {
   end_asked([client](const pb::Request& lock) { return lock.client() == client; });
-  std::vector<Reply> turned_back;
-  for (const Arrival& arrival : arrivals) {
-    if (arrival.client == client) turned_back.push_back(arrival.reply);
+  std::vector<Arrival> turned_back;
+  for (Arrival& arrival : arrivals) {
+    if (arrival.client == client) turned_back.push_back(std::move(arrival));
   }
   std::erase_if(arrivals, [&](const Arrival& arrival) { return arrival.client == client; });
-  for (const Reply& reply : turned_back) reply_errno(reply, 0);
+  for (const Arrival& arrival : turned_back) {
+    reply_errno(arrival.reply, 0);
+    for (const auto& one : arrival.waiting) reply_errno(one.reply, ESTALE);
+  }
 
   const bool attached = opens.clients().contains(client);
   for (const OpenHandle& handle : opens.detach(client)) {
@@ -471,17 +493,22 @@ Coherence::Coherence(Executor& store, OpenTable& opens, LockTable& locks, Reacto
 Coherence::~Coherence() { clear(); }
 
 void Coherence::execute(const pb::Request& request, Bytes data, Reply reply) {
-  impl_->changes.heard(request.client());
+  impl_->execute(request, data, std::move(reply));
+}
+
+void Coherence::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
+  if (!arrivals.empty() && waits_to_be_let_in(request, data, reply)) return;
+  changes.heard(request.client());
   if (const auto range = DataChanges::changed(request)) {
-    if (impl_->changes.take(request, *range, data, reply)) return;
+    if (changes.take(request, *range, data, reply)) return;
     // Somebody may open the inode before the change is performed, if that has to wait (for space).
-    reply = [this, client = request.client(), range = *range, still = std::weak_ptr(impl_->alive),
+    reply = [this, client = request.client(), range = *range, still = std::weak_ptr(alive),
              reply = std::move(reply)](const pb::Outcome& outcome, Bytes result) {
       if (outcome.error() != 0 || still.expired()) return reply(outcome, result);
-      impl_->changes.performed(client, range, outcome, result, reply);
+      changes.performed(client, range, outcome, result, reply);
     };
   }
-  impl_->perform(request, data, std::move(reply));
+  perform(request, data, std::move(reply));
 }
 
 void Coherence::held(const pb::Request& request) { impl_->changes.held(request); }

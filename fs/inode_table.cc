@@ -137,8 +137,14 @@ struct InodeTable::Impl {
   };
   UniqueFd open_way(InodeId id, int flags, std::uint32_t* type, Lock& lock);
 
+  // Where inodes are reached by their names: held while these are followed.
+  std::shared_lock<std::shared_mutex> follow_names() {
+    return handles ? std::shared_lock<std::shared_mutex>() : std::shared_lock(names);
+  }
+
   // constant after construction
   bool handles = false;
+  std::shared_mutex names;  // taken before the mutex
   // under the mutex
   mutable std::mutex mutex;
   UniqueFd root;
@@ -249,6 +255,9 @@ bool InodeTable::Impl::describe(Identity& identity, InodeId parent, const std::s
   }
   if (name.empty() && identity.id != kRootInode)
     throw std::system_error(ESTALE, std::generic_category(), "an inode without a name");
+  if (Backing now{};
+      identity.id != kRootInode && (!look(directory_fd, name, now) || !same_inode(now, backing)))
+    return false;
   identity.parent = parent;
   identity.name = name;
   return true;
@@ -335,6 +344,7 @@ void InodeTable::set_epoch(Epoch epoch) {
 
 InodeId InodeTable::identify(InodeId parent, std::string_view name_view, int directory_fd,
                              const Backing& seen) {
+  const auto names = impl_->follow_names();
   Lock lock = impl_->ready();
   if (const Entry* entry = impl_->cache.by_ino(seen.stx_ino);
       entry != nullptr && entry->born != 0 && entry->born == birth(seen) && entry->has_handle())
@@ -350,6 +360,8 @@ InodeId InodeTable::identify(InodeId parent, std::string_view name_view, int dir
       if (entry->has_handle() || id == kRootInode || name.empty()) return id;
       Identity identity = impl_->cache.identity(*entry);
       if (identity.parent == parent && identity.name == name) return id;
+      // It may have moved since it was seen: then it is known better already.
+      if (Backing now{}; !look(directory_fd, name, now) || !same_inode(now, backing)) return id;
       identity.parent = parent;
       identity.name = name;
       impl_->put(lock, identity);
@@ -415,6 +427,10 @@ void InodeTable::bind(InodeId id, InodeId parent, std::string_view name, int dir
   impl_->put(lock, identity);
 }
 
+std::unique_lock<std::shared_mutex> InodeTable::change_names() {
+  return impl_->handles ? std::unique_lock<std::shared_mutex>() : std::unique_lock(impl_->names);
+}
+
 void InodeTable::moved(InodeId id, InodeId parent, std::string_view name) {
   const Lock lock = impl_->ready();
   const Entry* entry = impl_->load(id);
@@ -431,6 +447,7 @@ void InodeTable::erase(InodeId id) {
 }
 
 UniqueFd InodeTable::open(InodeId id, int flags, std::uint32_t* type) {
+  const auto names = impl_->follow_names();
   Lock lock(impl_->mutex);
   if (id == kRootInode) {
     if (type != nullptr) *type = S_IFDIR;

@@ -22,7 +22,9 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <shared_mutex>
 #include <string>
 #include <string_view>
 
@@ -96,6 +98,11 @@ class InodeTable {
 
   // Binds a known id (issued by another owner) to a backing inode of this store. Replaces an earlier binding.
   void bind(InodeId id, InodeId parent, std::string_view name, int directory_fd, const Backing& backing);
+
+  // Held around a change of names and the moved() that tells of it: where inodes are reached by their names,
+  // other threads see both or neither. Nothing is opened or identified meanwhile. Does nothing with file
+  // handles.
+  [[nodiscard]] std::unique_lock<std::shared_mutex> change_names();
 
   // The name by which the inode is reached changed (rename, link): only kept where file handles cannot be
   // used. Parent 0: `name` is a path within the private area (an orphan, a parked inode).

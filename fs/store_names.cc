@@ -83,6 +83,7 @@ int Store::Impl::remove_name(StoreCall& call, InodeId parent, const std::string&
     int error = 0;
     const int orphans = private_area(error);
     if (orphans < 0) return error;
+    const auto changing = inodes.change_names();
     if (::renameat(directory_fd, name.c_str(), orphans, OrphanName(victim.id).name) != 0) return errno;
     fault_point("store-orphan-moved");
     orphan(call, victim);
@@ -169,6 +170,9 @@ int Store::Impl::rename(const pb::Rename& op, StoreCall& call) {
   if (source.id != 0) note_attributes(source.id);
   if (target.id != 0) note_attributes(target.id);
   const bool orphans_target = target.exists && !exchange && !same && target.last_name && target.id != 0;
+  int ignored = 0;
+  if (orphans_target) private_area(ignored);  // opened before names change
+  const auto changing = inodes.change_names();
   if (orphans_target) {
     error = rename_over(op, from.fd, to.fd, target);
   } else {

@@ -612,7 +612,7 @@ nlohmann::json HandoffSource::progress() const {
   if (image_) {
     const auto& counters = image_->counters();
     const double rate = image_->bytes_per_second();
-    const auto total = std::max<std::uint64_t>(options_.needed.bytes, counters.image_bytes);
+    const auto total = std::max<std::uint64_t>(options_.needed.data, counters.image_bytes);
     json["files"] = counters.image_files.load();
     json["files_total"] = std::max<std::uint64_t>(options_.needed.files, counters.image_files);
     json["bytes_total"] = total;

@@ -270,6 +270,7 @@ void HandoffTarget::commit(const pb::Commit& message) {
   fault_point("target.commit");
   parts_.gate.hold_changes();
   parts_.state.put_blob(total_key(record_.attempt), std::to_string(records_total_));
+  parts_.state.set_setting(kMountsSetting, kMountsUnknown);
   persist(Durability::normal);
   // One durable step: from here this site is the owner, whatever happens.
   parts_.state.set_ownership({.epoch = record_.epoch, .owner = parts_.self, .burnt = record_.epoch});

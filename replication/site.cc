@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <sstream>
 #include <stdexcept>
 
 #include "meta/fault.h"
@@ -161,6 +162,27 @@ Site::Impl::~Impl() {
   target.reset();
   store.observe(nullptr);
   inodes.flush();
+  try {
+    std::string sites;
+    for (const auto& [mount, site] : opens.clients())
+      if (site != parts.self) sites += site + ' ';
+    if (is_owner()) state.set_setting(kMountsSetting, sites);
+  } catch (const std::exception& error) {
+    spdlog::warn("all sites will be asked at the next start: {}", error.what());
+  }
+}
+
+// The other sites that may have a mount which an earlier process of this owner has told something.
+std::set<SiteName> Site::Impl::sites_with_mounts() {
+  std::set<SiteName> sites;
+  const std::string last = state.setting(kMountsSetting);
+  if (last == kMountsUnknown) {
+    for (const auto& site : state.sites()) sites.insert(site.name);
+  } else {
+    std::istringstream words(last);
+    for (SiteName site; words >> site;) sites.insert(site);
+  }
+  return sites;
 }
 
 // ---- roles
@@ -171,12 +193,15 @@ void Site::Impl::serve_as_owner(bool moving) {
   // A restarted owner does not know what it has promised. One that has just taken over is told whom the other
   // one has promised something (restore_live_state).
   std::vector<ClientId> holders;
-  if (!moving && !state.sites().empty()) holders.push_back(0);
+  if (!moving) {
+    unheard = sites_with_mounts();
+    if (!unheard.empty()) holders.push_back(0);
+    state.set_setting(kMountsSetting, kMountsUnknown);
+    state.set_ownership(ownership);  // makes durable what was set before
+  }
   promises.begin(ownership.epoch, holders);
   if (!moving) {
-    std::set<SiteName> others;
-    for (const auto& site : state.sites()) others.insert(site.name);
-    coherence.recover(store.orphans(), std::move(others));
+    coherence.recover(store.orphans(), unheard);
     if (holders.empty()) coherence.recovered();
   }
   if (moving || holds_entries(tree_of(parts.store_directory)))
@@ -397,7 +422,11 @@ void Site::Impl::start(const std::function<void(std::string)>& ready) {
     *answered = true;
     reactor.cancel(timer);
     if (error)
-      return ready(fmt::format("the owner {} refuses this mount: {}", ownership.owner, std::strerror(error)));
+      return ready(
+          error == ETIMEDOUT
+              ? fmt::format("the owner {} does not answer within --timeout: is its daemon running?",
+                            ownership.owner)
+              : fmt::format("the owner {} refuses this mount: {}", ownership.owner, std::strerror(error)));
     attached = true;
     try {
       front_end = std::make_unique<FrontEnd>(
@@ -459,11 +488,11 @@ void Site::Impl::recall_at(const SiteName& site, const RecallOrder& order, std::
   send_recall(number, sent);
 }
 
+// Of those that had a mount when the owner's process before this one ended.
 void Site::Impl::recall_everywhere(const RecallOrder& order, const std::function<void(bool)>& done) {
-  const auto others = state.sites();
-  const auto left = std::make_shared<std::size_t>(others.size());
-  for (const auto& site : others)
-    recall_at(site.name, order, [left, done](bool) {
+  const auto left = std::make_shared<std::size_t>(unheard.size());
+  for (const auto& site : unheard)
+    recall_at(site, order, [left, done](bool) {
       if (--*left == 0) done(false);
     });
 }

@@ -22,6 +22,11 @@
 
 namespace sharefs {
 
+// Setting of an owner: the other sites that had a mount when it ended. As long as it runs, and when it was
+// killed, they are not known.
+constexpr const char* kMountsSetting = "mounts";
+constexpr const char* kMountsUnknown = "?";
+
 struct SiteParts {
   SiteName self;
   std::filesystem::path store_directory;  // through a descriptor: a mount over the store does not hide it

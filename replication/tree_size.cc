@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <system_error>
 
 #include "meta/types.h"
@@ -24,6 +25,9 @@ TreeSize measure(const std::filesystem::path& directory) {
     }
     ++size.files;
     size.bytes += static_cast<std::uint64_t>(st.st_blocks) * 512;
+    if (S_ISREG(st.st_mode))
+      size.data +=
+          std::min(static_cast<std::uint64_t>(st.st_size), static_cast<std::uint64_t>(st.st_blocks) * 512);
     size.devices = size.devices || S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode);
     if (size.owners.size() <= TreeSize::kMaxOwners) size.owners.insert(st.st_uid);
     if (size.groups.size() <= TreeSize::kMaxOwners) size.groups.insert(st.st_gid);

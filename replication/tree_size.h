@@ -15,6 +15,7 @@ struct TreeSize {
   static constexpr std::size_t kMaxOwners = 64;
 
   std::uint64_t bytes = 0;  // on disk
+  std::uint64_t data = 0;   // to send: without holes, and without what the last blocks have left
   std::uint64_t files = 0;  // inodes of all kinds, names counted
   bool devices = false;     // only root can make them
   std::set<uid_t> owners;

@@ -74,7 +74,7 @@ class CommandLine(unittest.TestCase):
         os.mkdir(f'{self.store}/sub')
         self.fails(1, 'inside the store', 'mount', 'projects', f'{self.store}/sub')
         self.fails(1, 'hidden', 'mount', 'projects', self.folder)
-        self.fails(1, 'No such file', 'mount', 'projects', f'{self.folder}/nowhere')
+        self.fails(1, 'does not exist', 'mount', 'projects', f'{self.folder}/nowhere')
 
     def test_init_says_what_comes_next(self):
         self.assertIn(f'sharefs mount projects {self.store}', self.init().stdout)

@@ -241,5 +241,88 @@ TEST_F(CoherenceTest, LateAnswersAfterTheOwnerMovedChangeNothing) {
   EXPECT_TRUE(freed().empty());
 }
 
+// ---- after a restart of the owner
+
+TEST_F(CoherenceTest, WhoeverIsNotLetInYetIsServedLater) {
+  attach(kA);
+  follow(kA);
+  const Answer& attached = attach(kB);
+  const Answer& written = write(kB);
+  EXPECT_EQ(writes_performed(), 0U) << "the only mount may still answer by itself";
+  follow(kA);
+  pass_time(milliseconds(150));
+  EXPECT_TRUE(attached.given() && written.given());
+  EXPECT_EQ(writes_performed(), 1U);
+}
+
+TEST_F(CoherenceTest, AMountEndsWhatAnEarlierOneOfItsSiteHad) {
+  attach_all({kA, kB});
+  opened(kB);
+  lock(kB, 1, pb::LockRange::EXCLUSIVE, false);
+  pb::Request again = request_of(kC, ++seq_);
+  again.mutable_attach()->set_site("site" + std::to_string(kB));
+  ask(again);
+  EXPECT_FALSE(opens_.clients().contains(kB));
+  EXPECT_FALSE(opens_.is_open(kFile));
+  EXPECT_EQ(lock(kA, 1, pb::LockRange::EXCLUSIVE, false).error(), 0);
+}
+
+TEST_F(CoherenceTest, LocksWaitUntilSitesHaveSaidWhatTheyHold) {
+  coherence_.recover({}, {"site2"});
+  attach(kA);
+  EXPECT_TRUE(orders_.empty()) << "nobody is told yet that it is the only mount";
+  const Answer& wanted = lock(kA, 1, pb::LockRange::EXCLUSIVE, false);
+  const Answer& waiting = lock(kA, 1, pb::LockRange::EXCLUSIVE, true);
+  EXPECT_FALSE(wanted.given());
+  pb::LockRange range;
+  range.set_type(pb::LockRange::EXCLUSIVE);
+  range.set_end(5);
+  coherence_.reassert(kB, "site2", {{0, kFile * 10, kFile, O_RDWR, false}}, {{0, 8, kFile, range, false}});
+  EXPECT_EQ(ordered(), Clients{kB}) << "its pages may be wrong";
+  EXPECT_FALSE(wanted.given());
+  coherence_.recovered();
+  EXPECT_EQ(wanted.error(), EAGAIN);
+  EXPECT_FALSE(waiting.given());
+  EXPECT_EQ(opens_.openers(kFile, kA, false), Clients{kB});
+  detach(kB);
+  EXPECT_TRUE(waiting.given());
+}
+
+TEST_F(CoherenceTest, OrphansThatAreFoundStayUntilEverySiteIsHeard) {
+  coherence_.recover({kFile, kOther}, {"site2", "site3"});
+  attach(kA);
+  coherence_.reassert(kB, "site2", {{0, kFile * 10, kFile, O_RDWR, false}}, {});
+  follow(kB);  // its pages
+  coherence_.recovered();
+  pass_time(milliseconds(20));
+  EXPECT_TRUE(freed().empty()) << "the third site may refer to them";
+  coherence_.reassert(0, "site3", {}, {});
+  pass_time(milliseconds(20));
+  while (!orders_.empty()) follow(orders_.front().what.client);
+  EXPECT_EQ(freed(), std::vector<InodeId>{kOther});
+  release(kB);
+  EXPECT_EQ(freed(), (std::vector<InodeId>{kOther, kFile}));
+}
+
+TEST_F(CoherenceTest, ASiteThatIsAwayKeepsOnlyWhatItHasOpen) {
+  attach_all({kA, kB});
+  opened(kB);
+  unlink_last(kA, kFile);
+  unlink_last(kA, kOther);
+  forget(kA, kFile);
+  forget(kA, kOther);
+  EXPECT_TRUE(freed().empty());
+  coherence_.away("site2");
+  EXPECT_EQ(freed(), std::vector<InodeId>{kOther});
+  unlink_last(kA, 52);
+  forget(kA, 52);
+  EXPECT_EQ(freed(), (std::vector<InodeId>{kOther, 52}));
+  coherence_.back("site2");
+  unlink_last(kA, 53);
+  forget(kA, 53);
+  release(kB);
+  EXPECT_EQ(freed(), (std::vector<InodeId>{kOther, 52, kFile}));
+}
+
 }  // namespace
 }  // namespace sharefs

@@ -3,13 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <cerrno>
-#include <filesystem>
 #include <string>
 #include <vector>
 
 #include "fs/coherence.h"
 #include "fs/gate.h"
 #include "tests/fs/coherence_fixture.h"
+#include "tests/fs/temporary_directory.h"
 
 namespace sharefs {
 namespace {
@@ -287,9 +287,8 @@ TEST_F(DataChangesTest, AClientThatDetachesIsNotWaitedFor) {
 
 // The gate drains although a held write keeps its kernel from following a recall.
 TEST_F(DataChangesTest, AClosedGateDrainsWhileWritersMeet) {
-  const std::string file = ::testing::TempDir() + "sharefs-coherence-gate.db";
-  for (const char* suffix : {"", "-wal", "-shm"}) std::filesystem::remove(file + suffix);
-  Database database(file);
+  const TemporaryDirectory directory;
+  Database database(directory.path() / "state.db");
   Gate gate(coherence_, database);
   Gate::Hooks hooks;
   hooks.held = [this](const pb::Request& request) { coherence_.held(request); };

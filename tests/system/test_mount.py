@@ -230,13 +230,27 @@ def state_of_a_user_is_where_xdg_says():
 def commands_say_what_is_wrong():
     cluster = Cluster(1)
     alpha = cluster[0]
+    os.mkdir(f'{alpha.mountpoint}/inside')
     for words in (('status', 'none'), ('init', DATA_SET, '--store', alpha.store), ('mount', 'none', alpha.mountpoint),
                   ('join', 'nonsense', '--store', f'{sandbox.WORK}/x'), ('abort', DATA_SET),
                   ('migrate', DATA_SET, '--to', 'nobody'), ('init', 'x', '--store', f'{sandbox.WORK}/missing/dir'),
+                  ('mount', DATA_SET, f'{sandbox.WORK}/missing'),
+                  ('init', 'inside', '--store', f'{alpha.mountpoint}/inside'),
                   ('migrate', DATA_SET, '--to', 'alpha', '--max-pause', 'soon'), ('umount', f'{sandbox.WORK}/nothing')):
         result = alpha.cli(*words, check=False)
         assert result.returncode != 0, f'{words} succeeded: {result.stdout}'
         assert 1 <= len(result.stderr.strip().splitlines()) <= 3, f'{words}: {result.stderr}'
+    # A disk that is not mounted, or a directory that has become something else.
+    alpha.stop()
+    os.rename(alpha.store, f'{alpha.store}.away')
+    os.mkdir(alpha.store)
+    for marker in (None, b'12345'):
+        if marker:
+            os.mkdir(f'{alpha.store}/.sharefs')
+            content.write(f'{alpha.store}/.sharefs/data_set', marker)
+        result = alpha.cli('mount', DATA_SET, alpha.mountpoint, check=False)
+        assert result.returncode == 1 and alpha.store in result.stderr, result
+        assert len(result.stderr.strip().splitlines()) == 1, result
 
 
 if __name__ == '__main__':

@@ -39,6 +39,27 @@ def what_an_idle_site_holds_is_known_to_another_process_of_the_owner():
     sandbox.eventually(lambda: other.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok', 'the lock is released')
 
 
+def a_restart_waits_only_for_sites_that_had_a_mount():
+    """After an ordinary stop it is known who had one: a site that is away and had none delays no change."""
+    cluster = Cluster(2)
+    alpha, beta = cluster
+    beta.stop()
+    alpha.stop()
+    alpha.start()
+    actor = Actor(alpha.mountpoint)
+    start = time.monotonic()
+    assert actor.do('put', 'f', b'x')[0] == 'ok'
+    assert time.monotonic() - start < 1.5, 'a site without a mount was waited for'
+    beta.start()
+    other = Actor(beta.mountpoint)
+    assert other.do('content', 'f') == ('ok', b'x')
+    assert other.do('open', 1, 'f', os.O_RDONLY)[0] == 'ok'
+    alpha.stop()
+    alpha.start()
+    assert Actor(alpha.mountpoint).do('put', 'f', b'y')[0] == 'ok'
+    assert other.do('content', 'f') == ('ok', b'y') and other.do('pread', 1, 1, 0) == ('ok', b'y')
+
+
 def the_only_mount_learns_that_it_is_not_any_more():
     """A mount that was the only one is told by another process of the owner, which has a mount itself."""
     cluster = Cluster(2, content=lambda store: content.write(f'{store}/f', b'old'), mount=False)
@@ -181,6 +202,7 @@ def a_write_that_waits_for_space_is_seen_by_who_opened_meanwhile():
 if __name__ == '__main__':
     sys.exit(sandbox.main({test.__name__: (test, 90) for test in (
         what_an_idle_site_holds_is_known_to_another_process_of_the_owner,
+        a_restart_waits_only_for_sites_that_had_a_mount,
         the_only_mount_learns_that_it_is_not_any_more,
         files_without_a_name_outlive_a_restart_of_the_owner,
         what_is_deleted_while_a_site_is_away_makes_room,
