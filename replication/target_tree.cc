@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <climits>
@@ -185,19 +186,34 @@ void TargetTree::remove_name(InodeId parent, int directory, const std::string& n
   if (is_directory(backing) || backing.stx_nlink == 1) {
     park(directory, name, backing, inodes_.find(backing));
   } else {
-    unlink_kept(directory, name, backing);
+    unlink_kept(parent, directory, name, backing);
   }
 }
 
 // One of several names of an inode.
-void TargetTree::unlink_kept(int directory, const std::string& name, const Backing& backing) {
+void TargetTree::unlink_kept(InodeId parent, int directory, const std::string& name, const Backing& backing) {
   const UniqueFd fd(openat(directory, name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
   if (!fd) throw_errno("cannot open '" + name + "'");
   const auto id = inodes_.find(backing);
   std::optional<CtimeKeeper> ctime;
   if (id) ctime.emplace(inodes_, *id, backing);
   if (unlinkat(directory, name.c_str(), 0) != 0) throw_errno("cannot unlink '" + name + "'");
+  if (id) lost_name(*id, parent, name);
   if (ctime) ctime->restore(stat_inode(fd.get()));
+}
+
+// If it was the name by which the inode is reached, another one takes its place.
+void TargetTree::lost_name(InodeId id, InodeId parent, const std::string& name) {
+  const auto [first, last] = more_names_.equal_range(id);
+  if (first == last) return;
+  const auto lost =
+      std::find_if(first, last, [&](const auto& one) { return one.second == std::pair(parent, name); });
+  if (lost != last) {
+    more_names_.erase(lost);
+  } else {
+    inodes_.moved(id, first->second.first, first->second.second);
+    more_names_.erase(first);
+  }
 }
 
 void TargetTree::park(int directory, const std::string& name, const Backing& backing,
@@ -214,6 +230,7 @@ void TargetTree::park(int directory, const std::string& name, const Backing& bac
     if (!rename_into(directory, name, parked_fd_.get(), parked)) throw_errno("cannot park '" + name + "'");
   }
   parked_.insert(*id);
+  more_names_.erase(*id);
   inodes_.moved(*id, 0, "parked/" + parked);
   if (const auto after = stat_name(parked_fd_.get(), parked)) ctime.restore(*after);
 }
@@ -247,8 +264,12 @@ bool TargetTree::place(InodeId parent, const std::string& name, InodeId id) {
   }
   inodes_.changing(parent);
   CtimeKeeper ctime(inodes_, id, backing);
+  const bool one_more = !is_directory(backing) && !parked_.contains(id) && !orphans_.contains(id);
   if (!move_to(folder->get(), name, id, fd.get(), backing)) return false;
-  inodes_.moved(id, parent, name);
+  if (!one_more)
+    inodes_.moved(id, parent, name);
+  else if (!inodes_.uses_handles())
+    more_names_.emplace(id, std::pair(parent, name));
   ctime.restore(stat_inode(fd.get()));
   return true;
 }
@@ -358,7 +379,7 @@ void TargetTree::discard_rest() {
 }
 
 void TargetTree::remove_file(int directory, const std::string& name, const Backing& backing) {
-  if (backing.stx_nlink > 1) return unlink_kept(directory, name, backing);
+  if (backing.stx_nlink > 1) return unlink_kept(0, directory, name, backing);
   if (const auto id = inodes_.find(backing)) inodes_.erase(*id);
   if (unlinkat(directory, name.c_str(), 0) != 0) throw_errno("cannot remove '" + name + "'");
 }

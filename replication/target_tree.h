@@ -89,7 +89,8 @@ class TargetTree {
   void remove_name(InodeId parent, int directory, const std::string& name, const Backing& backing);
   void park(int directory, const std::string& name, const Backing& backing, std::optional<InodeId> id);
   std::string park_unnamed(int directory, const std::string& name);
-  void unlink_kept(int directory, const std::string& name, const Backing& backing);
+  void unlink_kept(InodeId parent, int directory, const std::string& name, const Backing& backing);
+  void lost_name(InodeId id, InodeId parent, const std::string& name);
   void remove_file(int directory, const std::string& name, const Backing& backing);
   void discard(int directory, const std::string& name);
 
@@ -102,6 +103,9 @@ class TargetTree {
   std::unordered_set<InodeId> parked_, orphans_;
   std::unordered_map<InodeId, Directory> directories_;
   std::map<std::pair<InodeId, std::string>, InodeId> set_aside_;
+  // Without file handles: names of inodes beyond the one by which InodeTable reaches them. While an image
+  // changes, an inode that moves has two names for a time, and may lose either.
+  std::multimap<InodeId, std::pair<InodeId, std::string>> more_names_;
   std::atomic<bool> interrupted_{false};
   std::uint64_t unnamed_ = 0;  // counts what was parked without an id
 };
