@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/mman.h>
@@ -29,6 +30,15 @@ namespace fs = std::filesystem;
 using namespace std::chrono_literals;
 
 constexpr std::uint64_t kOwnSeq = 1ULL << 62;
+
+// Mounts are this process's own where that is allowed, so that none is left when it crashes.
+class OwnMounts : public testing::Environment {
+ public:
+  void SetUp() override {
+    if (::unshare(CLONE_NEWNS) == 0) ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
+  }
+};
+const auto* const own_mounts = testing::AddGlobalTestEnvironment(new OwnMounts);
 
 class FrontEndTest : public testing::Test {
  protected:
