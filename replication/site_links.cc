@@ -261,7 +261,7 @@ void Site::Impl::join(const std::string& route, const std::string& public_key, c
 
 // Why this site cannot take the data set over, room aside; or empty.
 std::string Site::Impl::objection(const SiteName& from, const pb::Prepare& prepare) const {
-  if (const auto why = HandoffTarget::refusal(parts, prepare); !why.empty()) return why;
+  if (auto why = HandoffTarget::refusal(parts, prepare); !why.empty()) return why;
   if (from != ownership.owner)
     return fmt::format("{} is not the owner as far as {} knows ({} is)", from, parts.self, ownership.owner);
   if (source) return fmt::format("{} has not ended its own handoff yet", parts.self);
