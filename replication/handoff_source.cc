@@ -302,18 +302,22 @@ void HandoffSource::close_gate() {
   closed_at_ = Clock::now();
   pause_timer_ = parts_.reactor.after(options_.max_pause, [this] {
     pause_timer_ = 0;
-    ++overruns_;
-    give_up(overruns_ < kMaxOverruns
-                ? fmt::format("the pause ran over {} ms", options_.max_pause.count())
-                : fmt::format("the pause ran over {} ms in {} attempts: use a longer --max-pause",
-                              options_.max_pause.count(), overruns_),
-            true);
+    pause_ran_over();
   });
   live_sent_ = false;
   parts_.gate.close(record_.attempt, [this, attempt = record_.attempt] {
     if (attempt == record_.attempt) handle(SourceEvent::drained);
   });
   parts_.pace.unlimited();  // what waits there is held from now on
+}
+
+void HandoffSource::pause_ran_over() {
+  ++overruns_;
+  give_up(overruns_ < kMaxOverruns
+              ? fmt::format("the pause ran over {} ms", options_.max_pause.count())
+              : fmt::format("the pause ran over {} ms in {} attempts: use a longer --max-pause",
+                            options_.max_pause.count(), overruns_),
+          true);
 }
 
 void HandoffSource::ship_rest() {
@@ -364,6 +368,8 @@ void HandoffSource::commit_when_ready() {
 void HandoffSource::commit() {
   parts_.gate.make_durable();  // what arrived while queries drained
   fault_point("source.before_commit");
+  // A message that arrived before the timer was looked at does not outrun it (P2).
+  if (Clock::now() - closed_at_ > options_.max_pause) return pause_ran_over();
   // After the commit point callers can only wait for the target: so it must have been heard of just now, not
   // merely before its silence could be noticed (this process may have been stopped meanwhile).
   if (Clock::now() - asked_at_ > kFreshness + 4 * parts_.transport.round_trip(options_.target))

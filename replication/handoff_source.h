@@ -79,6 +79,7 @@ class HandoffSource {
   Clock::duration fixed_pause() const;
   double predicted_pause_ms() const;
   void close_gate();
+  void pause_ran_over();
   void ship_rest();
   void prepare_commit();
   void ask_confirmation();

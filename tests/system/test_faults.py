@@ -203,7 +203,8 @@ def owner_killed_in_a_request(point):
 def killed_after_a_roll_back():
     scene = Scene()
     scene.alpha.stop()
-    scene.alpha.start(faults='gate.reopened=kill,source.log_applied=sleep:1500')
+    # The second sleep lets the target's confirmation arrive before the source looks at its timer again.
+    scene.alpha.start(faults='gate.reopened=kill,source.log_applied=sleep:1500,gate.records-durable=sleep:30')
     scene.cluster.wait_connected()
     scene.start_loads()
     migration = scene.gamma.migrate_in_background(scene.beta, '--max-pause', '200ms')
