@@ -169,11 +169,12 @@ int run_serve(const Home& home, const ServeArguments& arguments) {
 }
 
 // The data set whose daemon has, or had, its mount there.
-std::string data_set_mounted_at(const Home& home, const fs::path& mountpoint) {
+std::string data_set_mounted_at(const Home& home, const std::string& target) {
+  const fs::path mountpoint = resolve_mountpoint(target);
   for (const auto& name : home.data_sets()) {
     if (OpenState(home.paths(name)).state.setting("mountpoint") == mountpoint.string()) return name;
   }
-  fail(fmt::format("{} is neither a data set nor the mount point of one in {}", mountpoint.string(),
+  fail(fmt::format("{} is neither a data set nor the mount point of one in {}", target,
                    home.folder().string()));
 }
 
@@ -215,9 +216,8 @@ void unmount_or_explain(const fs::path& mountpoint, bool lazy) {
 }
 
 int run_umount(const Home& home, const UmountArguments& arguments) {
-  const std::string name = home.has(arguments.target)
-                               ? arguments.target
-                               : data_set_mounted_at(home, resolve_mountpoint(arguments.target));
+  const std::string name =
+      home.has(arguments.target) ? arguments.target : data_set_mounted_at(home, arguments.target);
   const DataSetPaths paths = home.require(name);
   const fs::path mountpoint = OpenState(paths).state.setting("mountpoint");
   const bool running = DaemonLock::holder(paths) != 0;

@@ -46,9 +46,11 @@ int run(int argc, char** argv) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
     const std::string unknown =
         app.get_subcommands().empty() && !app.remaining().empty() ? app.remaining().front() : "";
+    std::string command = "sharefs ";
+    for (const auto* chosen : app.get_subcommands()) command += chosen->get_name() + ' ';
     std::cerr << "sharefs: "
               << (unknown.empty() ? error.what() : "there is no command or option \"" + unknown + "\"")
-              << " (see \"sharefs --help\")\n";
+              << " (see \"" << command << "--help\")\n";
     return kUsage;
   }
   return line.run();

@@ -231,27 +231,30 @@ void Site::Impl::join(const std::string& route, const std::string& public_key, c
   if (join.version() != kProtocolVersion)
     return refuse(fmt::format("{} runs another version of sharefs: upgrade first", parts.self));
   if (site.name.empty() || site.public_key.size() != 40) return refuse("malformed request to join");
-  const auto sites = state.sites();
-  const bool taken =
-      site.name == parts.self ||
-      std::any_of(sites.begin(), sites.end(), [&](const auto& other) { return other.name == site.name; });
-  if (taken)
-    return refuse(fmt::format("there is a site named {} already: choose another with --site", site.name));
+  auto others = state.sites();
+  // A join whose answer got lost is made again, with the same key and another token.
+  std::erase_if(others, [&](const auto& other) { return other.public_key == site.public_key; });
+  others.push_back({.name = parts.self,
+                    .endpoint = state.setting("endpoint"),
+                    .public_key = state.setting("public_key")});
+  for (const auto& other : others) {
+    if (other.name == site.name)
+      return refuse(fmt::format("there is a site named {} already: choose another with --site", site.name));
+    if (other.endpoint == site.endpoint)
+      return refuse(fmt::format("{} has the address {} already: choose another with --listen", other.name,
+                                site.endpoint));
+  }
   transport.remove_invitation(public_key);
   if (!state.use_invitation(public_key))
     return refuse("the token was used before: ask for a new one with sharefs invite");
   state.put_site(site);
   transport.add_site(site.name, site.endpoint, site.public_key);
-  for (const auto& other : sites) {
+  for (const auto& other : others) {
     auto* known = reply->add_sites();
     known->set_name(other.name);
     known->set_endpoint(other.endpoint);
     known->set_public_key(other.public_key);
   }
-  auto* self = reply->add_sites();
-  self->set_name(parts.self);
-  self->set_endpoint(state.setting("endpoint"));
-  self->set_public_key(state.setting("public_key"));
   reply->set_epoch(ownership.epoch);
   reply->set_owner(ownership.owner);
   transport.reply_to_join(route, envelope);

@@ -35,6 +35,41 @@ def a_token_is_valid_once():
     cluster.wait_connected()
 
 
+def two_sites_have_no_name_or_address_in_common():
+    cluster = Cluster(3, mount=False)
+    alpha, beta, gamma = cluster
+    alpha.start()
+    cluster.join(beta)
+
+    def refused(site, listen, what):
+        result = gamma.cli('join', cluster.invite(), '--store', gamma.store, '--site', site, '--listen', listen,
+                           check=False)
+        assert result.returncode != 0 and what in result.stderr, result.stderr
+
+    refused('beta', gamma.listen, '--site')
+    refused('alpha', gamma.listen, '--site')
+    refused('gamma', beta.listen, '--listen')
+    refused('gamma', alpha.listen, '--listen')
+    cluster.join(gamma)
+    gamma.start()
+    beta.start()
+    cluster.wait_connected()
+
+
+def a_join_whose_answer_got_lost_can_be_made_again():
+    cluster = Cluster(2, mount=False)
+    alpha, beta = cluster
+    alpha.start()
+    cluster.join(beta)
+    with sqlite3.connect(f'{beta.home}/{DATA_SET}/state.db') as database:  # as if it had heard nothing
+        database.execute("DELETE FROM setting WHERE key = 'data_set'")
+        database.execute('DELETE FROM site')
+    database.close()
+    cluster.join(beta)
+    beta.start()
+    cluster.wait_connected()
+
+
 def a_changed_token_is_refused():
     cluster = Cluster(2, mount=False)
     alpha, beta = cluster
@@ -207,6 +242,8 @@ def malformed_messages_of_a_known_site_break_nothing():
 if __name__ == '__main__':
     sys.exit(sandbox.main({
         'a_token_is_valid_once': (a_token_is_valid_once, 60),
+        'two_sites_have_no_name_or_address_in_common': (two_sites_have_no_name_or_address_in_common, 60),
+        'a_join_whose_answer_got_lost_can_be_made_again': (a_join_whose_answer_got_lost_can_be_made_again, 60),
         'a_changed_token_is_refused': (a_changed_token_is_refused, 60),
         'a_wrong_key_is_not_let_in': (a_wrong_key_is_not_let_in, 60),
         'garbage_on_the_port_breaks_nothing': (garbage_on_the_port_breaks_nothing, 60),
