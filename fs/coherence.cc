@@ -77,6 +77,7 @@ struct Coherence::Impl {
   void reassert(ClientId client, const SiteName& site, const std::vector<OpenHandle>& handles,
                 const std::vector<LockTable::Lock>& locks);
   void recovered();
+  void heard(const SiteName& site);
   void name_holders();
   void detach(ClientId client);
   void expire_site(const SiteName& site, ClientId except);
@@ -404,7 +405,7 @@ void Coherence::Impl::expire_site(const SiteName& site, ClientId except) {
 // Its kernel may have pages that a change has made wrong which this process does not know of.
 void Coherence::Impl::reassert(ClientId client, const SiteName& site, const std::vector<OpenHandle>& handles,
                                const std::vector<LockTable::Lock>& held) {
-  attach(client, site, [this, client, handles, held](const pb::Outcome& outcome, Bytes) {
+  attach(client, site, [this, client, site, handles, held](const pb::Outcome& outcome, Bytes) {
     if (outcome.error() != 0) return;
     std::set<InodeId> ids;
     for (OpenHandle handle : handles) {
@@ -420,7 +421,12 @@ void Coherence::Impl::reassert(ClientId client, const SiteName& site, const std:
                   lock.id);
     }
     for (const InodeId id : ids) recall({.client = client, .id = id}, [](bool) {});
+    heard(site);
   });
+}
+
+void Coherence::Impl::heard(const SiteName& site) {
+  if (unheard.erase(site) > 0) name_holders();
 }
 
 // Once every site has been heard, it is known which mounts may refer to the orphans that were found.
@@ -521,9 +527,18 @@ bool Coherence::awaits(const pb::Request& writeback) const {
 
 const std::map<InodeId, std::set<ClientId>>& Coherence::orphans() const { return impl_->orphans; }
 
-void Coherence::restore_orphans(std::map<InodeId, std::set<ClientId>> orphans) {
+const std::set<SiteName>& Coherence::unheard() const { return impl_->unheard; }
+
+void Coherence::restore_orphans(std::map<InodeId, std::set<ClientId>> orphans, std::set<SiteName> unheard) {
   orphans.merge(impl_->orphans);
   impl_->orphans = std::move(orphans);
+  impl_->unheard.merge(unheard);
+  if (!impl_->unheard.empty() && !impl_->recovering) {
+    // Nobody waits for them: what they had been promised has run out at the owner before.
+    impl_->reactor.post([this, still = std::weak_ptr(impl_->alive)] {
+      if (!still.expired()) impl_->recall({.client = 0, .all_names = true}, [](bool) {});
+    });
+  }
   // Not at once: an answer may free an inode, and the caller is in the middle of taking over.
   for (const auto& [id, holders] : impl_->orphans) {
     impl_->reactor.post([this, id = id, still = std::weak_ptr(impl_->alive)] {
@@ -541,8 +556,10 @@ void Coherence::recover(const std::vector<InodeId>& orphans, std::set<SiteName> 
 
 void Coherence::reassert(ClientId client, const SiteName& site, const std::vector<OpenHandle>& handles,
                          const std::vector<LockTable::Lock>& locks) {
-  if (client != 0) impl_->reassert(client, site, handles, locks);
-  if (impl_->unheard.erase(site) > 0) impl_->name_holders();
+  if (client != 0)
+    impl_->reassert(client, site, handles, locks);
+  else
+    impl_->heard(site);
 }
 
 void Coherence::recovered() { impl_->recovered(); }

@@ -103,11 +103,13 @@ class Coherence final : public Executor {
   void away(const SiteName& site);
   void back(const SiteName& site);
 
-  // Live state for a handoff: each orphan with the clients that may refer to it.
+  // Live state for a handoff: each orphan with the clients that may refer to it, and the sites that have not
+  // said yet what their mounts hold, since an owner was restarted.
   const std::map<InodeId, std::set<ClientId>>& orphans() const;
-  // Asks the holders again, since their answers may have gone to the owner before. The open table has been
-  // restored. Orphans that recover() was told of stay known.
-  void restore_orphans(std::map<InodeId, std::set<ClientId>> orphans);
+  const std::set<SiteName>& unheard() const;
+  // Asks the holders and the sites again, since their answers may have gone to the owner before. The open
+  // table has been restored. What recover() was told of stays known.
+  void restore_orphans(std::map<InodeId, std::set<ClientId>> orphans, std::set<SiteName> unheard = {});
   // Another site is the owner: forgets everything; late answers change nothing. No change is in flight.
   void clear();
   // A site's process has ended: as a Detach of each of its clients, but for `except`.

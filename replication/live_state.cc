@@ -85,6 +85,7 @@ pb::LiveState take_live_state(const SiteParts& parts) {
     orphan->set_id(id);
     for (auto client : clients) orphan->add_clients(client);
   }
+  for (const auto& site : parts.coherence.unheard()) live.add_unheard(site);
   return live;
 }
 
@@ -110,7 +111,7 @@ void restore_live_state(const SiteParts& parts, const pb::LiveState& live) {
   std::map<InodeId, std::set<ClientId>> orphans;
   for (const auto& orphan : live.orphans())
     orphans[orphan.id()] = {orphan.clients().begin(), orphan.clients().end()};
-  parts.coherence.restore_orphans(std::move(orphans));
+  parts.coherence.restore_orphans(std::move(orphans), {live.unheard().begin(), live.unheard().end()});
   parts.server.restore({live.clients().begin(), live.clients().end()});
 }
 

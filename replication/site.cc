@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
 
@@ -163,10 +164,10 @@ Site::Impl::~Impl() {
   store.observe(nullptr);
   inodes.flush();
   try {
-    std::string sites;
+    std::set<SiteName> sites = coherence.unheard();
     for (const auto& [mount, site] : opens.clients())
-      if (site != parts.self) sites += site + ' ';
-    if (is_owner()) state.set_setting(kMountsSetting, sites);
+      if (site != parts.self) sites.insert(site);
+    if (is_owner()) state.set_setting(kMountsSetting, fmt::format("{}", fmt::join(sites, " ")));
   } catch (const std::exception& error) {
     spdlog::warn("all sites will be asked at the next start: {}", error.what());
   }
@@ -194,16 +195,13 @@ void Site::Impl::serve_as_owner(bool moving) {
   // one has promised something (restore_live_state).
   std::vector<ClientId> holders;
   if (!moving) {
-    unheard = sites_with_mounts();
-    if (!unheard.empty()) holders.push_back(0);
+    coherence.recover(store.orphans(), sites_with_mounts());
+    if (!coherence.unheard().empty()) holders.push_back(0);
     state.set_setting(kMountsSetting, kMountsUnknown);
     state.set_ownership(ownership);  // makes durable what was set before
   }
   promises.begin(ownership.epoch, holders);
-  if (!moving) {
-    coherence.recover(store.orphans(), unheard);
-    if (holders.empty()) coherence.recovered();
-  }
+  if (!moving && holders.empty()) coherence.recovered();
   if (moving || holds_entries(tree_of(parts.store_directory)))
     relocate(Relocation::Direction::up);
   else
@@ -488,8 +486,10 @@ void Site::Impl::recall_at(const SiteName& site, const RecallOrder& order, std::
   send_recall(number, sent);
 }
 
-// Of those that had a mount when the owner's process before this one ended.
+// Of those that may have a mount which this owner does not know.
 void Site::Impl::recall_everywhere(const RecallOrder& order, const std::function<void(bool)>& done) {
+  transport.greet_all();  // only the owner is told what a mount holds
+  const std::set<SiteName> unheard = coherence.unheard();
   const auto left = std::make_shared<std::size_t>(unheard.size());
   for (const auto& site : unheard)
     recall_at(site, order, [left, done](bool) {
@@ -525,6 +525,7 @@ void Site::Impl::forget_recalls(const SiteName& to) {
   for (const auto& [number, sent] : recalls)
     if (sent.to == to) gone.push_back(sent.done);
   std::erase_if(recalls, [&](const auto& one) { return one.second.to == to; });
+  coherence.reassert(0, to, {}, {});
   for (const auto& done : gone) done(false);
 }
 

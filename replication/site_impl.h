@@ -152,8 +152,7 @@ struct Site::Impl {
   std::unique_ptr<HandoffSource> source;
   std::unique_ptr<HandoffTarget> target;
   std::unique_ptr<Verification> verification;
-  std::set<SiteName> unheard;  // sites that had mounts when the owner's process before this one ended
-  bool sole = false;           // told by the owner: this is the only mount
+  bool sole = false;  // told by the owner: this is the only mount
   bool attached = false;
   std::uint64_t own_seq = 0;
   std::uint64_t latest_attempt = 0;  // that another site has asked this one to take part in

@@ -234,9 +234,8 @@ void Site::Impl::join(const std::string& route, const std::string& public_key, c
   auto others = state.sites();
   // A join whose answer got lost is made again, with the same key and another token.
   std::erase_if(others, [&](const auto& other) { return other.public_key == site.public_key; });
-  others.push_back({.name = parts.self,
-                    .endpoint = state.setting("endpoint"),
-                    .public_key = state.setting("public_key")});
+  others.push_back(
+      {.name = parts.self, .endpoint = state.setting("endpoint"), .public_key = state.setting("public_key")});
   for (const auto& other : others) {
     if (other.name == site.name)
       return refuse(fmt::format("there is a site named {} already: choose another with --site", site.name));

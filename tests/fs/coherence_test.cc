@@ -231,6 +231,38 @@ TEST_F(CoherenceTest, RestoredOrphansAreAskedForAgain) {
   EXPECT_EQ(freed(), (std::vector<InodeId>{kOther, kFile}));
 }
 
+TEST_F(CoherenceTest, ANewOwnerAsksTheSitesThatTheOldOneHadNotHeard) {
+  attach_all({kA, kC});
+  coherence_.restore_orphans({{kFile, {0}}}, {"site2"});
+  pass_time(milliseconds(5));
+  ASSERT_EQ(orders_.size(), 1U);
+  EXPECT_TRUE(orders_.front().what.client == 0 && orders_.front().what.all_names);
+  follow(0);
+  EXPECT_EQ(coherence_.unheard(), std::set<SiteName>{"site2"}) << "and says so at the next handoff";
+  coherence_.reassert(kB, "site2", {}, {});
+  EXPECT_TRUE(coherence_.unheard().empty());
+  pass_time(milliseconds(5));
+  EXPECT_TRUE(freed().empty());
+  while (!orders_.empty()) follow(orders_.front().what.client);
+  EXPECT_EQ(freed(), std::vector<InodeId>{kFile});
+}
+
+TEST_F(CoherenceTest, AnOrphanIsNotFreedBeforeItsHolderIsLetIn) {
+  coherence_.recover({kFile}, {"site2"});
+  attach(kA);
+  coherence_.recovered();
+  follow(kA);  // it is the only mount
+  coherence_.reassert(kB, "site2", {{0, kFile * 10, kFile, O_RDWR, false}}, {});
+  pass_time(milliseconds(5));
+  while (!orders_.empty()) follow(orders_.front().what.client);
+  EXPECT_TRUE(freed().empty());
+  pass_time(milliseconds(150));
+  while (!orders_.empty()) follow(orders_.front().what.client);
+  EXPECT_TRUE(freed().empty()) << "the second mount has it open";
+  release(kB);
+  EXPECT_EQ(freed(), std::vector<InodeId>{kFile});
+}
+
 TEST_F(CoherenceTest, LateAnswersAfterTheOwnerMovedChangeNothing) {
   attach_all({kA, kB});
   unlink_last(kA, kFile);

@@ -4,6 +4,7 @@
 import collections
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -81,6 +82,70 @@ def the_only_mount_learns_that_it_is_not_any_more():
         assert one.do('content', 'f')[0] == 'ok'
         assert other.do('put', 'f', b'%d' % i)[0] == 'ok'
         assert one.do('content', 'f') == ('ok', b'%d' % i), 'the pages of a closed file were kept'
+
+
+def a_site_that_is_heard_late_is_told_what_it_missed():
+    """It was frozen for longer than a restarted owner waits, whose own mount was the only one meanwhile."""
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{name}', b'old') for name in ('f', 'gone')])
+    alpha, beta = cluster
+    late = Actor(beta.mountpoint)
+    assert late.do('open', 1, 'f', os.O_RDWR)[0] == 'ok' and late.do('pread', 1, 3, 0) == ('ok', b'old')
+    assert late.do('open', 2, 'gone', os.O_RDWR)[0] == 'ok' and late.do('unlink', 'gone')[0] == 'ok'
+    beta.signal(signal.SIGSTOP)
+    alpha.kill()
+    alpha.start()
+    other = Actor(alpha.mountpoint)
+    assert other.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+    assert other.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
+    assert other.do('pwrite', 1, b'new', 0) == ('ok', 3)
+    time.sleep(1)  # it is told that it is the only one
+    for i in range(5):
+        assert other.do('stat', f'new{i}') == ('errno', 'ENOENT')
+    assert other.do('stat', 'f')[1]['size'] == 3
+    beta.signal(signal.SIGCONT)
+    sandbox.eventually(lambda: late.do('pread', 1, 3, 0) == ('ok', b'new'), 'it drops the pages from before')
+    assert late.do('flock', 1, fcntl.LOCK_EX) == ('errno', 'EAGAIN')
+    for i in range(5):
+        assert late.do('put', f'new{i}', b'x')[0] == 'ok'
+        assert other.do('content', f'new{i}') == ('ok', b'x'), 'a name is not seen that another mount has made'
+        assert late.do('pwrite', 1, b'%d' % i, 3) == ('ok', 1)
+        assert other.do('pread', 1, 4, 0) == ('ok', b'new%d' % i)
+    assert late.do('pread', 2, 3, 0) == ('ok', b'old') and late.do('pwrite', 2, b'new', 0) == ('ok', 3)
+
+
+def a_site_that_is_heard_in_the_pause_keeps_what_it_has():
+    """A restarted owner moves the data set on before a frozen site has said what it holds; it says so in the pause."""
+    cluster = Cluster(3, content=lambda store: [content.write(f'{store}/{name}', b'data') for name in ('f', 'gone')])
+    alpha, beta, gamma = cluster
+    late = Actor(beta.mountpoint)
+    for handle, name in ((1, 'f'), (2, 'gone')):
+        assert late.do('open', handle, name, os.O_RDWR)[0] == 'ok' and late.do('pread', handle, 4, 0) == ('ok', b'data')
+    assert late.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok' and late.do('unlink', 'gone')[0] == 'ok'
+    gamma.restart('target.final_end=sleep:1500')
+    cluster.wait_connected()
+    beta.signal(signal.SIGSTOP)
+    alpha.kill()
+    alpha.start()
+    other = Actor(alpha.mountpoint)
+    assert other.do('put', 'new', b'x')[0] == 'ok'  # no longer waited for
+    migration = alpha.migrate_in_background(gamma, '--max-pause', '5s')
+    sandbox.eventually(lambda: alpha.phase() in ('finishing', 'committing'), 'the gate is closed')
+    beta.signal(signal.SIGCONT)
+    time.sleep(0.5)
+    assert alpha.phase() in ('finishing', 'committing'), 'the site was to be heard in the pause'
+    migration.finish()
+    assert other.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+    time.sleep(0.5)
+    assert other.do('flock', 1, fcntl.LOCK_EX) == ('errno', 'EAGAIN'), 'the new owner does not know of the lock'
+    assert late.do('pread', 2, 4, 0) == ('ok', b'data') and late.do('fstat', 2)[1]['nlink'] == 0
+    assert late.do('pwrite', 1, b'more', 4) == ('ok', 4)
+    assert other.do('content', 'f') == ('ok', b'datamore')
+    for handle in (1, 2):
+        assert late.do('close', handle)[0] == 'ok'
+    sandbox.eventually(lambda: other.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok', 'the lock is released')
+    time.sleep(1)  # small ones are deleted in batches, at the latest at the end
+    gamma.stop()
+    assert private(gamma, 'orphans') == [], 'it is kept for nobody'
 
 
 def files_without_a_name_outlive_a_restart_of_the_owner():
@@ -204,6 +269,8 @@ if __name__ == '__main__':
         what_an_idle_site_holds_is_known_to_another_process_of_the_owner,
         a_restart_waits_only_for_sites_that_had_a_mount,
         the_only_mount_learns_that_it_is_not_any_more,
+        a_site_that_is_heard_late_is_told_what_it_missed,
+        a_site_that_is_heard_in_the_pause_keeps_what_it_has,
         files_without_a_name_outlive_a_restart_of_the_owner,
         what_is_deleted_while_a_site_is_away_makes_room,
         a_target_that_is_killed_as_it_becomes_the_owner,
