@@ -51,12 +51,12 @@ struct Peer::Impl {
     std::vector<zmq::message_t> data;
     Reply reply;
     Reactor::Clock::time_point deadline{};
-    std::uint64_t asked = 0;  // bits of the sites that it was sent to, see bit_of
-    bool waits_for_lock = false;
-    bool holds = false;       // its outcome changes what the mount holds
-    bool retry = false;       // refused by the owner; sent again soon
-    bool lazy = false;        // not sent yet: it travels with the next request
-    std::uint64_t opens = 0;  // the handle; 0: none
+    std::uint64_t asked = 0;        // bits of the sites that it was sent to, see bit_of
+    bool waits_for_others = false;  // a lock that somebody has; to be let in beside the only mount
+    bool holds = false;             // its outcome changes what the mount holds
+    bool retry = false;             // refused by the owner; sent again soon
+    bool lazy = false;              // not sent yet: it travels with the next request
+    std::uint64_t opens = 0;        // the handle; 0: none
   };
   using PendingMap = std::map<std::uint64_t, Pending>;  // by arrival
 
@@ -141,7 +141,7 @@ void Peer::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
   added.head = serialize_ask(request);
   added.data = copy_to_parts(data);
   added.reply = std::move(reply);
-  added.waits_for_lock = request.setlock().wait();
+  added.waits_for_others = request.setlock().wait() || request.has_attach();
   added.opens = request.has_open() ? request.open().handle() : request.opendir().handle();
   added.holds = Holdings::concerns(request);
   numbers.emplace(key, number);
@@ -412,16 +412,16 @@ void Peer::Impl::arm_timeouts() {
   });
 }
 
-// Deadlines are in the order of arrival, except those of waiting locks, which a connected owner extends.
+// Deadlines are in the order of arrival, except of what waits for others, which a connected owner extends.
 void Peer::Impl::check_timeouts() {
   const auto now = Reactor::Clock::now();
   const bool reachable = transport.connected(owner);
   std::vector<RequestKey> late;
   for (auto& [number, one] : pending) {
-    if (one.waits_for_lock && reachable) one.deadline = now + *options.timeout;
+    if (one.waits_for_others && reachable) one.deadline = now + *options.timeout;
     if (one.deadline <= now)
       late.push_back(one.key);
-    else if (!one.waits_for_lock)
+    else if (!one.waits_for_others)
       break;
   }
   for (const auto& key : late)

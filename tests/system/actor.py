@@ -283,8 +283,8 @@ class Operations:
         return sorted(names)
 
     # --- locks
-    def flock(self, fd, how):
-        fcntl.flock(self._open[fd], how | (0 if how == fcntl.LOCK_UN else fcntl.LOCK_NB))
+    def flock(self, fd, how, wait=False):
+        fcntl.flock(self._open[fd], how | (0 if wait or how == fcntl.LOCK_UN else fcntl.LOCK_NB))
 
     def lock(self, fd, how, start, length):
         """POSIX lock, 'r', 'w' or 'u', without waiting."""

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Mounts: every operation against plain ext4, random operations against the model, adopting and leaving, users."""
 
+import fcntl
 import functools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -182,6 +184,35 @@ def another_site_waits_for_the_owner():
     once('verify-appender', file=f'{alpha.mountpoint}/f', count=f'a={results[1]["records"]}')
 
 
+def a_mount_with_a_timeout_does_not_wait():
+    """Its requests fail when the owner does not answer; what it is told afterwards is as true as before."""
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/f{i}', b'old') for i in range(8)])
+    alpha, beta = cluster
+    beta.stop()
+    beta.start(options=('--timeout', '1s'))
+    cluster.wait_connected()
+    one, other = Actor(beta.mountpoint), Actor(alpha.mountpoint)
+    assert one.do('open', 1, 'f0', os.O_RDWR)[0] == 'ok' and other.do('open', 1, 'f0', os.O_RDWR)[0] == 'ok'
+    for rounds in range(2):
+        alpha.signal(signal.SIGSTOP)
+        start = time.monotonic()
+        assert one.do('pwrite', 1, b'x', 0) == ('errno', 'ETIMEDOUT')
+        assert one.do('stat', f'f{4 + rounds}') == ('errno', 'ETIMEDOUT')
+        assert 1.5 < time.monotonic() - start < 6
+        alpha.signal(signal.SIGCONT)
+        sandbox.eventually(lambda: one.do('stat', 'f1')[0] == 'ok', 'the owner is back')
+        for i in range(8):
+            assert one.do('stat', f'f{i}')[1]['size'] == 3 + rounds
+            assert other.do('put', f'f{i}', bytes(4 + rounds))[0] == 'ok'
+            assert one.do('stat', f'f{i}')[1]['size'] == 4 + rounds, 'attributes from before a change'
+            assert one.do('content', f'f{i}') == ('ok', bytes(4 + rounds))
+    assert other.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
+    one.send('flock', 1, fcntl.LOCK_EX, True)
+    time.sleep(2.5)  # somebody has the lock: that is no owner that does not answer
+    assert other.do('flock', 1, fcntl.LOCK_UN)[0] == 'ok'
+    assert one.receive()[0] == 'ok'
+
+
 def an_ordinary_user_has_it_all(user=sandbox.TESTER):
     disk = sandbox.ext4()
     cluster = Cluster(2, disk=disk, user=user)
@@ -269,6 +300,7 @@ if __name__ == '__main__':
         'mounted_over_the_store_itself': (mounted_over_the_store_itself, 60),
         'a_restart_keeps_inode_numbers': (a_restart_keeps_inode_numbers, 60),
         'another_site_waits_for_the_owner': (another_site_waits_for_the_owner, 90),
+        'a_mount_with_a_timeout_does_not_wait': (a_mount_with_a_timeout_does_not_wait, 60),
         'an_ordinary_user_has_it_all': (an_ordinary_user_has_it_all, 60),
         'state_of_a_user_is_where_xdg_says': (state_of_a_user_is_where_xdg_says, 30),
         'commands_say_what_is_wrong': (commands_say_what_is_wrong, 30),
