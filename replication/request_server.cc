@@ -20,8 +20,6 @@ constexpr std::size_t kMaxAnswered = 4096;
 // them, and they are few.
 constexpr std::uint64_t kOwnSeqs = std::uint64_t{1} << 60;
 constexpr std::size_t kMaxOwnAnswered = 256;
-// Clients of one site: its mounts since it began, as long as they did not detach. The oldest idle one goes.
-constexpr std::size_t kMaxClientsPerSite = 64;
 // Requests that may wait for a takeover to end: far more than all kernels have under way.
 constexpr std::size_t kMaxWaiting = 65536;
 static_assert(kMaxOwnAnswered < kMaxAnswered);
@@ -59,7 +57,6 @@ struct RequestServer::Impl {
   struct Window {
     SiteName site;
     std::uint64_t answered_below = 0;
-    std::uint64_t age = 0;  // when it was made, to find the oldest
     std::map<std::uint64_t, Kept> answered;
     std::unordered_map<std::uint64_t, std::weak_ptr<Execution>> running;
   };
@@ -86,6 +83,7 @@ struct RequestServer::Impl {
 
   void ask(const SiteName& from, Message& message);
   void perform(const SiteName& from, const pb::Request& request, Bytes data);
+  void let_in(const SiteName& from, const pb::Request& request, std::shared_ptr<Execution> execution);
   void execute_once(const pb::Request& request, Bytes data, Reply reply);
   void run(std::shared_ptr<Execution> execution, const pb::Request& request, Bytes data);
   static std::shared_ptr<Execution> new_execution(const SiteName& asker, const pb::Request& request);
@@ -93,8 +91,8 @@ struct RequestServer::Impl {
   void settle(Execution& execution, const pb::Outcome& outcome, Bytes data);
   void keep(Window& window, std::uint64_t seq, const pb::Outcome& outcome, Bytes data);
   void free_answered(Window& window, std::uint64_t below);
-  Window& attach(const SiteName& site, std::uint64_t client);
-  void drop_oldest_client(const SiteName& site);
+  bool admit(const SiteName& site, std::uint64_t client);
+  void expire(const SiteName& site, std::uint64_t except);
   void end_takeover();
   void redirect(const SiteName& to, Epoch at);
   void answer(const SiteName& to, std::uint64_t client, std::uint64_t seq, const pb::Outcome& outcome,
@@ -111,9 +109,9 @@ struct RequestServer::Impl {
   SiteName owner;
   Epoch epoch = 0;
   std::unordered_map<std::uint64_t, Window> windows;
-  std::uint64_t next_age = 1;
-  std::deque<Waiting> waiting;  // asked during a takeover
-  std::string joined;           // bytes that came in several parts
+  std::map<SiteName, std::vector<std::weak_ptr<Execution>>> ending;  // what expired clients asked
+  std::deque<Waiting> waiting;                                       // asked during a takeover
+  std::string joined;                                                // bytes that came in several parts
   Once once{*this};
 };
 
@@ -183,26 +181,22 @@ void RequestServer::Impl::free_answered(Window& window, std::uint64_t below) {
   window.answered.erase(window.answered.begin(), window.answered.lower_bound(below));
 }
 
-RequestServer::Impl::Window& RequestServer::Impl::attach(const SiteName& site, std::uint64_t client) {
-  const auto known = windows.find(client);
-  if (known != windows.end()) return known->second;
-  drop_oldest_client(site);
-  Window& window = windows[client];
-  window.site = site;
-  window.age = next_age++;
-  return window;
+// False: the site has had a later mount.
+bool RequestServer::Impl::admit(const SiteName& site, std::uint64_t client) {
+  for (const auto& [other, window] : windows)
+    if (window.site == site && other > client) return false;
+  expire(site, client);
+  windows[client].site = site;
+  return true;
 }
 
-void RequestServer::Impl::drop_oldest_client(const SiteName& site) {
-  std::size_t count = 0;
-  auto oldest = windows.end();
-  for (auto it = windows.begin(); it != windows.end(); ++it) {
-    if (it->second.site != site) continue;
-    ++count;
-    if (it->second.running.empty() && (oldest == windows.end() || it->second.age < oldest->second.age))
-      oldest = it;
-  }
-  if (count >= kMaxClientsPerSite && oldest != windows.end()) windows.erase(oldest);
+void RequestServer::Impl::expire(const SiteName& site, std::uint64_t except) {
+  std::erase_if(windows, [&](const auto& one) {
+    const auto& [client, window] = one;
+    if (window.site != site || client == except) return false;
+    for (const auto& [seq, execution] : window.running) ending[site].push_back(execution);
+    return true;
+  });
 }
 
 // ---- requests of other sites
@@ -225,7 +219,7 @@ void RequestServer::Impl::perform(const SiteName& from, const pb::Request& reque
   if (found != windows.end() && found->second.site != from) return refuse(from, request, EPERM);
   if (request.has_attach()) {
     if (request.attach().site() != from) return refuse(from, request, EPERM);
-    attach(from, request.client());
+    if (!admit(from, request.client())) return refuse(from, request, ESTALE);
     found = windows.find(request.client());
   }
   if (found == windows.end()) {
@@ -248,7 +242,27 @@ void RequestServer::Impl::perform(const SiteName& from, const pb::Request& reque
   }
   const auto execution = new_execution(from, request);
   running = execution;
+  if (request.has_attach()) return let_in(from, request, execution);
   run(execution, request, data);
+}
+
+// The site's mount before this one has ended, and with it whatever would wait for long. What else it asked
+// and is under way (it may wait for other sites) is performed before the new one looks.
+void RequestServer::Impl::let_in(const SiteName& from, const pb::Request& request,
+                                 std::shared_ptr<Execution> execution) {
+  local.execute(request, {}, [this, from, execution](const pb::Outcome& outcome, Bytes) {
+    std::vector<std::shared_ptr<Execution>> earlier;
+    const auto node = ending.extract(from);
+    if (!node.empty())
+      for (const auto& one : node.mapped())
+        if (auto running = one.lock()) earlier.push_back(std::move(running));
+    if (earlier.empty()) return finished(*execution, outcome, {});
+    const auto left = std::make_shared<std::size_t>(earlier.size());
+    for (const auto& one : earlier)
+      one->replies.push_back([this, execution, outcome, left](const pb::Outcome&, Bytes) {
+        if (--*left == 0) finished(*execution, outcome, {});
+      });
+  });
 }
 
 void RequestServer::Impl::answer(const SiteName& to, std::uint64_t client, std::uint64_t seq,
@@ -319,7 +333,8 @@ RequestServer::RequestServer(Transport& transport, Executor& local)
     : impl_(std::make_unique<Impl>(transport, local)) {}
 RequestServer::~RequestServer() = default;
 
-void RequestServer::admit(const SiteName& site, std::uint64_t client) { impl_->attach(site, client); }
+bool RequestServer::admit(const SiteName& site, std::uint64_t client) { return impl_->admit(site, client); }
+void RequestServer::expire(const SiteName& site, std::uint64_t except) { impl_->expire(site, except); }
 void RequestServer::serve() { impl_->end_takeover(); }
 void RequestServer::redirect(const SiteName& owner, Epoch epoch) { impl_->redirect(owner, epoch); }
 void RequestServer::ask(const SiteName& from, Message message) {
@@ -378,7 +393,6 @@ void RequestServer::restore(const std::vector<pb::Client>& windows) {
   for (const auto& client : windows) {
     auto& window = impl_->windows[client.client()];
     window.site = client.site();
-    window.age = impl_->next_age++;
     window.answered_below = client.answered_below();
     for (const auto& answered : client.answered())
       window.answered[answered.seq()] = {.outcome = answered.outcome(), .data = answered.data()};

@@ -9,6 +9,10 @@
 // request of an unknown client is answered «moved» to this very site: its Peer attaches it again (the owner's
 // process was another).
 //
+// A site has one mount. Its ids grow from mount to mount: an Attach ends the clients before it, is answered
+// when what they asked has been performed, and is itself refused (ESTALE) if it comes after a later one. So
+// what a dead process had handed to its kernel's connections, and arrives minutes later, changes nothing.
+//
 // Takeover: restore() begins it, once() ends it. In between, requests of other sites wait here, because any
 // of them may be a record that is performed meanwhile.
 //
@@ -34,8 +38,10 @@ class RequestServer {
   // Serves from now on (owner), or answers «moved» (not the owner; also the state after construction).
   void serve();
   void redirect(const SiteName& owner, Epoch epoch);
-  // A client of this site is served from now on, as after an Attach.
-  void admit(const SiteName& site, std::uint64_t client);
+  // A client of this site is served from now on, as after an Attach. False: the site has a later mount.
+  bool admit(const SiteName& site, std::uint64_t client);
+  // The site's process has ended: none of its clients but `except` is served any more.
+  void expire(const SiteName& site, std::uint64_t except = 0);
 
   // An Ask of another site.
   void ask(const SiteName& from, Message message);

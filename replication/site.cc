@@ -32,6 +32,19 @@ std::uint64_t random_id() {
   return ((std::uint64_t{device()} << 31) ^ device()) & 0x7fffffffffffffff;
 }
 
+// Greater than every earlier one of this site (see RequestServer), whatever its clock says; unlike those of
+// others, by its random part.
+ClientId new_client(State& state) {
+  constexpr unsigned kRandomBits = 12;
+  const std::string last = state.setting(kLastClientSetting);
+  const auto now = static_cast<ClientId>(wall_clock_ns() / 1'000);
+  const ClientId client =
+      std::max<ClientId>(now << kRandomBits, last.empty() ? ClientId{0} : std::stoull(last) + 1) +
+      random_id() % (1U << kRandomBits);
+  state.set_setting(kLastClientSetting, std::to_string(client));
+  return client;
+}
+
 UniqueFd open_directory(const std::filesystem::path& path) {
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd)
@@ -71,9 +84,9 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
       reactor(the_reactor),
       ended(std::move(on_ended)),
       incarnation(random_id()),
-      client(random_id()),
       database(options.folder / "state.db"),
       state(database),
+      client(new_client(state)),
       store_fd(open_directory(required(state, "store"))),
       store_path(fmt::format("/proc/self/fd/{}/.", store_fd.get())),
       workers(reactor, kWorkers),
@@ -313,8 +326,8 @@ HandoffTarget::Events Site::Impl::target_events() {
               [this] {
                 once.exempt(client);
                 // Mounts that ended while they were being handed over.
-                for (const auto& site : std::exchange(restarted, {})) coherence.expire_site(site);
-                coherence.expire_site(parts.self, client);
+                for (const auto& site : std::exchange(restarted, {})) expire(site, 0);
+                expire(parts.self, client);
                 gate.open();
                 peer.resubmit_to(server.once(gate));
                 transport.greet_all();
@@ -358,6 +371,12 @@ void Site::Impl::learn(const SiteName& owner, Epoch epoch) {
   believe_owner();
   peer.set_owner(owner, epoch);
   server.redirect(owner, epoch);
+}
+
+// The site's process that this one has heard of has ended.
+void Site::Impl::expire(const SiteName& site, ClientId except) {
+  coherence.expire_site(site, except);
+  server.expire(site, except);
 }
 
 // Whoever may be believed now, this mount need not be the only one any more.

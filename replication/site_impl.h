@@ -77,6 +77,7 @@ struct Site::Impl {
   void send_recall(std::uint64_t number, const SentRecall& sent);
   void send_recalls_again(const SiteName& to);
   void forget_recalls(const SiteName& to);
+  void expire(const SiteName& site, ClientId except);
   void obey(const RecallOrder& order, std::function<void(bool)> done);
   void learn(const SiteName& owner, Epoch epoch);
   void believe_owner();
@@ -119,11 +120,11 @@ struct Site::Impl {
   std::function<void()> ended;
   std::uint64_t data_set_id;
   std::uint64_t incarnation;
-  std::uint64_t client;
 
   // the parts, lower ones first
   Database database;
   State state;
+  const ClientId client;  // this process, as the owner knows it
   // The store, opened before anything is mounted over it: its path would lead back into our own mount.
   UniqueFd store_fd;
   std::filesystem::path store_path;  // leads through store_fd

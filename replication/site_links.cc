@@ -160,7 +160,7 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool int
   if (another_process && taking_over)
     restarted.insert(site);
   else if (another_process && is_owner())
-    coherence.expire_site(site);
+    expire(site, 0);
   if (another_process) forget_recalls(site);
 
   coherence.back(site);
@@ -200,7 +200,7 @@ void Site::Impl::recall_done(const SiteName& from, const pb::RecallDone& answer)
     std::vector<LockTable::Lock> held;
     for (const auto& lock : answer.locks())
       held.push_back({.owner = lock.owner(), .id = lock.id(), .range = lock.range(), .flock = lock.flock()});
-    if (answer.client() != 0) server.admit(from, answer.client());
+    if (answer.client() != 0 && !server.admit(from, answer.client())) return;  // of a process that has ended
     coherence.reassert(answer.client(), from, handles, held);
   }
   auto done = std::move(found->second.done);

@@ -26,6 +26,8 @@ namespace sharefs {
 // killed, they are not known.
 constexpr const char* kMountsSetting = "mounts";
 constexpr const char* kMountsUnknown = "?";
+// Setting: the client that the last process of this site was.
+constexpr const char* kLastClientSetting = "client";
 
 struct SiteParts {
   SiteName self;

@@ -152,11 +152,39 @@ TEST_F(RequestServerTest, DetachForgetsTheClient) {
   EXPECT_EQ(ask(detach_request(kClient, 30)).outcome().error(), 0u);
 }
 
-TEST_F(RequestServerTest, TheOldestClientsOfASiteAreForgotten) {
+TEST_F(RequestServerTest, AnEarlierMountOfASiteIsNotServedAnyMore) {
   server.serve();
-  for (std::uint64_t client = 1; client <= 70; ++client) attach(client);
-  EXPECT_LE(server.windows().size(), 64u);
-  EXPECT_EQ(ask(write_request(70, 10, 0)).outcome().error(), 0u);
+  attach();
+  attach(kClient + 1);
+  EXPECT_EQ(server.windows().size(), 1u);
+  const auto performed = store.performed();
+  ask(write_request(kClient, 10, 0));
+  EXPECT_TRUE(answers.back().head.has_moved());
+  EXPECT_EQ(ask(attach_request(kClient, "asker")).outcome().error(), static_cast<unsigned>(ESTALE));
+  EXPECT_EQ(store.performed(), performed);
+  EXPECT_FALSE(server.admit("asker", kClient));
+  EXPECT_EQ(ask(write_request(kClient + 1, 10, 0)).outcome().error(), 0u);
+  server.expire("asker");
+  ask(write_request(kClient + 1, 12, 0));
+  EXPECT_TRUE(answers.back().head.has_moved());
+}
+
+TEST_F(RequestServerTest, AMountIsLetInWhenWhatTheEarlierOneAskedIsPerformed) {
+  server.serve();
+  attach();
+  store.hold = true;
+  send(asker, write_request(kClient, 10, 0));
+  send(asker, write_request(kClient, 12, 0));
+  ASSERT_TRUE(run_until(reactor, [&] { return store.held() == 2; }));
+  store.hold = false;
+  const auto before = answers.size();
+  send(asker, attach_request(kClient + 1, "asker"));
+  run_for(reactor, 50ms);
+  EXPECT_EQ(answers.size(), before);
+  store.release();
+  ASSERT_TRUE(run_until(reactor, [&] { return answers.size() == before + 3; }));
+  EXPECT_EQ(answers.back().head.answer().client(), kClient + 1);
+  EXPECT_EQ(ask(write_request(kClient + 1, 10, 0)).outcome().error(), 0u);
 }
 
 TEST_F(RequestServerTest, ImpossibleRequestsAreRefused) {

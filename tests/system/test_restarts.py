@@ -148,6 +148,27 @@ def a_site_that_is_heard_in_the_pause_keeps_what_it_has():
     assert private(gamma, 'orphans') == [], 'it is kept for nobody'
 
 
+def what_a_dead_mount_asked_does_not_come_true_later():
+    """Its kernel goes on sending what the process had handed to a connection when it was killed."""
+    cluster = Cluster(2, content=lambda store: content.write(f'{store}/f', b''))
+    alpha, beta = cluster
+    dead = Actor(beta.mountpoint)
+    assert dead.do('open', 1, 'f', os.O_RDWR)[0] == 'ok' and dead.do('pwrite', 1, b'x', 0) == ('ok', 1)
+    cluster.network.cut('alpha')
+    dead.send('pwrite', 1, b'late', 0)
+    time.sleep(0.2)
+    beta.kill()
+    dead.close()
+    time.sleep(3.1)  # packets are sent again ever more seldom: the next one goes 6 s after the first
+    cluster.network.heal('alpha')
+    beta.start()
+    actor = Actor(beta.mountpoint)
+    seen = actor.do('content', 'f')
+    assert actor.do('put', 'g', b'x')[0] == 'ok'
+    time.sleep(5)
+    assert actor.do('content', 'f') == seen and Actor(alpha.mountpoint).do('content', 'f') == seen
+
+
 def files_without_a_name_outlive_a_restart_of_the_owner():
     cluster = Cluster(3, content=lambda store: content.write(f'{store}/f', b'data'))
     alpha, beta, gamma = cluster
@@ -271,6 +292,7 @@ if __name__ == '__main__':
         the_only_mount_learns_that_it_is_not_any_more,
         a_site_that_is_heard_late_is_told_what_it_missed,
         a_site_that_is_heard_in_the_pause_keeps_what_it_has,
+        what_a_dead_mount_asked_does_not_come_true_later,
         files_without_a_name_outlive_a_restart_of_the_owner,
         what_is_deleted_while_a_site_is_away_makes_room,
         a_target_that_is_killed_as_it_becomes_the_owner,

@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Faults at random moments, several at once, while ownership moves and applications write: whatever was acknowledged is
+there in the end, on every site, and one site owns it. A run's seed is in its name, and as SHAREFS_CHAOS_SEED another."""
+
+import functools
+import os
+import random
+import sys
+import threading
+import time
+import traceback
+
+import content
+import sandbox
+from cluster import DATA_SET, Cluster
+from loads import Load, once
+from tree import SAME_FILE_SYSTEM_SEEN, assert_equal
+
+SECONDS = int(os.environ.get('SHAREFS_CHAOS_SECONDS', 25))
+FAULTS = ('kill', 'kill', 'freeze', 'cut', 'cut one way', 'nothing')
+
+
+class Chaos:
+    def __init__(self, seed):
+        self.seed = seed
+        self.cluster = Cluster(3, content=functools.partial(content.small, files=120))
+        self.scratch = f'{sandbox.WORK}/scratch'
+        os.makedirs(self.scratch)
+        self.over = threading.Event()
+        self.failed = []
+        self.said = []
+        self.loads = []
+        self.began = time.monotonic()
+
+    def say(self, what):
+        self.said.append(f'{time.monotonic() - self.began:6.2f} {what}')
+
+    def start_loads(self, site, life):
+        name = f'{site.name}{life}'
+        for mode, more in (('writer', {'expect': f'{self.scratch}/{name}', 'rate': 200}),
+                           ('fsync-writer', {'board': f'{self.scratch}/b{name}', 'rate': 50})):
+            self.loads.append(Load(mode, dir=site.mountpoint, id=name, until_gone=True, **more))
+
+    def bring_up(self, site):
+        """A mount waits a while for the owner, which may be away itself."""
+        deadline = time.monotonic() + 90 * sandbox.PATIENCE
+        while True:
+            try:
+                return site.start()
+            except AssertionError:
+                site.kill()
+                if time.monotonic() > deadline:
+                    raise
+
+    def haunt(self, site):
+        """All that happens to one site, one thing after the other."""
+        r = random.Random(f'{self.seed} {site.name}')
+        life = 0
+        self.start_loads(site, life)
+        while not self.over.wait(r.uniform(0.2, 4)):
+            fault, length = r.choice(FAULTS), r.choice((r.uniform(0, 0.3), r.uniform(0.3, 2), r.uniform(2, 7)))
+            self.say(f'{site.name}: {fault} {length:.2f} s')
+            if fault == 'kill':
+                site.kill()
+                time.sleep(length)
+                self.bring_up(site)
+                life += 1
+                self.start_loads(site, life)
+            elif fault == 'freeze':
+                site.signal(sandbox.signal.SIGSTOP)
+                time.sleep(length)
+                site.signal(sandbox.signal.SIGCONT)
+            elif fault.startswith('cut'):
+                other = r.choice([s.name for s in self.cluster if s is not site] + [None])
+                self.cluster.network.cut(site.name, other, one_way=fault == 'cut one way')
+                time.sleep(length)
+                self.cluster.network.heal(site.name)
+            self.say(f'{site.name}: well again')
+
+    def migrate(self):
+        r = random.Random(f'{self.seed} migrate')
+        sites = list(self.cluster)
+        while not self.over.wait(r.uniform(0, 1.5)):
+            asked, to = r.choice(sites), r.choice(sites)
+            command = asked.command('migrate', DATA_SET, '--to', to.name, '--json', '--max-pause', r.choice(('1s', '3s')))
+            process = sandbox.subprocess.Popen(command, env=asked.environment(), stdout=sandbox.subprocess.PIPE,
+                                               stderr=sandbox.subprocess.STDOUT, text=True)
+            patience = r.uniform(0, 6)
+            try:
+                out = process.communicate(timeout=patience)[0]
+                self.say(f'migrate to {to.name}: {(out.strip().splitlines() or ["?"])[-1][:300]}')
+            except sandbox.subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                said = ''
+                if r.random() < 0.5:
+                    try:
+                        said = r.choice(sites).cli('abort', DATA_SET, check=False, timeout=10).stderr.strip()
+                    except sandbox.subprocess.TimeoutExpired:
+                        said = 'no answer'
+                self.say(f'migrate to {to.name}: not waited for; abort: {said}')
+
+    def run(self, what, *arguments):
+        try:
+            what(*arguments)
+        except BaseException:
+            self.failed.append(traceback.format_exc())
+            self.over.set()
+
+    def settled(self):
+        states = [site.status() for site in self.cluster]
+        owners = {state['owner'] for state in states}
+        roles = [state['site'] for state in states if state['role'] == 'owner']
+        running = [state for state in states if (state.get('handoff') or {}).get('result') == '']
+        return len(owners) == 1 and roles == list(owners) and not running
+
+    def check(self):
+        sandbox.eventually(self.settled, 'one owner, and no handoff under way', 90)
+        results = [load.stop(check=False) for load in self.loads]
+        wrong = [f'{r["mode"]} {r.get("id")}: {r["first_error"]}' for r in results if r['errors']]
+        assert not wrong, '\n  '.join(['applications saw errors:', *wrong])
+        mounts = [site.mountpoint for site in self.cluster]
+        for k, load in enumerate(self.loads):
+            once('verify-' + load.mode, **(load.values | {'dir': mounts[k % 3], 'rate': None, 'until_gone': None}))
+        owner = self.cluster.owner()
+        other = next(site for site in self.cluster if site is not owner)
+        owner.migrate(other, '--max-pause', '2s')
+        self.cluster.wait_agreed(other)
+        self.cluster.verify(other, owner)
+        for mount in mounts[1:]:
+            assert_equal(mounts[0], mount, SAME_FILE_SYSTEM_SEEN)
+
+    def play(self):
+        threads = [threading.Thread(target=self.run, args=(self.haunt, site)) for site in self.cluster]
+        threads.append(threading.Thread(target=self.run, args=(self.migrate,)))
+        for thread in threads:
+            thread.start()
+        self.over.wait(SECONDS)
+        self.over.set()
+        for thread in threads:
+            thread.join()
+        try:
+            assert not self.failed, self.failed[0]
+            self.check()
+        except BaseException:
+            print(f'seed {self.seed}\n' + '\n'.join(self.said), flush=True)
+            raise
+
+
+def random_faults(seed):
+    Chaos(seed).play()
+
+
+if __name__ == '__main__':
+    seeds = [1, 2] + ([os.environ['SHAREFS_CHAOS_SEED']] if 'SHAREFS_CHAOS_SEED' in os.environ else [])
+    sys.exit(sandbox.main({f'random_faults_{seed}': (functools.partial(random_faults, seed), 240) for seed in seeds}))
