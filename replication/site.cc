@@ -399,6 +399,17 @@ void Site::Impl::watch_absence(const SiteName& site) {
   });
 }
 
+// The owner is silent, and will soon not wait any longer for this mount to follow its recalls (kLease): from
+// now on whoever looks waits for the owner, too.
+void Site::Impl::show_nothing_old() {
+  names.forget_all();
+  if (!front_end) return;
+  std::set<InodeId> open;
+  for (const auto& handle : peer.holdings().opens().all())
+    if (handle.client == client && !handle.directory) open.insert(handle.id);
+  for (const InodeId id : open) front_end->invalidate(id, 0, 0, [] {});
+}
+
 // From what the names and attributes are believed to come. The only mount is promised nothing: its kernel
 // keeps them by itself.
 void Site::Impl::believe_owner() { names.believe(sole ? 0 : ownership.epoch, !is_owner()); }

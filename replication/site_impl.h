@@ -78,6 +78,7 @@ struct Site::Impl {
   void send_recalls_again(const SiteName& to);
   void forget_recalls(const SiteName& to);
   void expire(const SiteName& site, ClientId except);
+  void show_nothing_old();
   void obey(const RecallOrder& order, std::function<void(bool)> done);
   void learn(const SiteName& owner, Epoch epoch);
   void believe_owner();

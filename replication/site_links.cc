@@ -211,6 +211,7 @@ void Site::Impl::recall_done(const SiteName& from, const pb::RecallDone& answer)
 void Site::Impl::lost(const SiteName& site) {
   spdlog::info("{} is not reachable", site);
   watch_absence(site);
+  if (site == ownership.owner) show_nothing_old();
   if (source && source->target() == site) source->lost();
 }
 

@@ -246,6 +246,13 @@ class Operations:
         finally:
             os.close(fd)
 
+    def map(self, fd, length):
+        """Stays mapped when the descriptor is closed."""
+        self._mapped = mmap.mmap(self._open[fd], length, mmap.MAP_SHARED, mmap.PROT_READ)
+
+    def mapped(self, start, length):
+        return self._mapped[start:start + length]
+
     def map_write(self, fd, offset, data, length):
         with mmap.mmap(self._open[fd], length, mmap.MAP_SHARED) as m:
             m[offset:offset + len(data)] = data

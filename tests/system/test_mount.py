@@ -184,6 +184,28 @@ def another_site_waits_for_the_owner():
     once('verify-appender', file=f'{alpha.mountpoint}/f', count=f'a={results[1]["records"]}')
 
 
+def who_is_cut_off_is_shown_nothing_old():
+    """The owner does not wait for ever for a site that is away: that site's kernel must not answer by itself then."""
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{name}', b'old') for name in 'fgh'])
+    alpha, beta = cluster
+    cut_off, other, lookers = Actor(beta.mountpoint), Actor(alpha.mountpoint), [Actor(beta.mountpoint) for _ in range(3)]
+    assert cut_off.do('open', 1, 'f', os.O_RDONLY)[0] == 'ok' and cut_off.do('pread', 1, 3, 0) == ('ok', b'old')
+    assert cut_off.do('open', 2, 'g', os.O_RDONLY)[0] == 'ok' and cut_off.do('map', 2, 3)[0] == 'ok'
+    assert cut_off.do('mapped', 0, 3) == ('ok', b'old')
+    assert cut_off.do('content', 'h') == ('ok', b'old') and cut_off.do('close', 2)[0] == 'ok'
+    cluster.network.cut('alpha')
+    for name in 'fgh':
+        assert other.do('open', name, name, os.O_WRONLY)[0] == 'ok' and other.do('pwrite', name, b'new', 0) == ('ok', 3)
+    cut_off.send('pread', 1, 3, 0)
+    lookers[0].send('content', 'h')
+    lookers[1].send('stat', 'h')
+    time.sleep(1)
+    cluster.network.heal('alpha')
+    assert cut_off.receive() == ('ok', b'new'), 'pages of an open file'
+    assert lookers[0].receive() == ('ok', b'new') and lookers[1].receive()[0] == 'ok'
+    assert cut_off.do('mapped', 0, 3) == ('ok', b'new')
+
+
 def a_mount_with_a_timeout_does_not_wait():
     """Its requests fail when the owner does not answer; what it is told afterwards is as true as before."""
     cluster = Cluster(2, content=lambda store: [content.write(f'{store}/f{i}', b'old') for i in range(8)])
@@ -300,6 +322,7 @@ if __name__ == '__main__':
         'mounted_over_the_store_itself': (mounted_over_the_store_itself, 60),
         'a_restart_keeps_inode_numbers': (a_restart_keeps_inode_numbers, 60),
         'another_site_waits_for_the_owner': (another_site_waits_for_the_owner, 90),
+        'who_is_cut_off_is_shown_nothing_old': (who_is_cut_off_is_shown_nothing_old, 60),
         'a_mount_with_a_timeout_does_not_wait': (a_mount_with_a_timeout_does_not_wait, 60),
         'an_ordinary_user_has_it_all': (an_ordinary_user_has_it_all, 60),
         'state_of_a_user_is_where_xdg_says': (state_of_a_user_is_where_xdg_says, 30),
