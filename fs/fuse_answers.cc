@@ -238,9 +238,8 @@ void FuseServer::answer_count(PendingRequest& pending, const pb::Outcome& outcom
 // again while it was on its way, and what that one maps would stay what was before.
 void FuseServer::answer_direct_write(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
   if (outcome.error() != 0 || !known_.may_be_cached(pending.id)) return answer_count(pending, outcome, data);
-  notifier_->invalidate(
-      pending.id, pending.offset, pending.size,
-      [caller = pending.caller, count = outcome.count()] { fuse_reply_write(caller, count); });
+  drop_pages(pending.id, pending.offset, pending.size,
+             [caller = pending.caller, count = outcome.count()] { fuse_reply_write(caller, count); });
 }
 
 void FuseServer::answer_offset(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {

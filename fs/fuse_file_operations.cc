@@ -49,6 +49,9 @@ void on_read(fuse_req_t caller, fuse_ino_t id, std::size_t size, off_t offset, f
   read.set_handle(file->fh);
   read.set_offset(static_cast<std::uint64_t>(offset));
   read.set_size(static_cast<std::uint32_t>(size));
+  pending.offset = static_cast<std::uint64_t>(offset);
+  pending.size = size;
+  pending.locks_pages = true;
   server.submit(request, {}, pending, &FuseServer::answer_data);
 }
 
@@ -67,10 +70,9 @@ void on_write(fuse_req_t caller, fuse_ino_t id, const char* data, std::size_t si
   write.set_kill_suidgid(server.extras().kill_suidgid);
   write.set_sync((file->flags & O_DSYNC) != 0);  // O_SYNC includes its bit
   const bool direct = !writeback && writes_directly(file->flags);
-  if (direct) {
-    pending.offset = static_cast<std::uint64_t>(offset);
-    pending.size = write.append() ? 0 : size;  // 0: to the end, wherever the owner finds it
-  }
+  pending.offset = static_cast<std::uint64_t>(offset);
+  pending.size = direct && write.append() ? 0 : size;  // 0: to the end, wherever the owner finds it
+  pending.locks_pages = !direct;
   server.submit(request, std::as_bytes(std::span(data, size)), pending,
                 direct ? &FuseServer::answer_direct_write : &FuseServer::answer_count);
 }

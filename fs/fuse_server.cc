@@ -14,6 +14,7 @@
 #include <cstring>
 #include <fstream>
 #include <future>
+#include <limits>
 #include <mutex>
 #include <string>
 #include <system_error>
@@ -228,6 +229,7 @@ void FuseServer::give_up(PendingRequest& pending) {
       pending.answer == &FuseServer::answer_entry || pending.answer == &FuseServer::answer_create;
   if (entry_timeout_ > 0 && makes_name) return;
   fuse_reply_err(std::exchange(pending.caller, nullptr), EINTR);
+  pages_unlocked(pending.seq);
   pending.given_up = true;
   if (!std::exchange(pending.cancelled, true)) ask_cancel(pending.seq);
 }
@@ -238,7 +240,7 @@ void FuseServer::undo(const PendingRequest& pending, const pb::Outcome& outcome)
   if (pending.answer == &FuseServer::answer_open) ask_release(pending.id, pending.handle);
   if (pending.answer == &FuseServer::answer_create) ask_release(outcome.attr().id(), pending.handle);
   if (pending.answer == &FuseServer::answer_opendir) ask_releasedir(pending.id, pending.handle);
-  notifier_->invalidate(pending.id, 0, 0, {});
+  drop_pages(pending.id, 0, 0, {});
 }
 
 void FuseServer::finish(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
@@ -256,7 +258,8 @@ void FuseServer::finish(PendingRequest& pending, const pb::Outcome& outcome, Byt
     (this->*pending.answer)(pending, outcome, data);
   send_forgets();
   // After the answer: the kernel holds the caller's locks until then.
-  if (outcome.invalidate()) notifier_->invalidate(pending.id, 0, 0, {});
+  if (!locked_pages_.empty()) pages_unlocked(pending.seq);
+  if (outcome.invalidate()) drop_pages(pending.id, 0, 0, {});
   pending.seq = 0;
   pool_->free.push_back(&pending);
 }
@@ -311,7 +314,54 @@ void FuseServer::set_policy(CachePolicy policy) {
 
 void FuseServer::invalidate(InodeId id, std::uint64_t offset, std::uint64_t length,
                             std::function<void()> done) {
-  notifier_->invalidate(id, offset, length, std::move(done));
+  drop_pages(id, offset, length, std::move(done));
+}
+
+// The kernel keeps pages locked that this mount itself is reading or writing, for as long as the owner takes.
+// A notifier that waited for them would hold up the others, and keep the device of a killed process open: its
+// callers would never end.
+void FuseServer::drop_pages(InodeId id, std::uint64_t offset, std::uint64_t length,
+                            std::function<void()> done) {
+  constexpr std::uint64_t kPage = 4096;
+  const std::uint64_t end =
+      length == 0 ? std::numeric_limits<std::int64_t>::max() : offset + length;  // as the kernel's loff_t
+  std::vector<LockedPages> locked;
+  for (const PendingRequest* pending = oldest_; pending != nullptr; pending = pending->next) {
+    if (pending->id != id || !pending->locks_pages || pending->caller == nullptr) continue;
+    const std::uint64_t begin = pending->offset / kPage * kPage;
+    const std::uint64_t beyond = (pending->offset + pending->size + kPage - 1) / kPage * kPage;
+    if (begin < end && beyond > offset) locked.push_back({pending->seq, id, begin, beyond - begin, {}});
+  }
+  if (locked.empty()) return notifier_->invalidate(id, offset, length, std::move(done));
+
+  std::sort(locked.begin(), locked.end(), [](const auto& a, const auto& b) { return a.offset < b.offset; });
+  const auto left = std::make_shared<std::size_t>(1);
+  const auto part = [left, done = std::move(done)] {
+    if (--*left == 0 && done) done();
+  };
+  std::uint64_t at = offset;
+  const auto drop_until = [&](std::uint64_t until) {
+    if (at >= until) return;
+    ++*left;
+    notifier_->invalidate(id, at, length == 0 && until == end ? 0 : until - at, part);
+  };
+  for (LockedPages& pages : locked) {
+    drop_until(pages.offset);
+    at = std::max(at, pages.offset + pages.length);
+    ++*left;
+    pages.done = part;
+    locked_pages_.push_back(std::move(pages));
+  }
+  drop_until(end);
+  part();
+}
+
+void FuseServer::pages_unlocked(std::uint64_t seq) {
+  const auto unlocked = std::partition(locked_pages_.begin(), locked_pages_.end(),
+                                       [seq](const LockedPages& pages) { return pages.seq != seq; });
+  for (auto pages = unlocked; pages != locked_pages_.end(); ++pages)
+    notifier_->invalidate(pages->id, pages->offset, pages->length, std::move(pages->done));
+  locked_pages_.erase(unlocked, locked_pages_.end());
 }
 
 void FuseServer::promise_broken(const std::vector<InodeId>* ids, const std::vector<InodeId>& lent,
@@ -331,7 +381,7 @@ void FuseServer::promise_broken(const std::vector<InodeId>* ids, const std::vect
     if (!pending->kept_pages) continue;
     if (ids != nullptr && std::find(ids->begin(), ids->end(), id) == ids->end()) continue;
     if (!changes(id)) drop->pages.push_back(id);
-    notifier_->invalidate(id, 0, 0, [this, id] { pages_dropped(id); });
+    drop_pages(id, 0, 0, [this, id] { pages_dropped(id); });
   }
   settle_drops();
 }

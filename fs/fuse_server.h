@@ -57,7 +57,7 @@ struct PendingRequest {
   std::uint64_t handle = 0;  // open, create
   std::uint64_t owner = 0;   // setlk
   std::size_t room = 0;      // what the caller takes: readdir, getxattr
-  std::uint64_t offset = 0;  // write, of `size` bytes
+  std::uint64_t offset = 0;  // read and write, of `size` bytes
   std::size_t size = 0;
   int flags = 0;      // open, create
   bool plus = false;  // readdirplus
@@ -67,6 +67,7 @@ struct PendingRequest {
   bool cancelled = false;    // Cancel was sent
   bool given_up = false;     // the caller was killed, and answered
   bool changes = false;      // a mutation
+  bool locks_pages = false;  // the kernel keeps the pages of the range locked until the answer
   bool kept_pages = false;   // opened at once, and the kernel keeps the pages that it has
 };
 
@@ -149,6 +150,14 @@ class FuseServer {
     std::size_t attributes = 0;  // notifications that are waited for
     std::function<void()> done;
   };
+  // Pages that go when the request `seq` has been answered.
+  struct LockedPages {
+    std::uint64_t seq;
+    InodeId id;
+    std::uint64_t offset;
+    std::uint64_t length;
+    std::function<void()> done;
+  };
   // What a pending request is kept in, also when the mount is gone and the executor has not answered yet.
   struct Pool {
     std::deque<PendingRequest> all;
@@ -172,6 +181,8 @@ class FuseServer {
   void ask(pb::Request& request);
   void ask_cancel(std::uint64_t seq);
   bool changes(InodeId id) const;
+  void drop_pages(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done);
+  void pages_unlocked(std::uint64_t seq);
   void pages_dropped(InodeId id);
   void settle_drops();
 
@@ -220,6 +231,7 @@ class FuseServer {
 
   KnownInodes known_;
   std::vector<std::shared_ptr<Drop>> drops_;  // that somebody waits for
+  std::vector<LockedPages> locked_pages_;
   std::unordered_set<InodeId> watched_orphans_;
   std::vector<InodeId> forgotten_orphans_;
   std::set<std::pair<InodeId, std::uint64_t>> posix_locks_;

@@ -206,6 +206,36 @@ def who_is_cut_off_is_shown_nothing_old():
     assert cut_off.do('mapped', 0, 3) == ('ok', b'new')
 
 
+def who_is_cut_off_can_be_killed():
+    """While its callers wait for the owner, with pages locked; and other pages of their files are not shown any more."""
+    cluster = Cluster(2, content=lambda store: content.write(f'{store}/f', b'old' + bytes(16381) + b'old'))
+    alpha, beta = cluster
+    reader, other = Actor(beta.mountpoint), Actor(alpha.mountpoint)
+    writers = [Actor(beta.mountpoint) for _ in range(2)]
+    assert other.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+    for actor in (reader, *writers):
+        assert actor.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+    assert reader.do('pread', 1, 3, 0) == ('ok', b'old') and reader.do('pread', 1, 3, 16384) == ('ok', b'old')
+    assert writers[0].do('pwrite', 1, b'x', 4096 * 20) == ('ok', 1)
+    for healed in (True, False):
+        cluster.network.cut('alpha')
+        for i, writer in enumerate(writers):
+            writer.send('pwrite', 1, b'y', 4096 * (i + 20))  # what is no whole page is locked
+        for at in (0, 16384):
+            assert other.do('pwrite', 1, b'new', at) == ('ok', 3)
+        reader.send('pread', 1, 3, 16384)
+        time.sleep(1)
+        if healed:
+            cluster.network.heal('alpha')
+            assert reader.receive() == ('ok', b'new') and reader.do('pread', 1, 3, 0) == ('ok', b'new')
+            assert [writer.receive() for writer in writers] == [('ok', 1)] * 2
+    beta.kill()
+    results = [actor.receive(timeout=10) for actor in (reader, *writers)]
+    assert all(result[0] == 'errno' for result in results), results
+    cluster.network.heal('alpha')
+    beta.start()
+
+
 def a_mount_with_a_timeout_does_not_wait():
     """Its requests fail when the owner does not answer; what it is told afterwards is as true as before."""
     cluster = Cluster(2, content=lambda store: [content.write(f'{store}/f{i}', b'old') for i in range(8)])
@@ -323,6 +353,7 @@ if __name__ == '__main__':
         'a_restart_keeps_inode_numbers': (a_restart_keeps_inode_numbers, 60),
         'another_site_waits_for_the_owner': (another_site_waits_for_the_owner, 90),
         'who_is_cut_off_is_shown_nothing_old': (who_is_cut_off_is_shown_nothing_old, 60),
+        'who_is_cut_off_can_be_killed': (who_is_cut_off_can_be_killed, 90),
         'a_mount_with_a_timeout_does_not_wait': (a_mount_with_a_timeout_does_not_wait, 60),
         'an_ordinary_user_has_it_all': (an_ordinary_user_has_it_all, 60),
         'state_of_a_user_is_where_xdg_says': (state_of_a_user_is_where_xdg_says, 30),
