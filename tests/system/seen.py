@@ -9,6 +9,8 @@ import sys
 import time
 import traceback
 
+import sandbox
+
 FILES = 4
 SIZE = 6000
 AT = (0, 5000)  # in two pages
@@ -32,6 +34,7 @@ class Seen:
                 with open(f'{mounts[0]}/seen{i}/{k}', 'wb') as f:
                     f.write(bytes(SIZE))
                 os.utime(f'{mounts[0]}/seen{i}/{k}', ns=(0, 0))
+        sandbox.to_close.append(self)
         self.processes = [self._fork(role, i) for i in range(len(mounts)) for role in (self._write, self._read)]
 
     def _fork(self, role, number):
@@ -112,6 +115,9 @@ class Seen:
     @staticmethod
     def _check(path, found, least):
         assert min(found) >= least, f'{path} shows {found} after {least} was acknowledged'
+
+    def describe(self):
+        pass
 
     def close(self):
         self.board[self.stop_at] = 1

@@ -14,13 +14,23 @@ import content
 import sandbox
 from cluster import DATA_SET, Cluster
 from loads import Load, once
+from seen import Seen
 from tree import SAME_FILE_SYSTEM_SEEN, assert_equal
 
 SECONDS = int(os.environ.get('SHAREFS_CHAOS_SECONDS', 25))
 FAULTS = ('kill', 'kill', 'freeze', 'cut', 'cut one way', 'nothing')
+# Those that a mount outlives.
+PAUSES = ('freeze', 'cut', 'cut one way', 'nothing')
+# A frozen daemon cannot follow the owner's recalls, which waits for it for 5 s.
+LONGEST_FREEZE = 2
 
 
 class Chaos:
+    """Applications that write until their mount is gone; afterwards everything is looked for."""
+
+    faults = FAULTS
+    longest_freeze = 7
+
     def __init__(self, seed):
         self.seed = seed
         self.cluster = Cluster(3, content=functools.partial(content.small, files=120))
@@ -34,6 +44,10 @@ class Chaos:
 
     def say(self, what):
         self.said.append(f'{time.monotonic() - self.began:6.2f} {what}')
+
+    def begin(self):
+        for site in self.cluster:
+            self.start_loads(site, 0)
 
     def start_loads(self, site, life):
         name = f'{site.name}{life}'
@@ -56,9 +70,8 @@ class Chaos:
         """All that happens to one site, one thing after the other."""
         r = random.Random(f'{self.seed} {site.name}')
         life = 0
-        self.start_loads(site, life)
         while not self.over.wait(r.uniform(0.2, 4)):
-            fault, length = r.choice(FAULTS), r.choice((r.uniform(0, 0.3), r.uniform(0.3, 2), r.uniform(2, 7)))
+            fault, length = r.choice(self.faults), r.choice((r.uniform(0, 0.3), r.uniform(0.3, 2), r.uniform(2, 7)))
             self.say(f'{site.name}: {fault} {length:.2f} s')
             if fault == 'kill':
                 site.kill()
@@ -67,6 +80,7 @@ class Chaos:
                 life += 1
                 self.start_loads(site, life)
             elif fault == 'freeze':
+                length = min(length, self.longest_freeze)
                 site.signal(sandbox.signal.SIGSTOP)
                 time.sleep(length)
                 site.signal(sandbox.signal.SIGCONT)
@@ -131,6 +145,7 @@ class Chaos:
             assert_equal(mounts[0], mount, SAME_FILE_SYSTEM_SEEN)
 
     def play(self):
+        self.begin()
         threads = [threading.Thread(target=self.run, args=(self.haunt, site)) for site in self.cluster]
         threads.append(threading.Thread(target=self.run, args=(self.migrate,)))
         for thread in threads:
@@ -147,10 +162,25 @@ class Chaos:
             raise
 
 
-def random_faults(seed):
-    Chaos(seed).play()
+class SeenThroughPauses(Chaos):
+    """Readers and writers on all sites: what was acknowledged is seen, also by who was frozen or cut off."""
+
+    faults = PAUSES
+    longest_freeze = LONGEST_FREEZE
+
+    def begin(self):
+        self.seen = Seen([site.mountpoint for site in self.cluster])
+
+    def check(self):
+        sandbox.eventually(self.settled, 'one owner, and no handoff under way', 90)
+        self.seen.stop()
+
+
+def play(kind, seed):
+    kind(seed).play()
 
 
 if __name__ == '__main__':
     seeds = [1, 2] + ([os.environ['SHAREFS_CHAOS_SEED']] if 'SHAREFS_CHAOS_SEED' in os.environ else [])
-    sys.exit(sandbox.main({f'random_faults_{seed}': (functools.partial(random_faults, seed), 240) for seed in seeds}))
+    sys.exit(sandbox.main({f'{name}_{seed}': (functools.partial(play, kind, seed), 240) for seed in seeds
+                           for name, kind in (('random_faults', Chaos), ('seen_through_pauses', SeenThroughPauses))}))
