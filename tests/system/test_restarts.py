@@ -204,6 +204,28 @@ def what_is_deleted_while_a_site_is_away_makes_room():
     assert Actor(beta.mountpoint).do('content', 'last') == ('ok', b'x')
 
 
+def a_site_that_is_away_is_waited_for_once():
+    """Not again for each file that it was promised something about."""
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/f{i}', b'old') for i in range(20)])
+    alpha, beta = cluster
+    away, other = Actor(beta.mountpoint), Actor(alpha.mountpoint)
+    for i in range(20):
+        assert away.do('content', f'f{i}') == ('ok', b'old')
+    for i in range(5):
+        assert away.do('open', i, f'f{i}', os.O_RDONLY)[0] == 'ok' and away.do('pread', i, 3, 0) == ('ok', b'old')
+    cluster.network.cut('beta')
+    assert other.do('put', 'f0', b'new')[0] == 'ok'
+    time.sleep(3)
+    start = time.monotonic()
+    for i in range(20):
+        assert other.do('put', f'f{i}', b'new%d' % i)[0] == 'ok'
+    took = time.monotonic() - start
+    cluster.network.heal('beta')
+    for i in range(20):
+        assert away.do('content', f'f{i}') == ('ok', b'new%d' % i)
+    assert took < 5, f'20 changes took {took:.1f} s'
+
+
 def a_target_that_is_killed_as_it_becomes_the_owner():
     """It goes on where it was: an open file without a name, and no lock of the mount that ended with it."""
     cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{name}', b'data') for name in ('locked', 'open')])
@@ -295,6 +317,7 @@ if __name__ == '__main__':
         what_a_dead_mount_asked_does_not_come_true_later,
         files_without_a_name_outlive_a_restart_of_the_owner,
         what_is_deleted_while_a_site_is_away_makes_room,
+        a_site_that_is_away_is_waited_for_once,
         a_target_that_is_killed_as_it_becomes_the_owner,
         appends_of_the_target_are_performed_once,
         a_write_that_waits_for_space_is_seen_by_who_opened_meanwhile)}))
