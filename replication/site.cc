@@ -514,8 +514,8 @@ void Site::Impl::recall_at(const SiteName& site, const RecallOrder& order, std::
   const auto& sent =
       recalls.emplace(number, SentRecall{.to = site, .order = order, .done = std::move(done)}).first->second;
   send_recall(number, sent);
-  // A site that has not been heard for so long believes nothing any more that it was promised, since nobody has
-  // answered a ping of it.
+  // A site that has not been heard for so long believes nothing any more that it was promised, since nobody
+  // has answered a ping of it.
   const bool promise = order.all_names || !order.names.empty();
   if (promise && order.client != 0 && transport.silence(site) > kPromiseLease)
     std::exchange(recalls[number].done, [](bool) {})(false);
