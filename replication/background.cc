@@ -5,6 +5,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <utility>
+
 #include "meta/log.h"
 
 namespace sharefs {
@@ -20,22 +22,23 @@ bool may_raise() {
 }
 
 // On Linux niceness is a thread's own. Relative to what the daemon was started with.
-void be_nicer(int steps) {
-  const auto thread = static_cast<id_t>(::gettid());
-  if (::setpriority(PRIO_PROCESS, thread, ::getpriority(PRIO_PROCESS, thread) + steps) != 0)
-    log::warn("the priority of a thread cannot be set");
+void be_nicer(const std::vector<pid_t>& threads, int steps) {
+  for (const pid_t thread : threads) {
+    const auto id = static_cast<id_t>(thread);
+    if (::setpriority(PRIO_PROCESS, id, ::getpriority(PRIO_PROCESS, id) + steps) != 0)
+      log::warn("the priority of a thread cannot be set");
+  }
 }
 
 }  // namespace
 
-Background::Background() : active_(may_raise() && ::getpriority(PRIO_PROCESS, 0) + kSteps < 19) {
-  if (active_) be_nicer(kSteps);
+Background::Background(pid_t another) {
+  if (!may_raise() || ::getpriority(PRIO_PROCESS, 0) + kSteps >= 19) return;
+  threads_.push_back(::gettid());
+  if (another != 0) threads_.push_back(another);
+  be_nicer(threads_, kSteps);
 }
 
-void Background::end() {
-  if (!active_) return;
-  active_ = false;
-  be_nicer(-kSteps);
-}
+void Background::end() { be_nicer(std::exchange(threads_, {}), -kSteps); }
 
 }  // namespace sharefs

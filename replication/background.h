@@ -1,14 +1,19 @@
-// Puts a thread behind the applications and the requests that they wait for: making and applying an image
+// Puts threads behind the applications and the requests that they wait for: making and applying an image
 // takes all the time that nobody else needs.
 //
-// Nothing happens without CAP_SYS_NICE, since the thread could not be put back.
+// Nothing happens without CAP_SYS_NICE, since a thread could not be put back.
 #pragma once
+
+#include <sys/types.h>
+
+#include <vector>
 
 namespace sharefs {
 
 class Background {
  public:
-  Background();  // the calling thread, until end() or the destructor on that same thread
+  // The calling thread and, unless it is 0, another one of this process; until end() or the destructor.
+  explicit Background(pid_t another = 0);
   ~Background() { end(); }
   Background(const Background&) = delete;
   Background& operator=(const Background&) = delete;
@@ -16,7 +21,7 @@ class Background {
   void end();
 
  private:
-  bool active_ = false;
+  std::vector<pid_t> threads_;
 };
 
 }  // namespace sharefs

@@ -188,7 +188,8 @@ void HandoffSource::start_image(const pb::Prepared& prepared) {
                                                               .database = parts_.database_file,
                                                               .rate = options_.rate,
                                                               .credit = prepared.credit(),
-                                                              .holds_image = prepared.holds_image()},
+                                                              .holds_image = prepared.holds_image(),
+                                                              .link_thread = Transport::bulk_thread()},
                                          parts_.inodes, parts_.store, parts_.transport, parts_.reactor);
   ship([](ImageSource& image) { image.send_image(); }, [this] { handle(SourceEvent::image_complete); });
 }

@@ -47,7 +47,7 @@ ImageSource::ImageSource(Options options, InodeTable& inodes, Store& store, Send
 ImageSource::~ImageSource() = default;
 
 void ImageSource::send_image() {
-  const Background background;
+  const Background background(impl_->options.link_thread);
   impl_->walk.image();
   impl_->sender.flush();
   impl_->shipper.image_ended();

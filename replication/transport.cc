@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <filesystem>
+#include <fstream>
 #include <map>
 #include <random>
 #include <stdexcept>
@@ -22,7 +24,11 @@
 namespace sharefs {
 namespace {
 
-constexpr int kIoThreads = 2;  // one per lane, see Link
+// One for what goes out on each lane (see Link), one more for what comes in.
+constexpr int kIoThreads = 3;
+constexpr std::uint64_t kIncomingThreads =
+    0b101;  // not that of the bulk lane, which may be put behind others
+constexpr std::string_view kBulkThread = "ZMQbg/IO/1";  // what libzmq calls it
 // Read from the ROUTER before the reactor looks at its other descriptors again.
 constexpr int kMessagesPerRound = 256;
 // Frames of one connection that wait for the reactor; then TCP holds the sender back.
@@ -169,6 +175,7 @@ void Transport::Impl::bind() {
   set_common_options(socket, options.listen);
   socket.set(zmq::sockopt::sndhwm, 0);
   socket.set(zmq::sockopt::rcvhwm, kRouterReceiveLimit);
+  socket.set(zmq::sockopt::affinity, kIncomingThreads);
   socket.set(zmq::sockopt::curve_server, true);
   socket.set(zmq::sockopt::curve_secretkey, options.keys.secret_key);
   socket.set(zmq::sockopt::zap_domain, std::string("sharefs"));
@@ -489,6 +496,15 @@ Reactor::Clock::duration Transport::trusted_for(const SiteName& site, Reactor::C
   const auto& liveness = found->second->liveness;
   if (!liveness.proven() || impl_->slept.since_last_look()) return {};
   return std::max(within - (Reactor::Clock::now() - liveness.asked()), Reactor::Clock::duration::zero());
+}
+
+pid_t Transport::bulk_thread() {
+  for (const auto& thread : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::string name;
+    std::getline(std::ifstream(thread.path() / "comm"), name);
+    if (name == kBulkThread) return std::stoi(thread.path().filename());
+  }
+  return 0;
 }
 
 Reactor::Clock::duration Transport::silence(const SiteName& site) const {

@@ -66,6 +66,11 @@ TEST_F(TransportTest, BothLanesWorkAndTheRoundTripIsMeasured) {
   EXPECT_EQ(a.transport.round_trip("nobody"), 0us);
 }
 
+TEST_F(TransportTest, TheThreadOfTheBulkLaneIsFound) {
+  EXPECT_NE(Transport::bulk_thread(), 0)
+      << "libzmq calls it otherwise: what an image costs is not put behind others";
+}
+
 TEST_F(TransportTest, ConnectedIsToldOncePerConnection) {
   connect_two();
   run_for(reactor, 700ms);
