@@ -83,7 +83,7 @@ struct RequestServer::Impl {
 
   void ask(const SiteName& from, Message& message);
   void perform(const SiteName& from, const pb::Request& request, Bytes data);
-  void let_in(const SiteName& from, const pb::Request& request, std::shared_ptr<Execution> execution);
+  void let_in(const SiteName& from, const pb::Request& request, const std::shared_ptr<Execution>& execution);
   void execute_once(const pb::Request& request, Bytes data, Reply reply);
   void run(std::shared_ptr<Execution> execution, const pb::Request& request, Bytes data);
   static std::shared_ptr<Execution> new_execution(const SiteName& asker, const pb::Request& request);
@@ -249,7 +249,7 @@ void RequestServer::Impl::perform(const SiteName& from, const pb::Request& reque
 // The site's mount before this one has ended, and with it whatever would wait for long. What else it asked
 // and is under way (it may wait for other sites) is performed before the new one looks.
 void RequestServer::Impl::let_in(const SiteName& from, const pb::Request& request,
-                                 std::shared_ptr<Execution> execution) {
+                                 const std::shared_ptr<Execution>& execution) {
   local.execute(request, {}, [this, from, execution](const pb::Outcome& outcome, Bytes) {
     std::vector<std::shared_ptr<Execution>> earlier;
     const auto node = ending.extract(from);
