@@ -54,9 +54,9 @@ std::vector<std::string> split_options(const std::string& text) {
 // A mount whose daemon was killed stays in the way; nothing can come of it any more.
 void remove_dead_mount(const fs::path& mountpoint) {
   if (mountpoint.empty() || !is_dead_mount(mountpoint)) return;
-  if (const int error = unmount(mountpoint, Unmount::lazy); error != 0) {
+  if (const std::string why = unmount(mountpoint, Unmount::lazy); !why.empty()) {
     fail(fmt::format("{} has a mount whose daemon is gone, and it cannot be unmounted: {}",
-                     mountpoint.string(), strerror(error)));
+                     mountpoint.string(), why));
   }
   std::cerr << fmt::format("sharefs: note: removed the mount of an ended daemon from {}\n",
                            mountpoint.string());
@@ -204,9 +204,9 @@ void tell_who_waits(const nlohmann::json& status, const std::string& name) {
 
 // By this process and not by the daemon, which could not answer the kernel's last requests while it unmounts.
 void unmount_or_explain(const fs::path& mountpoint, bool lazy) {
-  const int error = unmount(mountpoint, lazy ? Unmount::lazy : Unmount::busy_fails);
-  if (error == 0) return;
-  if (error != EBUSY) fail(fmt::format("cannot unmount {}: {}", mountpoint.string(), strerror(error)));
+  const std::string why = unmount(mountpoint, lazy ? Unmount::lazy : Unmount::busy_fails);
+  if (why.empty()) return;
+  if (!means_busy(why)) fail(fmt::format("cannot unmount {}: {}", mountpoint.string(), why));
   std::string users;
   for (const auto& process : find_bypassing(mountpoint)) {
     users += fmt::format("{}{} ({})", users.empty() ? "" : ", ", process.pid, process.command);

@@ -1,16 +1,16 @@
 #include "cli/mounts.h"
 
-#include <fcntl.h>
-#include <spawn.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <sstream>
+
+#include "fs/fuse_helper.h"
 
 namespace sharefs {
 namespace fs = std::filesystem;
@@ -32,30 +32,6 @@ std::string unescape(const std::string& field) {
     i += 3;
   }
   return text;
-}
-
-// Runs `fusermount3 -u [-z] -- PATH`, quietly.
-int run_fusermount(const fs::path& mountpoint, Unmount how) {
-  std::string path = mountpoint.string();
-  std::vector<std::string> words = {"fusermount3", "-q", "-u"};
-  if (how == Unmount::lazy) words.emplace_back("-z");
-  words.emplace_back("--");
-  words.push_back(path);
-  std::vector<char*> arguments;
-  arguments.reserve(words.size() + 1);
-  for (auto& word : words) arguments.push_back(word.data());
-  arguments.push_back(nullptr);
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
-  pid_t child = 0;
-  const int error = posix_spawnp(&child, "fusermount3", &actions, nullptr, arguments.data(), environ);
-  posix_spawn_file_actions_destroy(&actions);
-  if (error != 0) return error;
-  int status = 0;
-  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
-  return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : EBUSY;
 }
 
 }  // namespace
@@ -101,11 +77,16 @@ bool is_dead_mount(const fs::path& mountpoint) {
          (errno == ENOTCONN || errno == ECONNABORTED);
 }
 
-int unmount(const fs::path& mountpoint, Unmount how) {
-  if (geteuid() != 0) return run_fusermount(mountpoint, how);
+std::string unmount(const fs::path& mountpoint, Unmount how) {
+  if (geteuid() != 0) {
+    const auto result = run_fusermount({how == Unmount::lazy ? "-uz" : "-u", "--", mountpoint.string()});
+    return result.status == 0 ? "" : result.message.empty() ? "fusermount3 fails" : result.message;
+  }
   const int flags = UMOUNT_NOFOLLOW | (how == Unmount::lazy ? MNT_DETACH : 0);
-  return umount2(mountpoint.c_str(), flags) == 0 ? 0 : errno;
+  return umount2(mountpoint.c_str(), flags) == 0 ? "" : strerror(errno);
 }
+
+bool means_busy(const std::string& why) { return why.ends_with(strerror(EBUSY)); }
 
 fs::path resolve_mountpoint(const fs::path& path) {
   fs::path absolute = fs::absolute(path).lexically_normal();

@@ -23,8 +23,10 @@ std::optional<MountEntry> mount_of(const std::filesystem::path& path);
 bool is_dead_mount(const std::filesystem::path& mountpoint);
 
 enum class Unmount { busy_fails, lazy };
-// Returns 0 or an errno. Never follows a symbolic link at the end; never asks the daemon behind the mount.
-int unmount(const std::filesystem::path& mountpoint, Unmount how);
+// Returns why it failed, in a line, or "". Never follows a symbolic link at the end; never asks the daemon
+// behind the mount.
+std::string unmount(const std::filesystem::path& mountpoint, Unmount how);
+bool means_busy(const std::string& why);
 
 // The absolute path without symbolic links, without touching the last component (it may be a dead mount).
 std::filesystem::path resolve_mountpoint(const std::filesystem::path& path);

@@ -2,11 +2,9 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <spawn.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,15 +17,14 @@
 #include <system_error>
 #include <utility>
 
+#include "fs/fuse_helper.h"
 #include "fs/fuse_session.h"
 
 namespace sharefs {
 namespace {
 
 constexpr const char* kDevice = "/dev/fuse";
-constexpr const char* kHelper = "fusermount3";
 constexpr const char* kHelperConfiguration = "/etc/fuse.conf";
-constexpr int kHelperSocket = 3;  // where the helper finds its socket
 
 [[noreturn]] void refuse(const std::filesystem::path& mountpoint, const std::string& why) {
   throw std::runtime_error("cannot mount on " + mountpoint.string() + ": " + why);
@@ -55,55 +52,6 @@ void append(std::string& list, const std::string& option) {
 }
 
 // ---- the helper of ordinary users
-
-struct HelperResult {
-  int status = 0;  // 0: it worked
-  std::string message;
-};
-
-std::string read_all(int fd) {
-  std::string text;
-  std::array<char, 512> piece{};
-  while (true) {
-    const ssize_t got = ::read(fd, piece.data(), piece.size());
-    if (got > 0) text.append(piece.data(), static_cast<std::size_t>(got));
-    if (got == 0 || (got < 0 && errno != EINTR)) break;
-  }
-  const std::size_t end = text.find('\n');
-  return end == std::string::npos ? text : text.substr(0, end);
-}
-
-// Runs fusermount3 and returns its first line of error output. `socket` (or -1) becomes its kHelperSocket.
-HelperResult run_helper(std::vector<std::string> arguments, int socket) {
-  arguments.insert(arguments.begin(), kHelper);
-  std::vector<char*> argv;
-  argv.reserve(arguments.size() + 1);
-  for (std::string& argument : arguments) argv.push_back(argument.data());
-  argv.push_back(nullptr);
-  std::string variable = "_FUSE_COMMFD=" + std::to_string(kHelperSocket);
-  std::string path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-  std::array<char*, 3> environment{path.data(), socket >= 0 ? variable.data() : nullptr, nullptr};
-
-  std::array<int, 2> ends{};
-  if (::pipe2(ends.data(), O_CLOEXEC) != 0) return {errno, error_text(errno)};
-  const UniqueFd read_end(ends[0]);
-  UniqueFd write_end(ends[1]);
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, write_end.get(), STDERR_FILENO);
-  if (socket >= 0) posix_spawn_file_actions_adddup2(&actions, socket, kHelperSocket);
-  pid_t child = 0;
-  const int error = ::posix_spawnp(&child, kHelper, &actions, nullptr, argv.data(), environment.data());
-  posix_spawn_file_actions_destroy(&actions);
-  if (error != 0) return {error, std::string(kHelper) + " is not installed (package fuse3)"};
-  write_end = UniqueFd();
-  HelperResult result{0, read_all(read_end.get())};
-  int status = 0;
-  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
-  result.status = WIFEXITED(status) ? WEXITSTATUS(status) : 1;
-  return result;
-}
 
 UniqueFd receive_descriptor(int socket) {
   std::array<char, 1> byte{};
@@ -145,11 +93,11 @@ UniqueFd mount_with_helper(const std::filesystem::path& mountpoint, const std::s
     refuse(mountpoint, error_text(errno));
   const UniqueFd ours(ends[0]);
   UniqueFd theirs(ends[1]);
-  const HelperResult result = run_helper({"-o", list, "--", mountpoint.string()}, theirs.get());
+  const FusermountResult result = run_fusermount({"-o", list, "--", mountpoint.string()}, theirs.get());
   theirs = UniqueFd();
   if (result.status != 0) refuse(mountpoint, result.message);
   UniqueFd device = receive_descriptor(ours.get());
-  if (!device) refuse(mountpoint, std::string(kHelper) + " did not pass the device on");
+  if (!device) refuse(mountpoint, "fusermount3 did not pass the device on");
   return device;
 }
 
@@ -229,7 +177,7 @@ void detach_path(const std::filesystem::path& mountpoint) {
   if (is_root()) {
     ::umount2(mountpoint.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW);
   } else {
-    run_helper({"-u", "-q", "-z", "--", mountpoint.string()}, -1);
+    run_fusermount({"-u", "-q", "-z", "--", mountpoint.string()});
   }
 }
 

@@ -39,8 +39,8 @@ TEST(Mounts, AMountpointIsNamedWithoutLinksAndTrailingSlashes) {
 
 TEST(Mounts, UnmountingWhatIsNotMountedIsAnError) {
   const Scratch scratch;
-  EXPECT_NE(unmount(scratch.folder(), Unmount::busy_fails), 0);
-  EXPECT_NE(unmount(scratch.folder(), Unmount::lazy), 0);
+  EXPECT_NE(unmount(scratch.folder(), Unmount::busy_fails), "");
+  EXPECT_NE(unmount(scratch.folder(), Unmount::lazy), "");
 }
 
 }  // namespace
