@@ -83,7 +83,6 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
     : options(std::move(given)),
       reactor(the_reactor),
       ended(std::move(on_ended)),
-      incarnation(random_id()),
       database(options.folder / "state.db"),
       state(database),
       client(new_client(state)),
@@ -326,7 +325,7 @@ HandoffTarget::Events Site::Impl::target_events() {
               [this] {
                 once.exempt(client);
                 // Mounts that ended while they were being handed over.
-                for (const auto& site : std::exchange(restarted, {})) expire(site, 0);
+                for (const auto& site : std::exchange(restarted, {})) expire(site, incarnations[site]);
                 expire(parts.self, client);
                 gate.open();
                 peer.resubmit_to(server.once(gate));
@@ -373,7 +372,7 @@ void Site::Impl::learn(const SiteName& owner, Epoch epoch) {
   server.redirect(owner, epoch);
 }
 
-// The site's process that this one has heard of has ended.
+// The site's processes but this one have ended.
 void Site::Impl::expire(const SiteName& site, ClientId except) {
   coherence.expire_site(site, except);
   server.expire(site, except);
@@ -514,10 +513,10 @@ void Site::Impl::recall_at(const SiteName& site, const RecallOrder& order, std::
   const auto& sent =
       recalls.emplace(number, SentRecall{.to = site, .order = order, .done = std::move(done)}).first->second;
   send_recall(number, sent);
-  // A site that has not been heard for so long believes nothing any more that it was promised, since nobody
-  // has answered a ping of it.
-  const bool promise = order.all_names || !order.names.empty();
-  if (promise && order.client != 0 && transport.silence(site) > kPromiseLease)
+  // A site that has not been heard for so long believes nothing any more that it was promised here, since
+  // nobody has answered a ping of it. (What an earlier owner has promised, all_names, may be believed for
+  // longer.)
+  if (!order.names.empty() && transport.silence(site) > kPromiseLease)
     std::exchange(recalls[number].done, [](bool) {})(false);
 }
 

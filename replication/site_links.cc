@@ -123,7 +123,7 @@ pb::Hello Site::Impl::hello() const {
   pb::Hello hello;
   hello.set_data_set(data_set_id);
   hello.set_version(kProtocolVersion);
-  hello.set_incarnation(incarnation);
+  hello.set_incarnation(client);
   hello.set_epoch(ownership.epoch);
   hello.set_owner(ownership.owner);
   for (const auto& site : const_cast<State&>(state).sites()) {
@@ -160,7 +160,7 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool int
   if (another_process && taking_over)
     restarted.insert(site);
   else if (another_process && is_owner())
-    expire(site, 0);
+    expire(site, last);
   if (another_process) forget_recalls(site);
 
   coherence.back(site);
