@@ -21,12 +21,6 @@ constexpr std::size_t kLeastRead = std::size_t{16} << 10;
 // Longer than the slowest clock tick (10 ms) by which kernels stamp changes.
 constexpr std::int64_t kTicks = 20'000'000;
 
-bool too_fresh(std::int64_t ctime) {
-  struct timespec now {};
-  clock_gettime(CLOCK_REALTIME, &now);
-  return ctime > now.tv_sec * std::int64_t{1'000'000'000} + now.tv_nsec - kTicks;
-}
-
 bool has_no_holes(const Backing& backing) { return backing.stx_blocks * 512 >= backing.stx_size; }
 
 std::uint64_t data_bytes(const Backing& backing) {
@@ -61,19 +55,28 @@ void CellShipper::count(const Backing& backing) {
   if (is_regular(backing)) counters_.image_bytes += data_bytes(backing);
 }
 
-void CellShipper::state(InodeId id, const OpenedInode& opened, bool complete) {
-  const int fd = opened.fd.get();
+std::int64_t CellShipper::now() {
+  struct timespec now {};
+  clock_gettime(CLOCK_REALTIME_COARSE, &now);  // the one that changes are stamped with: it may lag
+  return now.tv_sec * std::int64_t{1'000'000'000} + now.tv_nsec - kTicks;
+}
+
+pb::InodeState& CellShipper::add_state(InodeId id, const OpenedInode& opened) {
   pb::InodeState& state = sender_.add_state();
   *state.mutable_attr() = attributes(id, opened);
-  state.set_complete(complete);
-  if (complete && !still_ && too_fresh(state.attr().ctime())) {
+  if (inodes_.is_orphan(id)) state.set_orphan(true);
+  if (S_ISLNK(opened.backing.stx_mode)) state.set_link_target(read_link(opened.fd.get()));
+  return state;
+}
+
+void CellShipper::state(InodeId id, const OpenedInode& opened, std::int64_t as_of) {
+  pb::InodeState& state = add_state(id, opened);
+  state.set_complete(true);
+  if (!still_ && state.attr().ctime() > as_of) {
     state.mutable_attr()->set_ctime(state.attr().ctime() - 1);
     too_fresh_.insert(id);
   }
-  if (inodes_.is_orphan(id)) state.set_orphan(true);
-  if (S_ISLNK(opened.backing.stx_mode)) state.set_link_target(read_link(fd));
-  if (!complete) return;
-  for (auto& [name, value] : read_xattrs(fd, opened.path_only)) {
+  for (auto& [name, value] : read_xattrs(opened.fd.get(), opened.path_only)) {
     pb::Xattr& xattr = *state.add_xattrs();
     xattr.set_name(name);
     xattr.set_value(value);
@@ -82,18 +85,19 @@ void CellShipper::state(InodeId id, const OpenedInode& opened, bool complete) {
 
 void CellShipper::whole(InodeId id, const OpenedInode& opened, const EntryName* entry, Holes holes) {
   const Backing& backing = opened.backing;
+  const std::int64_t as_of = now();
   bool announced = false;
   if (is_regular(backing)) {
     const std::uint64_t size = backing.stx_size;
     if (size > sender_.room().size() && size <= kSmallFile) sender_.flush();
     if (size > sender_.room().size()) {
-      state(id, opened, false);
+      announce(id, opened);
       if (entry != nullptr) sender_.add_entry(entry->parent, entry->name, id, S_IFREG);
       announced = true;
     }
     data(id, opened.fd.get(), backing, 0, size, holes);
   }
-  state(id, opened, true);
+  state(id, opened, as_of);
   if (entry != nullptr && !announced) {
     sender_.add_entry(entry->parent, entry->name, id, backing.stx_mode & static_cast<std::uint32_t>(S_IFMT));
   }
@@ -103,6 +107,7 @@ void CellShipper::whole(InodeId id, const OpenedInode& opened, const EntryName* 
 void CellShipper::changed_blocks(InodeId id, const OpenedInode& opened, const pb::Need::Inode& need) {
   const int fd = opened.fd.get();
   const Backing& backing = opened.backing;
+  const std::int64_t as_of = now();
   const std::uint64_t size = backing.stx_size;
   const bool dense = has_no_holes(backing);
   block_.resize(kBlockBytes);
@@ -130,7 +135,7 @@ void CellShipper::changed_blocks(InodeId id, const OpenedInode& opened, const pb
       from = next.end;
     }
   }
-  state(id, opened, true);
+  state(id, opened, as_of);
   sender_.checkpoint();
 }
 

@@ -48,10 +48,15 @@ class CellShipper {
     sender_.add_entry(entry.parent, entry.name, id, mode & static_cast<std::uint32_t>(S_IFMT));
     sender_.checkpoint();
   }
-  // The attributes, and with `complete` everything else that is not data. A ctime that is only a few clock
-  // ticks old would also be that of the next change, and a copy made before that change would later be taken
-  // for a good one: such an inode is sent with an older ctime, and its state is due again.
-  void state(InodeId id, const OpenedInode& opened, bool complete);
+  // Creation and the attributes; state() follows.
+  void announce(InodeId id, const OpenedInode& opened) { add_state(id, opened).set_complete(false); }
+  // Everything that is not data. After an attempt that ended early, the next one takes a copy with the same
+  // ctime for a good one. So the ctime is only told if the data that was sent is that of this ctime: if it is
+  // not later than `as_of`, from before the data was read or the log was cut. Otherwise the inode is sent
+  // with an older ctime, and its state is due again.
+  void state(InodeId id, const OpenedInode& opened, std::int64_t as_of);
+  // Whatever is changed from now on has a later ctime. (Kernels stamp changes with a clock that ticks.)
+  static std::int64_t now();
   // Everything of an inode that is not a directory: creation in its place, data, state.
   void whole(InodeId id, const OpenedInode& opened, const EntryName* entry, Holes holes);
   // The same where the target holds another version: only the blocks that differ from those in `need`.
@@ -60,6 +65,7 @@ class CellShipper {
   void extent(InodeId id, const OpenedInode& opened, std::uint64_t from, std::uint64_t to);
 
  private:
+  pb::InodeState& add_state(InodeId id, const OpenedInode& opened);
   void data(InodeId id, int fd, const Backing& backing, std::uint64_t from, std::uint64_t to, Holes holes);
   std::uint64_t bytes(InodeId id, int fd, std::uint64_t from, std::uint64_t to);
   void hole(InodeId id, std::uint64_t from, std::uint64_t to);

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "meta/fault.h"
+#include "replication/cell_shipper.h"
 
 namespace sharefs {
 namespace {
@@ -217,10 +218,11 @@ void HandoffSource::ship(std::function<void(ImageSource&)> work, std::function<v
 void HandoffSource::next_round() {
   if (state_ != SourceState::catching_up) return;
   const auto through = parts_.log.flush();
+  const auto cut = CellShipper::now();
   const auto entries = parts_.log.entries() - entries_at_cut_;
   entries_at_cut_ = parts_.log.entries();
   const auto began = Clock::now();
-  ship([after = cut_, through](ImageSource& image) { image.ship_round(after, through, false); },
+  ship([after = cut_, through, cut](ImageSource& image) { image.ship_round(after, through, cut, false); },
        [this, through, entries, began, bytes = image_->counters().log_bytes.load()] {
          cut_ = through;
          last_round_bytes_ = image_->counters().log_bytes - bytes;
@@ -324,7 +326,8 @@ void HandoffSource::pause_ran_over() {
 void HandoffSource::ship_rest() {
   fault_point("source.t1");
   const auto through = parts_.log.flush();
-  ship([after = cut_, through](ImageSource& image) { image.ship_round(after, through, true); },
+  ship([after = cut_,
+        through](ImageSource& image) { image.ship_round(after, through, CellShipper::now(), true); },
        [this] {
          if (state_ != SourceState::finishing) return;
          pb::Envelope envelope;

@@ -59,7 +59,7 @@ void ImageSource::send_image() {
   impl_->counters.estimated_files = impl_->counters.image_files.load();
 }
 
-void ImageSource::ship_round(std::uint64_t after, std::uint64_t through, bool final_round) {
+void ImageSource::ship_round(std::uint64_t after, std::uint64_t through, std::int64_t cut, bool final_round) {
   if (fault_point("round.source")) throw std::runtime_error("fault point round.source");
   if (!impl_->database) impl_->database.emplace(impl_->options.database);
   const auto changes = read_changes(*impl_->database, after, through);
@@ -69,7 +69,7 @@ void ImageSource::ship_round(std::uint64_t after, std::uint64_t through, bool fi
     impl_->shipper.tree_may_change();
   }
   const std::uint64_t bytes_before = impl_->sender.bytes();
-  Round(impl_->inodes, impl_->sender, impl_->shipper, impl_->sent, impl_->walk).ship(changes);
+  Round(impl_->inodes, impl_->sender, impl_->shipper, impl_->sent, impl_->walk).ship(changes, cut);
   ShipCounters& counters = impl_->counters;
   counters.log_entries += changes.size();
   counters.log_bytes += impl_->sender.bytes() - bytes_before;

@@ -20,7 +20,7 @@ constexpr std::uint64_t kMaxFileSize = std::numeric_limits<std::int64_t>::max();
 
 }  // namespace
 
-void Round::ship(const std::vector<Change>& changes) {
+void Round::ship(const std::vector<Change>& changes, std::int64_t cut) {
   merge(changes);
   touched_.merge(shipper_.take_too_fresh());
   read_cells();
@@ -29,7 +29,7 @@ void Round::ship(const std::vector<Change>& changes) {
   send_new();
   send_names();
   send_data();
-  send_states();
+  send_states(cut);
   for (const InodeId id : freed_) {
     sender_.add_freed(id);
     sender_.checkpoint();
@@ -134,7 +134,7 @@ void Round::send_data() {
   }
 }
 
-void Round::send_states() {
+void Round::send_states(std::int64_t cut) {
   std::vector<InodeId> directories;
   for (const InodeId id : touched_) {
     auto opened = open_inode(inodes_, id);
@@ -142,12 +142,12 @@ void Round::send_states() {
     if (is_directory(opened->backing)) {
       directories.push_back(id);
     } else if (!new_.contains(id)) {
-      shipper_.state(id, *opened, true);
+      shipper_.state(id, *opened, cut);
       sender_.checkpoint();
     }
   }
   for (const InodeId id : directories) {
-    if (auto opened = open_inode(inodes_, id)) shipper_.state(id, *opened, true);
+    if (auto opened = open_inode(inodes_, id)) shipper_.state(id, *opened, cut);
     sender_.checkpoint();
   }
 }

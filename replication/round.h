@@ -37,7 +37,8 @@ class Round {
   Round(InodeTable& inodes, BatchSender& sender, CellShipper& shipper, SentSet& sent, TreeWalk& walk)
       : inodes_(inodes), sender_(sender), shipper_(shipper), sent_(sent), walk_(walk) {}
 
-  void ship(const std::vector<Change>& changes);
+  // `cut`: CellShipper::now() when the log was cut behind `changes`.
+  void ship(const std::vector<Change>& changes, std::int64_t cut);
 
  private:
   struct Cell {
@@ -58,7 +59,7 @@ class Round {
   void send_new();
   void send_names();
   void send_data();
-  void send_states();
+  void send_states(std::int64_t cut);
 
   InodeTable& inodes_;
   BatchSender& sender_;

@@ -125,14 +125,14 @@ void TreeWalk::child(InodeId directory, int directory_fd, const ListedName& list
 
 void TreeWalk::announce_directory(InodeId id, const OpenedInode& opened, const EntryName* entry) {
   shipper_.count(opened.backing);
-  shipper_.state(id, opened, false);
+  shipper_.announce(id, opened);
   if (entry != nullptr) sender_.add_entry(entry->parent, entry->name, id, S_IFDIR);
   sender_.checkpoint();
 }
 
 void TreeWalk::finish_directory(InodeId id, const OpenedInode& opened, pb::DirectoryState& listing) {
   if (holds_image_) sender_.add_directory().Swap(&listing);
-  shipper_.state(id, opened, true);
+  shipper_.state(id, opened, CellShipper::now());  // its listing is sent anew each time
   sender_.checkpoint();
 }
 

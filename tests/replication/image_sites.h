@@ -23,6 +23,7 @@
 #include "fs/store.h"
 #include "meta/change_log.h"
 #include "meta/reactor.h"
+#include "replication/cell_shipper.h"
 #include "replication/checksum.h"
 #include "replication/image_source.h"
 #include "replication/image_target.h"
@@ -141,8 +142,12 @@ class Attempt {
   void image() { source_->send_image(); }
   void round(bool final_round = false) {
     std::uint64_t through = 0;
-    reactor_.run([&] { through = from_.log->flush(); });
-    source_->ship_round(cut_, through, final_round);
+    std::int64_t cut = 0;
+    reactor_.run([&] {
+      through = from_.log->flush();
+      cut = CellShipper::now();
+    });
+    source_->ship_round(cut_, through, cut, final_round);
     cut_ = through;
   }
   // After a final round; throws what the target says when it fails.

@@ -216,6 +216,48 @@ def killed_after_a_roll_back():
     scene.hand_over_and_compare()
 
 
+class BrokenAttempt:
+    """An attempt that ends after a file has changed behind what was read of it; the file is not touched again. The next
+    attempt must not take the target's copy for a good one."""
+
+    def __init__(self, faults):
+        self.cluster = Cluster(2, content=lambda store: content.write(f'{store}/f', os.urandom(8 << 20)))
+        self.alpha, self.beta = self.cluster
+        self.alpha.restart(faults)
+        self.cluster.wait_connected()
+        self.actor = Actor(self.alpha.mountpoint)
+        assert self.actor.do('open', 1, 'f', os.O_WRONLY)[0] == 'ok'
+        self.migration = self.alpha.migrate_in_background(self.beta, '--rate', '4MiB/s', *MAX_PAUSE)
+
+    def write(self, offset):
+        assert self.actor.do('pwrite', 1, b'changed', offset) == ('ok', 7)
+
+    def try_again(self):
+        self.alpha.wait_killed()
+        self.migration.kill()
+        self.actor.close()
+        self.alpha.start()
+        self.cluster.wait_connected()
+        self.alpha.migrate(self.beta, *MAX_PAUSE)
+        self.cluster.verify(self.beta, self.alpha)
+
+
+def what_changed_behind_the_image_is_sent_by_the_next_attempt():
+    attempt = BrokenAttempt('source.image_complete=kill@1')
+    time.sleep(1)
+    attempt.write(0)  # has been read; the rest of the file takes another second
+    attempt.try_again()
+
+
+def what_changed_behind_a_round_is_sent_by_the_next_attempt():
+    attempt = BrokenAttempt('source.round=kill@1,round.source=sleep:500@1')
+    time.sleep(1)
+    attempt.write(0)
+    sandbox.eventually(lambda: 'round.source fires' in attempt.alpha.tail(), 'the log is cut', every=0.01)
+    attempt.write(4 << 20)  # belongs to the next round
+    attempt.try_again()
+
+
 def both_killed_at(point):
     scene = Scene()
     scene.arm(point, 'stop')
@@ -276,7 +318,9 @@ def tests():
         name = point.replace('.', '_').replace('-', '_')
         found[f'owner_killed_at_{name}'] = functools.partial(owner_killed_in_a_request, point), 90
     for test, seconds in ((too_late_to_abort, 60), (killed_after_a_roll_back, 90),
-                          (target_frozen_during_the_image, 90)):
+                          (target_frozen_during_the_image, 90),
+                          (what_changed_behind_the_image_is_sent_by_the_next_attempt, 60),
+                          (what_changed_behind_a_round_is_sent_by_the_next_attempt, 60)):
         found[test.__name__] = test, seconds
     return found
 
