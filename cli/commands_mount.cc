@@ -189,9 +189,14 @@ void refuse_during_handoff(const nlohmann::json& status, const std::string& name
                    text_of(*handoff, "to"), name));
 }
 
-// The mounts of other sites that wait when the owner's daemon ends.
+// The mounts of other sites that wait when the owner's daemon ends; or where the files are.
 void tell_who_waits(const nlohmann::json& status, const std::string& name) {
-  if (text_of(status, "role") != "owner") return;
+  if (text_of(status, "role") != "owner") {
+    if (text_of(status, "mountpoint") == text_of(status, "store"))
+      std::cerr << fmt::format("sharefs: note: the files are on {}, not in {}\n", text_of(status, "owner"),
+                               text_of(status, "store"));
+    return;
+  }
   const std::uint64_t own = text_of(status, "mountpoint").empty() ? 0 : 1;
   const std::uint64_t clients = count_of(status, "clients");
   if (clients <= own) return;

@@ -87,13 +87,14 @@ class Site:
         return self.process is not None and self.process.poll() is None
 
     def stop(self):
-        """Ends the daemon the ordinary way."""
+        """Ends the daemon the ordinary way; returns what is said about it."""
         if self.process is None:
-            return
-        self.cli('umount', DATA_SET, timeout=30)
+            return ''
+        said = self.cli('umount', DATA_SET, timeout=30).stderr
         self.process.wait(30)
         assert self.process.returncode == 0, f'{self.name}: the daemon ended with {self.process.returncode}'
         self.process = None
+        return said
 
     def signal(self, number):
         self.process.send_signal(number)

@@ -135,6 +135,7 @@ def mounted_over_the_store_itself():
     load.stop()
     once('verify-writer', dir=beta.store, id='w', expect=f'{sandbox.WORK}/w')
     cluster.verify(alpha, beta)
+    assert f'the files are on alpha, not in {beta.store}' in beta.stop()
     alpha.stop()
     assert os.path.exists(f'{alpha.store}/dir0'), 'the files are not in the store after unmounting'
 
