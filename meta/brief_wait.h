@@ -26,8 +26,8 @@ class BriefWait {
 
   // What came of looking for events...
   void looked(bool with_event) { credit(with_event); }
-  // Somebody else needed the core, and had it for `time`. If that was a whole time slice, then by a thread that
-  // computes (an image is made), and each further wait would cost such a slice.
+  // Somebody else needed the core, and had it for `time`. If that was a whole time slice, then by a thread
+  // that computes (an image is made), and each further wait would cost such a slice.
   void contended(Clock::time_point now, Duration time) {
     if (time >= kSlice) not_before_ = now + kRespite;
   }
