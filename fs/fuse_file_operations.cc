@@ -52,7 +52,7 @@ void on_read(fuse_req_t caller, fuse_ino_t id, std::size_t size, off_t offset, f
   pending.offset = static_cast<std::uint64_t>(offset);
   pending.size = size;
   pending.locks_pages = true;
-  server.submit(request, {}, pending, &FuseServer::answer_data);
+  server.submit_read(request, pending);
 }
 
 void on_write(fuse_req_t caller, fuse_ino_t id, const char* data, std::size_t size, off_t offset,

@@ -30,6 +30,8 @@ constexpr std::uint64_t kOwnSeq = 1ULL << 62 | 1ULL << 32;
 constexpr auto kUnmountGrace = std::chrono::seconds(2);
 constexpr int kUnmountPollMs = 5;
 
+constexpr std::uint64_t kPage = 4096;
+
 // How often a caller that was interrupted is looked at: its next signal may kill it.
 constexpr auto kDyingInterval = std::chrono::milliseconds(100);
 
@@ -49,6 +51,11 @@ bool is_dying(pid_t thread) {
   }
   for (const int signal : kHarmless) survived |= std::uint64_t{1} << (signal - 1);
   return (pending & ~survived) != 0;
+}
+
+// Where they begin, and where they end.
+std::pair<std::uint64_t, std::uint64_t> pages_of(const PendingRequest& pending) {
+  return {pending.offset / kPage * kPage, (pending.offset + pending.size + kPage - 1) / kPage * kPage};
 }
 
 std::span<std::byte> map_buffer() {
@@ -183,6 +190,35 @@ void FuseServer::submit(const pb::Request& request, Bytes data, PendingRequest& 
     fuse_req_interrupt_func(pending.caller, &FuseServer::interrupted, &pending);
 }
 
+// The kernel unlocks a page that was up to date as soon as the new bytes are in it. Somebody may drop it
+// before they have arrived (opening the file is enough); what is read then without them would stay when the
+// write is done, since nothing drops it again.
+void FuseServer::submit_read(const pb::Request& request, PendingRequest& pending) {
+  pending.answer = &FuseServer::answer_data;
+  if (!is_being_written(pending)) return submit(request, {}, pending, pending.answer);
+  waiting_reads_.push_back({&pending, request});
+  fuse_req_interrupt_func(pending.caller, &FuseServer::interrupted, &pending);
+}
+
+bool FuseServer::is_being_written(const PendingRequest& read) {
+  const auto [begin, end] = pages_of(read);
+  for (const PendingRequest* before = read.previous; before != nullptr; before = before->previous) {
+    if (before->id != read.id || !before->changes || !before->locks_pages) continue;
+    const auto [written, beyond] = pages_of(*before);
+    if (written < end && beyond > begin) return true;
+  }
+  return false;
+}
+
+void FuseServer::submit_waiting_reads() {
+  const auto ready = std::stable_partition(waiting_reads_.begin(), waiting_reads_.end(),
+                                           [](const auto& read) { return is_being_written(*read.pending); });
+  const std::vector<WaitingRead> reads(std::make_move_iterator(ready),
+                                       std::make_move_iterator(waiting_reads_.end()));
+  waiting_reads_.erase(ready, waiting_reads_.end());
+  for (const WaitingRead& read : reads) submit(read.request, {}, *read.pending, read.pending->answer);
+}
+
 void FuseServer::answer_within(PendingRequest& pending, Reactor::Clock::duration patience) {
   if (pending.seq == 0) return;  // answered already
   reactor_.after(patience, [p = &pending, seq = pending.seq, alive = alive_] {
@@ -260,6 +296,7 @@ void FuseServer::finish(PendingRequest& pending, const pb::Outcome& outcome, Byt
   // After the answer: the kernel holds the caller's locks until then.
   if (!locked_pages_.empty()) pages_unlocked(pending.seq);
   if (outcome.invalidate()) drop_pages(pending.id, 0, 0, {});
+  if (!waiting_reads_.empty()) submit_waiting_reads();
   pending.seq = 0;
   pool_->free.push_back(&pending);
 }
@@ -322,14 +359,12 @@ void FuseServer::invalidate(InodeId id, std::uint64_t offset, std::uint64_t leng
 // callers would never end.
 void FuseServer::drop_pages(InodeId id, std::uint64_t offset, std::uint64_t length,
                             std::function<void()> done) {
-  constexpr std::uint64_t kPage = 4096;
   const std::uint64_t end =
       length == 0 ? std::numeric_limits<std::int64_t>::max() : offset + length;  // as the kernel's loff_t
   std::vector<LockedPages> locked;
   for (const PendingRequest* pending = oldest_; pending != nullptr; pending = pending->next) {
     if (pending->id != id || !pending->locks_pages || pending->caller == nullptr) continue;
-    const std::uint64_t begin = pending->offset / kPage * kPage;
-    const std::uint64_t beyond = (pending->offset + pending->size + kPage - 1) / kPage * kPage;
+    const auto [begin, beyond] = pages_of(*pending);
     if (begin < end && beyond > offset) locked.push_back({pending->seq, id, begin, beyond - begin, {}});
   }
   if (locked.empty()) return notifier_->invalidate(id, offset, length, std::move(done));

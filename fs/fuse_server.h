@@ -67,7 +67,7 @@ struct PendingRequest {
   bool cancelled = false;    // Cancel was sent
   bool given_up = false;     // the caller was killed, and answered
   bool changes = false;      // a mutation
-  bool locks_pages = false;  // the kernel keeps the pages of the range locked until the answer
+  bool locks_pages = false;  // the kernel keeps pages of the range locked until the answer, perhaps all
   bool kept_pages = false;   // opened at once, and the kernel keeps the pages that it has
 };
 
@@ -102,6 +102,8 @@ class FuseServer {
 
   // An interrupt of the caller sends Cancel if the request waits for a lock, or the caller was killed.
   void submit(const pb::Request& request, Bytes data, PendingRequest& pending, Answer answer);
+  // A read of pages that this mount is writing is submitted when the write has been answered.
+  void submit_read(const pb::Request& request, PendingRequest& pending);
 
   // The caller, which nothing can interrupt, is told after `patience` that it succeeded, also if it has not
   // yet.
@@ -158,6 +160,10 @@ class FuseServer {
     std::uint64_t length;
     std::function<void()> done;
   };
+  struct WaitingRead {
+    PendingRequest* pending;
+    pb::Request request;
+  };
   // What a pending request is kept in, also when the mount is gone and the executor has not answered yet.
   struct Pool {
     std::deque<PendingRequest> all;
@@ -181,6 +187,8 @@ class FuseServer {
   void ask(pb::Request& request);
   void ask_cancel(std::uint64_t seq);
   bool changes(InodeId id) const;
+  static bool is_being_written(const PendingRequest& read);
+  void submit_waiting_reads();
   void drop_pages(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done);
   void pages_unlocked(std::uint64_t seq);
   void pages_dropped(InodeId id);
@@ -232,6 +240,7 @@ class FuseServer {
   KnownInodes known_;
   std::vector<std::shared_ptr<Drop>> drops_;  // that somebody waits for
   std::vector<LockedPages> locked_pages_;
+  std::vector<WaitingRead> waiting_reads_;  // oldest first
   std::unordered_set<InodeId> watched_orphans_;
   std::vector<InodeId> forgotten_orphans_;
   std::set<std::pair<InodeId, std::uint64_t>> posix_locks_;

@@ -254,6 +254,32 @@ TEST_F(FrontEndTest, what_is_read_while_a_direct_write_is_on_its_way_does_not_st
   ::munmap(memory, 4096);
 }
 
+// Opening the file drops its pages, also those that a write on its way has just changed: what is read now
+// would stay.
+TEST_F(FrontEndTest, what_is_read_while_a_write_is_on_its_way_does_not_stay) {
+  constexpr std::size_t kPage = 4096;
+  write_file(m().path("f"), std::string(2 * kPage, 'o'));
+  const UniqueFd writing = open("f", O_RDWR);
+  const auto first_of = [&](const UniqueFd& fd, off_t offset) {
+    char text = 0;
+    EXPECT_EQ(::pread(fd.get(), &text, 1, offset), 1);
+    return text;
+  };
+  EXPECT_EQ(first_of(writing, 0), 'o');
+  m().spy().hold(pb::Request::kWrite);
+  auto held = std::async(std::launch::async, [&] { return ::pwrite(writing.get(), "n", 1, 0); });
+  ASSERT_TRUE(soon([&] { return m().spy().held() == 1; }));
+  const UniqueFd reading = open("f", O_RDONLY);
+  ASSERT_EQ(::posix_fadvise(reading.get(), 0, 0, POSIX_FADV_RANDOM), 0);
+  auto seen = std::async(std::launch::async, [&] { return first_of(reading, 0); });
+  EXPECT_EQ(first_of(reading, kPage), 'o') << "what is not being written waits for nothing";
+  std::this_thread::sleep_for(50ms);
+  m().on_reactor([&] { m().spy().let_go(); });
+  EXPECT_EQ(held.get(), 1);
+  seen.get();
+  EXPECT_EQ(first_of(reading, 0), 'n');
+}
+
 TEST_F(FrontEndTest, an_append_handle_can_be_mapped) {
   write_file(m().path("log"), "mapped");
   const UniqueFd fd = open("log", O_RDWR | O_APPEND);
