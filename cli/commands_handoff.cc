@@ -12,6 +12,7 @@
 #include "cli/failure.h"
 #include "cli/progress.h"
 #include "cli/units.h"
+#include "replication/json_line.h"
 
 namespace sharefs {
 namespace {

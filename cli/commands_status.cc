@@ -10,6 +10,7 @@
 #include "cli/mounts.h"
 #include "cli/progress.h"
 #include "cli/units.h"
+#include "replication/json_line.h"
 
 namespace sharefs {
 namespace {

@@ -14,6 +14,8 @@
 #include <map>
 #include <stdexcept>
 
+#include "replication/json_line.h"
+
 namespace sharefs {
 namespace {
 
@@ -44,10 +46,6 @@ class SocketAddress {
 };
 
 }  // namespace
-
-std::string to_line(const nlohmann::json& json) {
-  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
 
 struct ControlServer::Impl : std::enable_shared_from_this<ControlServer::Impl> {
   struct Client {

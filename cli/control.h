@@ -17,9 +17,6 @@
 
 namespace sharefs {
 
-// One line; bytes that are not UTF-8 (file names may be anything) are replaced.
-std::string to_line(const nlohmann::json& json);
-
 // Reactor thread only.
 class ControlServer {
  public:

@@ -70,7 +70,7 @@ std::chrono::nanoseconds parse_duration(std::string_view text, std::string_view 
 std::uint64_t parse_rate(std::string_view text, std::string_view what) {
   std::string_view rest = text;
   const auto value = take_number(rest);
-  const auto unit = value ? bytes_per(rest) : std::nullopt;
+  const auto unit = value && !rest.empty() ? bytes_per(rest) : std::nullopt;
   constexpr double kHighest = 1e15;
   if (!unit || *value * *unit > kHighest || *value * *unit < 1) {
     throw UsageError(fmt::format("{}: \"{}\" is not a rate; write it like 200MiB/s or 1GB/s", what, text));

@@ -17,8 +17,8 @@ struct UsageError : std::runtime_error {
 // "100ms", "1.5s", "2m", "250us"; a unit is needed. `what` names the option in the UsageError.
 std::chrono::nanoseconds parse_duration(std::string_view text, std::string_view what);
 
-// Bytes per second: "200MiB/s", "1.5GB/s", "64k"; "/s" may be left out. k, M, G are powers of 1000 unless
-// followed by i.
+// Bytes per second: "200MiB/s", "1.5GB/s", "64k"; a unit is needed, "/s" may be left out. k, M, G are powers
+// of 1000 unless followed by i.
 std::uint64_t parse_rate(std::string_view text, std::string_view what);
 
 std::string format_bytes(std::uint64_t bytes);         // "1.70 GiB"

@@ -9,7 +9,7 @@
 namespace sharefs {
 namespace {
 
-constexpr int kSchemaVersion = 1;
+constexpr int kSchemaVersion = 2;
 constexpr int kBusyTimeoutMs = 10'000;
 constexpr int kDeferredCheckpointPages = 64 * 1024 * 1024 / 4096;  // pages are of SQLite's default size
 
@@ -23,7 +23,7 @@ CREATE TABLE handoff(attempt INTEGER PRIMARY KEY, epoch INTEGER, source TEXT, ta
   started INTEGER, t0 INTEGER, t1 INTEGER, t2 INTEGER, t3 INTEGER, ended INTEGER,
   image_files INTEGER, image_bytes INTEGER, image_bytes_sent INTEGER,
   log_entries INTEGER, log_bytes INTEGER, rounds INTEGER, records INTEGER,
-  pause_ms REAL, result TEXT, error TEXT);
+  pause_ms REAL, result TEXT, error TEXT, tries INTEGER);
 CREATE TABLE change_log(seq INTEGER PRIMARY KEY, kind TEXT, inode INTEGER, name BLOB, offset INTEGER, length INTEGER,
   at INTEGER);
 CREATE TABLE record(attempt INTEGER, number INTEGER, client INTEGER, seq INTEGER, op TEXT, request BLOB, data BLOB,
@@ -33,7 +33,12 @@ CREATE TABLE inode(id INTEGER PRIMARY KEY, ino INTEGER, born INTEGER, handle BLO
 CREATE INDEX inode_by_ino ON inode(ino);
 CREATE TABLE id_block(epoch INTEGER PRIMARY KEY, next INTEGER);
 CREATE TABLE blob(key TEXT PRIMARY KEY, value BLOB);
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
+)sql";
+
+constexpr const char* kFromVersion1 = R"sql(
+ALTER TABLE handoff ADD COLUMN tries INTEGER;
+PRAGMA user_version = 2;
 )sql";
 
 // One line, whatever the statement looks like.
@@ -54,9 +59,11 @@ int user_version(Database& database) {
   return static_cast<int>(statement.integer(0));
 }
 
-void create_schema(Database& database) {
+void bring_schema_up_to_date(Database& database) {
   Transaction transaction(database, Durability::full);
-  if (user_version(database) == 0) database.execute(kSchema);  // else another process was faster
+  const int version = user_version(database);  // another process may have been faster
+  if (version == 0) database.execute(kSchema);
+  if (version == 1) database.execute(kFromVersion1);
   transaction.commit();
 }
 
@@ -148,7 +155,7 @@ Database::Database(const std::filesystem::path& file) : file_(file) {
                           "); use the newer program");
     execute("PRAGMA journal_mode=WAL");
     execute("PRAGMA synchronous=NORMAL");
-    if (version < kSchemaVersion) create_schema(*this);
+    if (version < kSchemaVersion) bring_schema_up_to_date(*this);
   } catch (...) {
     sqlite3_close_v2(handle_);
     throw;

@@ -30,7 +30,7 @@ class DurablePart {
 
 constexpr const char* kHandoffColumns =
     "attempt, epoch, source, target, role, phase, started, t0, t1, t2, t3, ended, image_files, image_bytes, "
-    "image_bytes_sent, log_entries, log_bytes, rounds, records, pause_ms, result, error";
+    "image_bytes_sent, log_entries, log_bytes, rounds, records, pause_ms, result, error, tries";
 
 HandoffRecord read_handoff(const Statement& row) {
   HandoffRecord handoff;
@@ -48,6 +48,7 @@ HandoffRecord read_handoff(const Statement& row) {
   handoff.pause_ms = row.real(column++);
   handoff.result = row.text(column++);
   handoff.error = row.text(column++);
+  handoff.tries = row.id(column++);
   return handoff;
 }
 
@@ -127,12 +128,12 @@ void State::put_handoff(const HandoffRecord& handoff, Durability durability) {
   std::optional<DurablePart> part;
   if (durability == Durability::full) part.emplace(database_);
   Statement(database_, "INSERT OR REPLACE INTO handoff(" + std::string(kHandoffColumns) +
-                           ") VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")
+                           ") VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")
       .bind(handoff.attempt, handoff.epoch, handoff.source, handoff.target, handoff.role, handoff.phase,
             handoff.started, handoff.t0, handoff.t1, handoff.t2, handoff.t3, handoff.ended,
             handoff.image_files, handoff.image_bytes, handoff.image_bytes_sent, handoff.log_entries,
             handoff.log_bytes, handoff.rounds, handoff.records, handoff.pause_ms, handoff.result,
-            handoff.error)
+            handoff.error, handoff.tries)
       .run();
   if (part) part->commit();
 }

@@ -39,6 +39,7 @@ struct HandoffRecord {
   double pause_ms = 0;
   std::string result{};  // "", "done", "aborted", "failed"
   std::string error{};
+  std::uint64_t tries = 1;  // this attempt is so many'th of its handoff
 };
 
 // Calls that are durable when they return may also be made inside a Transaction of Durability::full, and are

@@ -9,6 +9,7 @@
 
 #include "meta/fault.h"
 #include "replication/cell_shipper.h"
+#include "replication/json_line.h"
 
 namespace sharefs {
 namespace {
@@ -104,6 +105,7 @@ void HandoffSource::begin_attempt() {
       .attempt = random_id(), .source = parts_.self, .target = options_.target, .role = "source"};
   record_.image_bytes_sent = bytes_sent;
   record_.started = wall_clock_ns();
+  record_.tries = attempts_;
   state_ = SourceState::preparing;
 
   // Every attempt burns an epoch, durably, before anybody hears of it.
@@ -444,7 +446,7 @@ void HandoffSource::send_records() {
   commit->set_epoch(record_.epoch);
   commit->set_records(records_total_);
   // The figures so far, for the new owner's history.
-  const std::string figures = to_json(record_).dump();
+  const std::string figures = to_line(to_json(record_));
   std::vector<zmq::message_t> parts_of_commit;
   parts_of_commit.emplace_back(figures.data(), figures.size());
   send(envelope, Lane::requests, std::move(parts_of_commit));
@@ -506,6 +508,7 @@ void HandoffSource::roll_back() {
   parts_.log.stop();
   pb::Envelope envelope;
   envelope.mutable_abandon()->set_attempt(record_.attempt);
+  envelope.mutable_abandon()->set_reason(give_up_reason_);
   send(envelope);
   spdlog::info("handoff {} given up: {}", record_.attempt, give_up_reason_);
 
@@ -618,7 +621,6 @@ nlohmann::json HandoffSource::progress() const {
   auto json = to_json(record_);
   json["phase"] = waiting_ ? "waiting" : name(state_);
   if (!ended_) json["result"] = "";  // of the whole, not of an attempt that is tried again
-  json["attempts"] = attempts_;
   if (image_) {
     const auto& counters = image_->counters();
     const double rate = image_->bytes_per_second();

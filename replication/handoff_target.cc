@@ -16,6 +16,9 @@ namespace {
 
 // What must be known to go on after a restart in `prepared` or `performing`.
 std::string live_key(std::uint64_t attempt) { return fmt::format("handoff.{}.live", attempt); }
+// The source's word on why it gave up, which a person reads.
+constexpr std::size_t kLongestReason = 500;
+
 std::string total_key(std::uint64_t attempt) { return fmt::format("handoff.{}.records", attempt); }
 
 // Whether an ordinary user can make files of all these owners and groups.
@@ -202,7 +205,7 @@ void HandoffTarget::message(Message message) {
       record(std::move(message));
       break;
     case pb::Envelope::kAbandon:
-      abandon("the source gave the attempt up");
+      abandon(message.head.abandon().reason().substr(0, kLongestReason));
       break;
     case pb::Envelope::kVerdict:
       // «Committed» is followed by the commit itself; anything else means that it will never come.

@@ -42,6 +42,7 @@ nlohmann::json to_json(const HandoffRecord& handoff) {
           {"phase", handoff.phase},
           {"result", handoff.result},
           {"error", handoff.error},
+          {"attempts", handoff.tries},
           {"t0", handoff.t0},
           {"t1", handoff.t1},
           {"t2", handoff.t2},

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "replication/json_line.h"
 #include "replication/site_impl.h"
 
 namespace sharefs {
@@ -60,7 +61,7 @@ void Site::Impl::ask_owner(const nlohmann::json& request, JsonReply reply) {
   commands.emplace(number, std::move(reply));
   pb::Envelope envelope;
   envelope.mutable_command()->set_number(number);
-  envelope.mutable_command()->set_text(request.dump());
+  envelope.mutable_command()->set_text(to_line(request));
   transport.send(ownership.owner, Lane::requests, envelope);
   const bool brief = request.value("command", "") == "handoff";
   await_reply(number, ownership.owner, brief ? kStatusPatience : kAnswerPatience);

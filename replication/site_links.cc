@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include "replication/json_line.h"
 #include "replication/site_impl.h"
 
 namespace sharefs {
@@ -85,7 +86,7 @@ void Site::Impl::subscribe() {
     command(asked, [this, from, number = message.head.command().number()](const nlohmann::json& answer) {
       pb::Envelope envelope;
       envelope.mutable_command_reply()->set_number(number);
-      envelope.mutable_command_reply()->set_text(answer.dump());
+      envelope.mutable_command_reply()->set_text(to_line(answer));
       transport.send(from, Lane::requests, envelope);
     });
   });

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "replication/json_line.h"
 #include "tests/cli/scratch.h"
 
 namespace sharefs {

@@ -24,8 +24,8 @@ TEST(Units, RatesAreBytesPerSecondInPowersOf1000Or1024) {
   EXPECT_EQ(parse_rate("1GB/s", "x"), 1'000'000'000u);
   EXPECT_EQ(parse_rate("64k", "x"), 64'000u);
   EXPECT_EQ(parse_rate("1.5KiB", "x"), 1536u);
-  EXPECT_EQ(parse_rate("4096", "x"), 4096u);
-  for (const char* wrong : {"", "fast", "0", "-5MB", "10X", "10MiBps", "0.1", "9999999999999TB"}) {
+  EXPECT_EQ(parse_rate("4096B", "x"), 4096u);
+  for (const char* wrong : {"", "fast", "0B", "-5MB", "10X", "10MiBps", "200", "0.1B", "9999999999999TB"}) {
     EXPECT_THROW(parse_rate(wrong, "--rate"), UsageError) << wrong;
   }
 }

@@ -116,6 +116,7 @@ TEST_F(StateTest, handoffs_keep_every_field_and_come_newest_first) {
   wanted.pause_ms = 12.5;
   wanted.result = "failed";
   wanted.error = "why";
+  wanted.tries = 3;
   state_->put_handoff(old, Durability::normal);
   state_->put_handoff({.attempt = 7}, Durability::normal);
   state_->put_handoff(wanted, Durability::full);
@@ -125,7 +126,7 @@ TEST_F(StateTest, handoffs_keep_every_field_and_come_newest_first) {
   const auto fields = [](const HandoffRecord& h) {
     return std::tie(h.attempt, h.epoch, h.source, h.target, h.role, h.phase, h.started, h.t0, h.t1, h.t2,
                     h.t3, h.ended, h.image_files, h.image_bytes, h.image_bytes_sent, h.log_entries,
-                    h.log_bytes, h.rounds, h.records, h.pause_ms, h.result, h.error);
+                    h.log_bytes, h.rounds, h.records, h.pause_ms, h.result, h.error, h.tries);
   };
   EXPECT_EQ(fields(*got), fields(wanted));
   EXPECT_FALSE(state_->handoff(8));

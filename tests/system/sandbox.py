@@ -29,7 +29,7 @@ class Skip(Exception):
 
 def run(*command, check=True, timeout=60, **options):
     """Runs a command, with its output captured as text."""
-    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=timeout * PATIENCE,
+    result = subprocess.run([c if isinstance(c, bytes) else str(c) for c in command], capture_output=True, text=True, timeout=timeout * PATIENCE,
                             **options)
     if check and result.returncode != 0:
         raise AssertionError(f'{" ".join(map(str, command))}: exit {result.returncode}: '

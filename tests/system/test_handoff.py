@@ -177,6 +177,24 @@ def what_is_reported_is_true():
     assert nowhere.returncode != 0 and len(nowhere.stderr.strip().splitlines()) == 1, nowhere.stderr
 
 
+def a_name_that_is_not_text_can_be_complained_of():
+    """What is wrong with a file is told on every site, whatever bytes its name has."""
+    cluster = Cluster(2, content=functools.partial(content.small, files=20))
+    alpha, beta = cluster
+    below = os.fsencode(alpha.store) + b'/odd-\xff\xfe'
+    os.mkdir(below)
+    sandbox.run('mount', '-t', 'tmpfs', 'none', below)
+    for asked in (beta, alpha):
+        summary = asked.migrate(beta, check=False)
+        assert summary['result'] == 'failed' and 'mount point: unmount it first' in summary['error'], summary
+        assert 'odd-' in summary['error'], summary
+    sandbox.eventually(lambda: beta.status()['history'], 'beta has a history')
+    assert 'mount point' in beta.status()['history'][0]['error'], beta.status()['history']
+    sandbox.run('umount', below)
+    assert beta.migrate(beta)['attempts'] == 1
+    cluster.verify(beta, alpha)
+
+
 def an_unreachable_pause_is_refused():
     cluster = Cluster(2, content=functools.partial(content.small, files=20))
     cluster[1].stop()
@@ -283,6 +301,7 @@ if __name__ == '__main__':
         'a_broken_connection_resumes': (a_broken_connection_resumes, 90),
         'the_rate_is_kept': (the_rate_is_kept, 60),
         'what_is_reported_is_true': (what_is_reported_is_true, 60),
+        'a_name_that_is_not_text_can_be_complained_of': (a_name_that_is_not_text_can_be_complained_of, 60),
         'an_unreachable_pause_is_refused': (an_unreachable_pause_is_refused, 60),
         'writers_that_outrun_the_link_are_slowed': (writers_that_outrun_the_link_are_slowed, 120),
         'a_killed_caller_ends_at_once_and_is_not_performed':
