@@ -1,6 +1,7 @@
 #include "cli/setup.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <spdlog/fmt/fmt.h>
 #include <sys/random.h>
 #include <unistd.h>
@@ -40,7 +41,15 @@ std::string random_id() {
   return std::to_string(id);
 }
 
-// Puts the private area into the store; whatever of it is there already stays.
+void sync_path(const fs::path& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const bool synced = fd >= 0 && fsync(fd) == 0;
+  const int error = errno;
+  if (fd >= 0) close(fd);
+  if (!synced) fail(fmt::format("cannot sync {}: {}", path.string(), strerror(error)));
+}
+
+// Puts the private area into the store, durably; whatever of it is there already stays.
 void make_private_area(const fs::path& store, const std::string& data_set_id) {
   const fs::path area = store / kPrivateArea;
   make_private_folder(area);
@@ -49,6 +58,7 @@ void make_private_area(const fs::path& store, const std::string& data_set_id) {
   marker << data_set_id << "\n";
   marker.close();
   if (!marker) fail(fmt::format("cannot write {}", (area / kMarker).string()));
+  for (const fs::path& path : {area / kMarker, area, store}) sync_path(path);
 }
 
 // A store in a store would be copied with it, and its private area seen.
@@ -99,6 +109,14 @@ void put_settings(State& state, const std::string& id, const std::string& site, 
   state.set_setting("store", store.string());
   state.set_setting("listen", address ? address->listen : "");
   state.set_setting("endpoint", address ? address->endpoint : "");
+}
+
+// The last step of init and join: from now on this is a data set (Home::has), whatever happens to the
+// machine.
+void set_data_set(OpenState& open, const std::string& name) {
+  Transaction transaction(open.database, Durability::full);
+  open.state.set_setting("data_set", name);
+  transaction.commit();
 }
 
 std::int64_t now_seconds() {
@@ -206,7 +224,7 @@ void init_data_set(const Home& home, const InitOptions& options) {
   put_settings(open.state, id, site, store, address);
   make_private_area(store, id);
   if (open.state.ownership().epoch == 0) open.state.set_ownership({1, site, 1});
-  open.state.set_setting("data_set", options.name);
+  set_data_set(open, options.name);
 }
 
 Token make_invitation(const DataSetPaths& paths, const std::optional<std::string>& listen) {
@@ -274,7 +292,7 @@ Joined join_data_set(const Home& home, const JoinOptions& options) {
   if (!reply.error().empty()) fail(reply.error());
   keep_join_reply(open.state, site, reply);
   make_private_area(store, id);
-  open.state.set_setting("data_set", token.data_set);
+  set_data_set(open, token.data_set);
   return {token.data_set, site, reply.owner()};
 }
 

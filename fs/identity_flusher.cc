@@ -15,6 +15,9 @@ constexpr unsigned kBatch = 512;                          // records per transac
 constexpr std::uint64_t kRoom = 40;                       // slots: a few records of the largest size
 constexpr auto kDelay = std::chrono::milliseconds(50);    // collects a batch
 constexpr auto kRetry = std::chrono::milliseconds(1000);  // after SQLite failed
+// Files last as long: file systems commit about as often what nobody syncs. An inode that a kernel of another
+// site knows is to have its id after a power cut, too.
+constexpr auto kSyncInterval = std::chrono::seconds(5);
 constexpr std::uint64_t kReserveBelow = IdentityFlusher::kBlock / 2;
 constexpr unsigned kEpochShift = 40;
 
@@ -120,12 +123,21 @@ void IdentityFlusher::run() {
   Lock lock(mutex_);
   while (true) {
     idle_ = !work();
-    wake_.wait(lock, [&] { return ending_ || work(); });
+    const auto wanted = [&] { return ending_ || work(); };
+    if (flushed_ > durable_)
+      wake_.wait_until(lock, sync_at_, wanted);
+    else
+      wake_.wait(lock, wanted);
     idle_ = false;
-    if (!urgent()) wake_.wait_for(lock, kDelay, [&] { return urgent(); });
-    if (!work()) return;  // ending
+    const bool sync_due = flushed_ > durable_ && std::chrono::steady_clock::now() >= sync_at_;
+    if (!urgent() && !sync_due) wake_.wait_for(lock, kDelay, [&] { return urgent(); });
+    if (!work() && !sync_due) {
+      if (ending_) return;
+      continue;
+    }
     try {
-      step(lock);
+      if (work()) step(lock);
+      if (sync_due) sync_flushed(lock);
     } catch (const std::exception& error) {
       if (!lock.owns_lock()) lock.lock();
       log::error("identities cannot be written, will be tried again: {}", error.what());
@@ -161,6 +173,7 @@ void IdentityFlusher::write_out(Lock& lock) {
     lock.unlock();
     position = write_batch(position, head, durable ? Durability::full : Durability::normal);
     lock.lock();
+    if (flushed_ == durable_) sync_at_ = std::chrono::steady_clock::now() + kSyncInterval;
     flushed_ = position;
     journal_.release(position);
     done_.notify_all();
@@ -169,6 +182,15 @@ void IdentityFlusher::write_out(Lock& lock) {
     durable_ = head;
     done_.notify_all();
   }
+}
+
+void IdentityFlusher::sync_flushed(Lock& lock) {
+  const std::uint64_t position = flushed_;
+  lock.unlock();
+  rows_.database().sync_commits();
+  lock.lock();
+  durable_ = std::max(durable_, position);
+  sync_at_ = std::chrono::steady_clock::now() + kSyncInterval;
 }
 
 // Writes the newest state of each inode among the next records, and how far this got, in one transaction.

@@ -5,6 +5,7 @@
 // wait release it meanwhile. The thread takes the same mutex, but never while it works on SQLite.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <filesystem>
@@ -56,6 +57,7 @@ class IdentityFlusher {
   void step(Lock& lock);
   void reserve(Lock& lock);
   void write_out(Lock& lock);
+  void sync_flushed(Lock& lock);
   std::uint64_t write_batch(std::uint64_t from, std::uint64_t to, Durability durability);
   template <class Reached>
   void wait_until(Lock& lock, Reached reached);
@@ -73,6 +75,7 @@ class IdentityFlusher {
   std::uint64_t flushed_ = 0;
   std::uint64_t durable_ = 0;
   std::uint64_t durable_wanted_ = 0;
+  std::chrono::steady_clock::time_point sync_at_{};  // what was flushed is made durable
   std::uint64_t failures_ = 0;
   std::string error_;
   unsigned waiters_ = 0;

@@ -162,6 +162,16 @@ Database::Database(const std::filesystem::path& file) : file_(file) {
   }
 }
 
+void Database::sync_commits() {
+  sqlite3_file* log =
+      nullptr;  // SQLite syncs the database itself before it uses the log again from its start
+  if (sqlite3_file_control(handle_, "main", SQLITE_FCNTL_JOURNAL_POINTER, &log) != SQLITE_OK ||
+      log == nullptr || log->pMethods == nullptr)
+    return;
+  if (log->pMethods->xSync(log, SQLITE_SYNC_NORMAL) != SQLITE_OK)
+    throw DatabaseError(file_.string() + ": cannot be synced");
+}
+
 // _v2: statements that live longer than their Database finish the closing.
 Database::~Database() { sqlite3_close_v2(handle_); }
 

@@ -90,6 +90,9 @@ class Database {
   // For the connection of a thread that must not wait for a disk: its commits leave copying the WAL into the
   // file, and the syncs that takes, to the connections of other threads, until the WAL has grown to 64 MiB.
   void defer_checkpoints();
+  // Makes every earlier commit survive a power cut, as a commit of Durability::full would, but without
+  // holding the lock that other connections need to commit.
+  void sync_commits();
   int changes() const { return sqlite3_changes(handle_); }  // rows that the last statement changed
   sqlite3* handle() const { return handle_; }
   const std::filesystem::path& file() const { return file_; }

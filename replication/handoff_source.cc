@@ -350,6 +350,9 @@ void HandoffSource::prepare_commit() {
   fault_point("source.log_applied");
   queries_drained_ = false;
   ask_confirmation();
+  // What is in the store belongs to the data set also for a process that comes after a power cut: the commit
+  // makes durable what has been written so far.
+  parts_.inodes.flush();
   parts_.gate.make_durable();
   parts_.gate.block_queries([this, attempt = record_.attempt] {
     if (attempt != record_.attempt || state_ != SourceState::committing) return;
@@ -401,7 +404,7 @@ void HandoffSource::hand_over() {
     if (is_asked_again(record.request))
       asked_again.push_back(std::move(record));
     else
-      outstanding_.emplace(++records_total_, std::move(record));
+      keep_record(std::move(record));
   }
   record_.records = records_total_;
   const auto clients = parts_.opens.clients();
@@ -431,13 +434,22 @@ void HandoffSource::resume(const HandoffRecord& committed) {
       throw std::runtime_error("state.db: a record of the last handoff cannot be read");
     if (is_asked_again(record.request)) continue;
     record.data = std::move(stored.data);
-    outstanding_.emplace(++records_total_, std::move(record));
+    keep_record(std::move(record));
   }
   record_.records = records_total_;
   send_records();
 }
 
+void HandoffSource::keep_record(Gate::Record record) {
+  outstanding_.insert(++records_total_);
+  records_.emplace(records_total_, std::move(record));
+}
+
 void HandoffSource::send_records() {
+  send_records_if([](std::uint64_t) { return true; });
+}
+
+void HandoffSource::send_records_if(const std::function<bool(std::uint64_t)>& wanted) {
   if (state_ != SourceState::committed) return;
   parts_.reactor.cancel(retry_timer_);
   pb::Envelope envelope;
@@ -450,7 +462,8 @@ void HandoffSource::send_records() {
   std::vector<zmq::message_t> parts_of_commit;
   parts_of_commit.emplace_back(figures.data(), figures.size());
   send(envelope, Lane::requests, std::move(parts_of_commit));
-  for (const auto& [number, record] : outstanding_) {
+  for (const auto& [number, record] : records_) {
+    if (!wanted(number)) continue;
     pb::Envelope one;
     one.mutable_record()->set_attempt(record_.attempt);
     one.mutable_record()->set_number(number);
@@ -462,20 +475,22 @@ void HandoffSource::send_records() {
   fault_point("source.records_sent");
   retry_timer_ = parts_.reactor.after(kResendInterval, [this] {
     retry_timer_ = 0;
-    send_records();
+    send_records_if([this](std::uint64_t number) { return outstanding_.contains(number); });
   });
 }
 
 void HandoffSource::record_done(const pb::RecordDone& message, const Message& raw) {
-  auto node = outstanding_.extract(message.number());
-  if (node.empty() || !node.mapped().reply) return;
+  if (outstanding_.erase(message.number()) == 0) return;
+  const Reply reply = std::exchange(records_.at(message.number()).reply, nullptr);
+  if (!reply) return;
   const Bytes data = raw.parts.empty() ? Bytes() : as_bytes(raw.parts[0].to_string_view());
-  node.mapped().reply(message.outcome(), data);
+  reply(message.outcome(), data);
 }
 
 void HandoffSource::finished() {
   parts_.reactor.cancel(retry_timer_);
-  record_.t3 = wall_clock_ns();
+  records_.clear();
+  record_.t3 = wall_clock_ns() - serving_for_ns_;
   if (record_.t1) record_.pause_ms = static_cast<double>(record_.t3 - record_.t1) / 1e6;
   // Durable before the target forgets the outcomes: an old owner that lost its power asks for them again
   // otherwise.
@@ -594,7 +609,9 @@ void HandoffSource::message(const Message& message) {
       if (mine(head.record_done())) record_done(head.record_done(), message);
       break;
     case pb::Envelope::kTakenOver:
-      if (mine(head.taken_over()) && outstanding_.empty()) handle(SourceEvent::taken_over);
+      if (!mine(head.taken_over()) || !outstanding_.empty()) break;
+      serving_for_ns_ = static_cast<std::int64_t>(head.taken_over().for_ns());
+      handle(SourceEvent::taken_over);
       break;
     default:
       break;

@@ -18,6 +18,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "replication/handoff_machines.h"
@@ -86,6 +87,8 @@ class HandoffSource {
   void commit_when_ready();
   void commit();
   void hand_over();
+  void keep_record(Gate::Record record);
+  void send_records_if(const std::function<bool(std::uint64_t number)>& wanted);
   void record_done(const pb::RecordDone& message, const Message& raw);
   void finished();
   void give_up(std::string reason, bool retry);
@@ -126,7 +129,11 @@ class HandoffSource {
   Clock::time_point started_at_ = Clock::now();
   Reactor::TimerId pause_timer_ = 0;
   Reactor::TimerId retry_timer_ = 0;
-  std::map<std::uint64_t, Gate::Record> outstanding_;  // given away, not yet answered by the target
+  // Given away, by number. All are kept until the target has taken over durably: one that loses its power may
+  // have to perform them again.
+  std::map<std::uint64_t, Gate::Record> records_;
+  std::set<std::uint64_t> outstanding_;  // those without an outcome
+  std::int64_t serving_for_ns_ = 0;      // when the target said that it has taken over
   std::uint64_t records_total_ = 0;
   bool live_sent_ = false;
 };

@@ -351,9 +351,12 @@ void HandoffTarget::all_performed() {
     record_.result = "done";
     record_.pause_ms = static_cast<double>(record_.t3 - record_.t1) / 1e6;
     persist(Durability::normal);
-    fault_point("target.taken_over");
-    send(envelope);
     events_.serving();
+    // Durable before the source forgets the records.
+    persist(Durability::full);
+    fault_point("target.taken_over");
+    envelope.mutable_taken_over()->set_for_ns(static_cast<std::uint64_t>(wall_clock_ns() - record_.t3));
+    send(envelope);
     return;
   }
   send(envelope);

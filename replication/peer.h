@@ -51,6 +51,8 @@ class Peer final : public Executor {
   // Feed from the Transport: Answer, Moved, and connections (re)made.
   void answer(const SiteName& from, const Message& message);
   void connected(const SiteName& site);
+  // This site's machine may have lost what was not synced; told before connected().
+  void lost_power(const SiteName& site);
 
   std::size_t unanswered() const;
 

@@ -5,8 +5,10 @@
 #include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <fstream>
 #include <sstream>
 #include <stdexcept>
 
@@ -43,6 +45,21 @@ ClientId new_client(State& state) {
       random_id() % (1U << kRandomBits);
   state.set_setting(kLastClientSetting, std::to_string(client));
   return client;
+}
+
+// The same as that of the last process here, unless the machine was started again and that process did not
+// end in the ordinary way.
+std::uint64_t power_of_this_machine(State& state) {
+  std::string boot;
+  std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), boot);
+  const std::string last = state.setting(kPowerSetting);
+  const bool kept =
+      !last.empty() && (state.setting(kBootSetting) == boot || !state.setting(kSyncedSetting).empty());
+  const std::uint64_t power = kept ? std::stoull(last) : random_id();
+  state.set_setting(kPowerSetting, std::to_string(power));
+  state.set_setting(kBootSetting, boot);
+  state.set_setting(kSyncedSetting, "");
+  return power;
 }
 
 UniqueFd open_directory(const std::filesystem::path& path) {
@@ -86,6 +103,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
       database(options.folder / "state.db"),
       state(database),
       client(new_client(state)),
+      power(power_of_this_machine(state)),
       store_fd(open_directory(required(state, "store"))),
       store_path(fmt::format("/proc/self/fd/{}/.", store_fd.get())),
       workers(reactor, kWorkers),
@@ -179,7 +197,13 @@ Site::Impl::~Impl() {
     std::set<SiteName> sites = coherence.unheard();
     for (const auto& [mount, site] : opens.clients())
       if (site != parts.self) sites.insert(site);
-    if (is_owner()) state.set_setting(kMountsSetting, fmt::format("{}", fmt::join(sites, " ")));
+    if (is_owner()) {
+      const bool synced = ::syncfs(store_fd.get()) == 0;
+      Transaction transaction(database, Durability::full);
+      state.set_setting(kMountsSetting, fmt::format("{}", fmt::join(sites, " ")));
+      if (synced) state.set_setting(kSyncedSetting, "1");
+      transaction.commit();
+    }
   } catch (const std::exception& error) {
     spdlog::warn("all sites will be asked at the next start: {}", error.what());
   }

@@ -124,7 +124,8 @@ struct Site::Impl {
   // the parts, lower ones first
   Database database;
   State state;
-  const ClientId client;  // this process, as the owner knows it; also its incarnation for other sites
+  const ClientId client;      // this process, as the owner knows it; also its incarnation for other sites
+  const std::uint64_t power;  // another one after the machine may have lost what was not synced
   // The store, opened before anything is mounted over it: its path would lead back into our own mount.
   UniqueFd store_fd;
   std::filesystem::path store_path;  // leads through store_fd
@@ -162,6 +163,7 @@ struct Site::Impl {
   std::map<std::uint64_t, JsonReply> commands;
   std::set<SiteName> restarted;  // while this site held their live state without being the owner yet
   std::map<SiteName, ClientId> incarnations;  // the present processes of other sites, as last heard
+  std::map<SiteName, std::uint64_t> powers;   // Hello.power of other sites, as last heard
   Reactor::TimerId relocation_timer = 0;
   std::shared_ptr<int> alive = std::make_shared<int>();
 };

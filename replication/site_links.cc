@@ -125,6 +125,7 @@ pb::Hello Site::Impl::hello() const {
   hello.set_data_set(data_set_id);
   hello.set_version(kProtocolVersion);
   hello.set_incarnation(client);
+  hello.set_power(power);
   hello.set_epoch(ownership.epoch);
   hello.set_owner(ownership.owner);
   for (const auto& site : const_cast<State&>(state).sites()) {
@@ -163,6 +164,10 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool int
   else if (another_process && is_owner())
     expire(site, last);
   if (another_process) forget_recalls(site);
+
+  auto& last_power = powers[site];
+  if (last_power != 0 && last_power != said.power()) peer.lost_power(site);
+  last_power = said.power();
 
   coherence.back(site);
   if (interrupted) {

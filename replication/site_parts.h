@@ -26,6 +26,11 @@ namespace sharefs {
 // killed, they are not known.
 constexpr const char* kMountsSetting = "mounts";
 constexpr const char* kMountsUnknown = "?";
+// Settings: Hello.power, the boot of the machine that it was made in, and whether the last process has synced
+// the store in the end.
+constexpr const char* kPowerSetting = "power";
+constexpr const char* kBootSetting = "boot";
+constexpr const char* kSyncedSetting = "synced";
 // Setting: the client that the last process of this site was.
 constexpr const char* kLastClientSetting = "client";
 

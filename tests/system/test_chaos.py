@@ -11,6 +11,7 @@ import time
 import traceback
 
 import content
+import power
 import sandbox
 from cluster import DATA_SET, Cluster
 from loads import Load, once
@@ -33,7 +34,7 @@ class Chaos:
 
     def __init__(self, seed):
         self.seed = seed
-        self.cluster = Cluster(3, content=functools.partial(content.small, files=120))
+        self.cluster = self.make_cluster()
         self.scratch = f'{sandbox.WORK}/scratch'
         os.makedirs(self.scratch)
         self.over = threading.Event()
@@ -41,6 +42,10 @@ class Chaos:
         self.said = []
         self.loads = []
         self.began = time.monotonic()
+
+    @staticmethod
+    def make_cluster():
+        return Cluster(3, content=functools.partial(content.small, files=120))
 
     def say(self, what):
         self.said.append(f'{time.monotonic() - self.began:6.2f} {what}')
@@ -73,8 +78,11 @@ class Chaos:
         while not self.over.wait(r.uniform(0.2, 4)):
             fault, length = r.choice(self.faults), r.choice((r.uniform(0, 0.3), r.uniform(0.3, 2), r.uniform(2, 7)))
             self.say(f'{site.name}: {fault} {length:.2f} s')
-            if fault == 'kill':
-                site.kill()
+            if fault in ('kill', 'power cut'):
+                if fault == 'kill':
+                    site.kill()
+                else:
+                    power.cut(site)
                 time.sleep(length)
                 self.bring_up(site)
                 life += 1
@@ -135,7 +143,8 @@ class Chaos:
         assert not wrong, '\n  '.join(['applications saw errors:', *wrong])
         mounts = [site.mountpoint for site in self.cluster]
         for k, load in enumerate(self.loads):
-            once('verify-' + load.mode, **(load.values | {'dir': mounts[k % 3], 'rate': None, 'until_gone': None}))
+            once('verify-' + load.mode,
+                 **(load.values | {'dir': mounts[k % 3], 'rate': None, 'until_gone': None, 'rewrite': None}))
         owner = self.cluster.owner()
         other = next(site for site in self.cluster if site is not owner)
         owner.migrate(other, '--max-pause', '2s')
@@ -176,6 +185,24 @@ class SeenThroughPauses(Chaos):
         self.seen.stop()
 
 
+class PowerCuts(Chaos):
+    """Machines that lose their power: what was synced is there in the end."""
+
+    faults = ('power cut', 'power cut', 'kill', 'freeze', 'cut', 'cut one way', 'nothing')
+
+    @staticmethod
+    def make_cluster():
+        def files(store):
+            content.small(store, files=120)
+            os.sync()
+        return power.cluster(content=files)
+
+    def start_loads(self, site, life):
+        name = f'{site.name}{life}'
+        self.loads.append(Load('fsync-writer', dir=site.mountpoint, id=name, board=f'{self.scratch}/b{name}', rate=50,
+                               until_gone=True, rewrite=True))
+
+
 def play(kind, seed):
     kind(seed).play()
 
@@ -183,4 +210,5 @@ def play(kind, seed):
 if __name__ == '__main__':
     seeds = [1, 2] + ([os.environ['SHAREFS_CHAOS_SEED']] if 'SHAREFS_CHAOS_SEED' in os.environ else [])
     sys.exit(sandbox.main({f'{name}_{seed}': (functools.partial(play, kind, seed), 240) for seed in seeds
-                           for name, kind in (('random_faults', Chaos), ('seen_through_pauses', SeenThroughPauses))}))
+                           for name, kind in (('random_faults', Chaos), ('seen_through_pauses', SeenThroughPauses),
+                                                ('random_power_cuts', PowerCuts))}))

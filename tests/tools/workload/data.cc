@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <fstream>
+#include <optional>
 
 #include "tests/tools/workload/workload.h"
 
@@ -183,16 +184,32 @@ void run_paced(const Options& options, Report& report) {
   }
 }
 
-// Appends a number and syncs it; slot 0 of the board tells the last one that was acknowledged.
+// Appends a number and syncs it; slot 0 of the board tells how many were synced. With --rewrite what was not
+// synced may be lost: then a sync fails, or the file is gone if it was never synced, and that is written
+// again.
 void run_fsync_writer(const Options& options, Report& report) {
   Board& told = board(options);
-  File file = open_file(report, options.dirs.at(0) + "/fsync-" + options.id, O_RDWR | O_CREAT | O_TRUNC);
+  std::optional<File> file;
+  const auto create = [&] {
+    file.emplace(open_file(report, options.dirs.at(0) + "/fsync-" + options.id, O_RDWR | O_CREAT | O_TRUNC));
+  };
+  create();
   for (std::uint64_t seq = 0; !report.stopped(); ++seq) {
     report.pace();
+    bool lost = false;
+    const auto unless_lost = [&](ssize_t result) {
+      lost = result < 0 && options.rewrite && (errno == EIO || (errno == ESTALE && told.slots[0] == 0));
+      return lost ? ssize_t{0} : result;
+    };
     const auto at = static_cast<off_t>(seq * sizeof seq);
-    if (report.run("pwrite", [&] { return pwrite(file.fd(), &seq, sizeof seq, at); }) == sizeof seq &&
-        report.run("fsync", [&] { return fsync(file.fd()); }) == 0)
+    const bool written = report.run("pwrite", [&] {
+      return unless_lost(pwrite(file->fd(), &seq, sizeof seq, at));
+    }) == sizeof seq;
+    if (written && report.run("fsync", [&] { return unless_lost(fsync(file->fd())); }) == 0 && !lost)
       told.slots[0] = seq + 1;
+    if (!lost) continue;
+    if (errno == ESTALE) create();
+    seq = told.slots[0] - 1;
   }
 }
 

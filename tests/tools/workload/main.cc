@@ -64,6 +64,8 @@ Options parse(int argc, char** argv) {
       options.posix = true;
     } else if (std::strcmp(argv[i], "--until-gone") == 0) {
       options.until_gone = true;
+    } else if (std::strcmp(argv[i], "--rewrite") == 0) {
+      options.rewrite = true;
     } else if (auto found = valued.find(argv[i]); found != valued.end() && i + 1 < argc) {
       found->second(argv[++i]);
     } else {

@@ -35,6 +35,7 @@ struct Options {
   std::uint64_t seed = 1;           // --seed
   bool posix = false;               // --posix: fcntl locks instead of flock
   bool until_gone = false;          // --until-gone: a daemon that is killed ends the run and is no error
+  bool rewrite = false;             // --rewrite: an fsync that fails with EIO is no error, see fsync-writer
   std::vector<std::string> counts;  // --count ID=N, repeatable: what each appender wrote
 };
 

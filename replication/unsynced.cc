@@ -1,0 +1,86 @@
+#include "replication/unsynced.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <vector>
+
+namespace sharefs {
+
+Unsynced::Part Unsynced::part_of(const pb::Request& request) const {
+  const auto changes = [](InodeId id, InodeId other = 0) {
+    return Part{.changed = id, .also_changed = other};
+  };
+  switch (request.op_case()) {
+    case pb::Request::kWrite:
+      return changes(request.write().sync() ? 0 : request.write().id());
+    case pb::Request::kSetattr:
+      return changes(request.setattr().id());
+    case pb::Request::kFallocate:
+      return changes(request.fallocate().id());
+    case pb::Request::kCopyFileRange:
+      return changes(request.copy_file_range().id_out());
+    case pb::Request::kSetxattr:
+      return changes(request.setxattr().id());
+    case pb::Request::kRemovexattr:
+      return changes(request.removexattr().id());
+    case pb::Request::kOpen:
+      return changes((request.open().flags() & O_TRUNC) != 0 ? request.open().id() : 0);
+    case pb::Request::kCreate:
+      return changes(request.create().parent());
+    case pb::Request::kMkdir:
+      return changes(request.mkdir().parent());
+    case pb::Request::kSymlink:
+      return changes(request.symlink().parent());
+    case pb::Request::kLink:
+      return changes(request.link().parent(), request.link().id());
+    case pb::Request::kUnlink:
+      return changes(request.unlink().parent());
+    case pb::Request::kRmdir:
+      return changes(request.rmdir().parent());
+    case pb::Request::kRename:
+      return changes(request.rename().parent(), request.rename().new_parent());
+    case pb::Request::kSync:
+      return {.synced = request.sync().id(), .asked = changes_};
+    default:
+      return {};
+  }
+}
+
+int Unsynced::answered(const Part& part) {
+  if (part.changed != 0) note(part.changed);
+  if (part.also_changed != 0) note(part.also_changed);
+  if (part.synced == 0) return 0;
+  if (lost_.erase(part.synced) > 0) return EIO;
+  const auto found = changed_.find(part.synced);
+  if (found != changed_.end() && found->second <= part.asked) changed_.erase(found);
+  return 0;
+}
+
+void Unsynced::lost() {
+  for (const auto& [id, change] : changed_)
+    if (lost_.size() < kMost) lost_.insert(id);
+  changed_.clear();
+}
+
+void Unsynced::clear() {
+  changed_.clear();
+  lost_.clear();
+}
+
+void Unsynced::note(InodeId id) {
+  changed_[id] = ++changes_;
+  if (changed_.size() > kMost) forget_old();
+}
+
+void Unsynced::forget_old() {
+  std::vector<std::uint64_t> changes;
+  changes.reserve(changed_.size());
+  for (const auto& [id, change] : changed_) changes.push_back(change);
+  const auto middle = changes.begin() + static_cast<std::ptrdiff_t>(changes.size() / 2);
+  std::nth_element(changes.begin(), middle, changes.end());
+  std::erase_if(changed_, [oldest_kept = *middle](const auto& one) { return one.second < oldest_kept; });
+}
+
+}  // namespace sharefs

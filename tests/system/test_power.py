@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+"""Machines lose their power at work and in a handoff: what was synced is there, and one site owns it."""
+
+import functools
+import os
+import sys
+import time
+
+import content
+import power
+import sandbox
+from fault_points import HANDOFF, NEED_RECORDS, SOURCE
+from loads import Load, once
+from tree import SAME_FILE_SYSTEM_SEEN, assert_equal
+
+MAX_PAUSE = ('--max-pause', '2s')
+# Where something has just been made durable, or is about to be.
+POINTS = ('source.t0', 'source.t1', 'source.log_applied', 'gate.records-durable', 'source.before_commit',
+          'source.after_commit', 'source.records_sent', 'image.target.end', 'final.target', 'target.before_prepared',
+          'target.prepared', 'target.commit', 'target.owner', 'target.record.stored', 'target.performed',
+          'target.taken_over')
+
+
+class Scene:
+    """Three sites; applications that sync on all of them; gamma's machine keeps its power."""
+
+    def __init__(self):
+        self.cluster = power.cluster(content=self.files)
+        self.alpha, self.beta, self.gamma = self.cluster
+        self.scratch = f'{sandbox.WORK}/scratch'
+        os.makedirs(self.scratch, exist_ok=True)
+        self.loads = []
+
+    @staticmethod
+    def files(store):
+        """They are older than the data set, and on their disk."""
+        content.small(store, files=60)
+        os.sync()
+
+    def start_loads(self, *sites):
+        for site in sites or self.cluster:
+            name = f'{site.name}{len(self.loads)}'
+            self.loads.append(Load('fsync-writer', dir=site.mountpoint, id=name, board=f'{self.scratch}/{name}', rate=100,
+                                   until_gone=True, rewrite=True))
+        time.sleep(0.5)
+
+    def settle(self):
+        def settled():
+            states = [site.status() for site in self.cluster]
+            owners = {state['owner'] for state in states}
+            running = [state for state in states if (state.get('handoff') or {}).get('result') == '']
+            return len(owners) == 1 and not running and {self.cluster.owner().name} == owners
+        sandbox.eventually(settled, 'one owner, and no handoff under way', 45)
+        return self.cluster.owner()
+
+    def check(self):
+        owner = self.settle()
+        wrong = [f'{load.values["id"]}: {result["first_error"]}' for load in self.loads
+                 for result in [load.stop(check=False)] if result['errors']]
+        assert not wrong, '\n  '.join(['applications saw errors:', *wrong])
+        for number, load in enumerate(self.loads):
+            once('verify-fsync-writer', dir=self.cluster[number % 3].mountpoint, id=load.values['id'],
+                 board=load.values['board'])
+        other = self.beta if owner is self.alpha else self.alpha
+        owner.migrate(other, *MAX_PAUSE)
+        self.cluster.wait_agreed(other)
+        self.cluster.verify(other, owner)
+        for site in (self.beta, self.gamma):
+            assert_equal(self.alpha.mountpoint, site.mountpoint, SAME_FILE_SYSTEM_SEEN)
+
+
+def owner_without_power():
+    scene = Scene()
+    scene.start_loads()
+    for _ in range(4):
+        time.sleep(0.7)
+        power.cut(scene.alpha)
+        time.sleep(0.3)
+        scene.alpha.start()
+        scene.start_loads(scene.alpha)
+    scene.check()
+
+
+def without_power_at(point):
+    scene = Scene()
+    victim = scene.alpha if point.side == SOURCE else scene.beta
+    victim.stop()
+    victim.start(faults=f'{point.name}=kill@1')
+    scene.cluster.wait_connected()
+    scene.start_loads()
+    if point.name in NEED_RECORDS:
+        scene.loads.append(Load('creator', dir=scene.gamma.mountpoint, id='c', rate=500))
+    migration = scene.gamma.migrate_in_background(scene.beta, *MAX_PAUSE)
+    victim.process.wait(40)
+    power.cut(victim)
+    time.sleep(0.3)
+    victim.start()
+    migration.kill()
+    if point.name in NEED_RECORDS:
+        scene.loads.pop().stop(check=False)
+    owner = scene.settle()
+    assert owner is scene.beta or not point.committed, f'{owner.name} owns'
+    scene.check()
+
+
+if __name__ == '__main__':
+    tests = {'owner_without_power': (owner_without_power, 120)}
+    for point in HANDOFF:
+        if point.name in POINTS:
+            name = point.name.replace('.', '_').replace('-', '_')
+            tests[f'without_power_at_{name}'] = functools.partial(without_power_at, point), 120
+    sys.exit(sandbox.main(tests))
