@@ -27,7 +27,8 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr auto kMountAnswers = std::chrono::seconds(10);
-constexpr auto kDaemonEnds = std::chrono::seconds(30);
+// An owner syncs its store in the end.
+constexpr auto kDaemonEnds = std::chrono::minutes(5);
 
 struct ServeArguments {
   std::string name;

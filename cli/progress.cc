@@ -49,7 +49,7 @@ std::string details(const nlohmann::json& handoff) {
     text += "  log left " + format_bytes(count_of(handoff, "log_left_bytes"));
   }
   if (const double pause = number_of(handoff, "predicted_pause_ms"); pause > 0) {
-    text += "  pause ~" + format_milliseconds(pause);
+    text += "  pause would be " + format_milliseconds(pause);
   }
   if (const auto rate = count_of(handoff, "writers_rate"); rate > 0)
     text += "  writers slowed to " + format_bytes(rate) + "/s";

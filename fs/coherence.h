@@ -80,8 +80,8 @@ class Coherence final : public Executor {
   // alone.
   void execute(const pb::Request& request, Bytes data, Reply reply) override;
 
-  // For the gate (Gate::Hooks). The gate holds this request: no recall waits for its client's kernel any
-  // more.
+  // For the gate (Gate::Hooks) and a new owner. The gate holds this request, or it is a record that waits for
+  // its turn: no recall waits for its client's kernel any more.
   void held(const pb::Request& request);
   void none_held();
   // A recall waits for this client to write back dirty pages of this inode.

@@ -66,7 +66,7 @@ std::optional<DataChanges::Range> DataChanges::changed(const pb::Request& reques
 
 bool DataChanges::take(const pb::Request& request, const Range& range, Bytes data, Reply& reply) {
   const ClientId client = request.client();
-  if (!held_.empty()) held_.erase({client, range.id});
+  if (const auto held = held_.find({client, range.id}); held != held_.end()) held_.erase(held);
   if (!range.worker &&
       (opens_.clients().size() < 2 || opens_.openers(range.id, client, /*writable_only=*/false).empty())) {
     return false;

@@ -86,7 +86,8 @@ class DataChanges {
   const Reactor::Clock::duration lease_;
   // reactor thread
   std::unordered_map<InodeId, std::vector<ChangePtr>> unanswered_;
-  std::set<std::pair<ClientId, InodeId>> held_;   // changes that the gate holds
+  // Changes that will arrive: the gate holds them, or they are records of a handoff.
+  std::multiset<std::pair<ClientId, InodeId>> held_;
   std::map<ClientId, std::set<InodeId>> lapsed_;  // clients that let a lease run out, and what they missed
   std::shared_ptr<const bool> alive_ = std::make_shared<const bool>(true);  // replaced by clear()
 };

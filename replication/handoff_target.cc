@@ -14,11 +14,11 @@
 namespace sharefs {
 namespace {
 
-// What must be known to go on after a restart in `prepared` or `performing`.
-std::string live_key(std::uint64_t attempt) { return fmt::format("handoff.{}.live", attempt); }
 // The source's word on why it gave up, which a person reads.
 constexpr std::size_t kLongestReason = 500;
 
+// What must be known to go on after a restart in `prepared` or `performing`.
+std::string live_key(std::uint64_t attempt) { return fmt::format("handoff.{}.live", attempt); }
 std::string total_key(std::uint64_t attempt) { return fmt::format("handoff.{}.records", attempt); }
 
 // Whether an ordinary user can make files of all these owners and groups.
@@ -297,7 +297,11 @@ void HandoffTarget::record(Message message) {
                         });
     return;
   }
-  arrived_.try_emplace(body.number(), Arrived{body.request(), message.parts[0].to_string()});
+  const auto [arrived, added] =
+      arrived_.try_emplace(body.number(), Arrived{body.request(), message.parts[0].to_string()});
+  // Its kernel keeps the pages locked that it writes, until this has been performed: no record before it may
+  // wait for them.
+  if (added) parts_.coherence.held(body.request());
   if (state_ == TargetState::performing) perform();
 }
 

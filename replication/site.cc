@@ -166,7 +166,6 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
   database.defer_checkpoints();
   ownership = state.ownership();
   subscribe();
-  load_invitations();
   for (const auto& site : state.sites()) transport.add_site(site.name, site.endpoint, site.public_key);
   peer.on_stray_promise([this] { names.forget_all(); });
   names.on_forget_all([this] {
@@ -455,6 +454,8 @@ void Site::Impl::attach(std::function<void(int)> on_attached) {
 }
 
 void Site::Impl::start(const std::function<void(std::string)>& ready) {
+  // Not before: whoever invites from now on can tell this process.
+  load_invitations();
   if (!options.mountpoint) return ready("");
   const auto answered = std::make_shared<bool>(false);
   const auto timer = reactor.after(kAttachPatience, [this, answered, ready] {

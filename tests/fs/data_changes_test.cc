@@ -239,6 +239,19 @@ TEST_F(DataChangesTest, AChangeThatTheGateHoldsIsNotWaitedFor) {
   EXPECT_TRUE(late.given());
 }
 
+TEST_F(DataChangesTest, OfSeveralHeldChangesTheLastIsNotWaitedForEither) {
+  attach_all({kA, kB});
+  opened(kA);
+  opened(kB);
+  coherence_.held(write_of(kB, 900, kFile, 0, 4));
+  coherence_.held(write_of(kB, 901, kFile, 0, 4));
+  Answer& first = ask(write_of(kB, 900, kFile, 0, 4), "data");
+  follow(kA);
+  follow(kA);
+  ASSERT_TRUE(first.given());
+  EXPECT_TRUE(write(kA).given());
+}
+
 TEST_F(DataChangesTest, AwaitsTheWritebacksOfRecalledPages) {
   attach_all({kA, kB});
   opened(kA);

@@ -195,6 +195,35 @@ def a_name_that_is_not_text_can_be_complained_of():
     cluster.verify(beta, alpha)
 
 
+def held_writes_to_one_page_do_not_wait_for_each_other():
+    """A kernel keeps the page locked that it writes, until the new owner has performed that: what comes before it cannot
+    wait until that page is dropped."""
+    cluster = Cluster(3, content=functools.partial(content.small, files=20))
+    alpha, beta, gamma = cluster
+    with open(f'{alpha.mountpoint}/page', 'wb') as f:
+        f.write(bytes(8192))
+    beta.restart(faults='target.final_end=stop@1')
+    cluster.wait_connected()
+    actors = {site.name: Actor(site.mountpoint) for site in (alpha, gamma)}
+    for actor in actors.values():
+        assert actor.do('open', 1, 'page', os.O_RDWR)[0] == 'ok'
+    migration = alpha.migrate_in_background(beta, '--max-pause', '4s')
+    sandbox.eventually(lambda: alpha.status()['phase'] == 'finishing', 'the gate is closed')
+    for number, name in enumerate(('gamma', 'alpha')):
+        actors[name].send('pwrite', 1, name[0].encode() * 8, 8 * number)
+        time.sleep(0.2)
+    beta.signal(signal.SIGCONT)
+    start = time.monotonic()
+    for name in ('gamma', 'alpha'):
+        assert actors[name].receive() == ('ok', 8)
+    took = time.monotonic() - start
+    assert migration.finish()['records'] == 2
+    assert took < 3, f'they took {took:.1f} s'
+    for site in cluster:
+        with open(f'{site.mountpoint}/page', 'rb') as f:
+            assert f.read(16) == b'ggggggggaaaaaaaa', site.name
+
+
 def an_unreachable_pause_is_refused():
     cluster = Cluster(2, content=functools.partial(content.small, files=20))
     cluster[1].stop()
@@ -302,6 +331,8 @@ if __name__ == '__main__':
         'the_rate_is_kept': (the_rate_is_kept, 60),
         'what_is_reported_is_true': (what_is_reported_is_true, 60),
         'a_name_that_is_not_text_can_be_complained_of': (a_name_that_is_not_text_can_be_complained_of, 60),
+        'held_writes_to_one_page_do_not_wait_for_each_other':
+            (held_writes_to_one_page_do_not_wait_for_each_other, 60),
         'an_unreachable_pause_is_refused': (an_unreachable_pause_is_refused, 60),
         'writers_that_outrun_the_link_are_slowed': (writers_that_outrun_the_link_are_slowed, 120),
         'a_killed_caller_ends_at_once_and_is_not_performed':
