@@ -18,9 +18,6 @@ static_assert(kSmallFile <= BatchSender::kBatchBytes);
 // The last bit of a batch that is too small to be worth a read call of its own.
 constexpr std::size_t kLeastRead = std::size_t{16} << 10;
 
-// Longer than the slowest clock tick (10 ms) by which kernels stamp changes.
-constexpr std::int64_t kTicks = 20'000'000;
-
 bool has_no_holes(const Backing& backing) { return backing.stx_blocks * 512 >= backing.stx_size; }
 
 std::uint64_t data_bytes(const Backing& backing) {
@@ -55,12 +52,6 @@ void CellShipper::count(const Backing& backing) {
   if (is_regular(backing)) counters_.image_bytes += data_bytes(backing);
 }
 
-std::int64_t CellShipper::now() {
-  struct timespec now {};
-  clock_gettime(CLOCK_REALTIME_COARSE, &now);  // the one that changes are stamped with: it may lag
-  return now.tv_sec * std::int64_t{1'000'000'000} + now.tv_nsec - kTicks;
-}
-
 pb::InodeState& CellShipper::add_state(InodeId id, const OpenedInode& opened) {
   pb::InodeState& state = sender_.add_state();
   *state.mutable_attr() = attributes(id, opened);
@@ -85,7 +76,7 @@ void CellShipper::state(InodeId id, const OpenedInode& opened, std::int64_t as_o
 
 void CellShipper::whole(InodeId id, const OpenedInode& opened, const EntryName* entry, Holes holes) {
   const Backing& backing = opened.backing;
-  const std::int64_t as_of = now();
+  const std::int64_t as_of = ctime_floor();
   bool announced = false;
   if (is_regular(backing)) {
     const std::uint64_t size = backing.stx_size;
@@ -107,7 +98,7 @@ void CellShipper::whole(InodeId id, const OpenedInode& opened, const EntryName* 
 void CellShipper::changed_blocks(InodeId id, const OpenedInode& opened, const pb::Need::Inode& need) {
   const int fd = opened.fd.get();
   const Backing& backing = opened.backing;
-  const std::int64_t as_of = now();
+  const std::int64_t as_of = ctime_floor();
   const std::uint64_t size = backing.stx_size;
   const bool dense = has_no_holes(backing);
   block_.resize(kBlockBytes);

@@ -55,8 +55,6 @@ class CellShipper {
   // not later than `as_of`, from before the data was read or the log was cut. Otherwise the inode is sent
   // with an older ctime, and its state is due again.
   void state(InodeId id, const OpenedInode& opened, std::int64_t as_of);
-  // Whatever is changed from now on has a later ctime. (Kernels stamp changes with a clock that ticks.)
-  static std::int64_t now();
   // Everything of an inode that is not a directory: creation in its place, data, state.
   void whole(InodeId id, const OpenedInode& opened, const EntryName* entry, Holes holes);
   // The same where the target holds another version: only the blocks that differ from those in `need`.

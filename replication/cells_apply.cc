@@ -256,7 +256,8 @@ pb::Need::Inode CellsApply::need_of(const pb::Attr& attr) {
   const bool regular = is_regular(here);
   if (here.stx_mode == attr.mode() && here.stx_uid == attr.uid() && here.stx_gid == attr.gid() &&
       (!regular || here.stx_size == attr.size()) && nanoseconds(here.stx_mtime) == attr.mtime() &&
-      inodes_.presented_ctime(attr.id(), here) == attr.ctime()) {
+      inodes_.presented_ctime(attr.id(), here) == attr.ctime() &&
+      !doubtful_.contains(nanoseconds(here.stx_ctime))) {
     need.set_what(pb::Need::HAVE);
     return need;
   }

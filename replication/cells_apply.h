@@ -15,6 +15,7 @@
 
 #include "fs/inode_table.h"
 #include "meta/types.h"
+#include "replication/power.h"
 #include "replication/target_tree.h"
 #include "replication/wire.pb.h"
 
@@ -22,7 +23,9 @@ namespace sharefs {
 
 class CellsApply {
  public:
-  CellsApply(InodeTable& inodes, TargetTree& tree) : inodes_(inodes), tree_(tree) {}
+  // `doubtful`: see ImageTarget::Options.
+  CellsApply(InodeTable& inodes, TargetTree& tree, Power::Interval doubtful)
+      : inodes_(inodes), tree_(tree), doubtful_(doubtful) {}
 
   // Throws Malformed, or std::system_error when the disk refuses.
   void apply(const pb::Cells& cells, Bytes data);
@@ -46,6 +49,7 @@ class CellsApply {
 
   InodeTable& inodes_;
   TargetTree& tree_;
+  const Power::Interval doubtful_;
 };
 
 }  // namespace sharefs

@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "meta/fault.h"
-#include "replication/cell_shipper.h"
+#include "replication/inode_io.h"
 #include "replication/json_line.h"
 
 namespace sharefs {
@@ -220,7 +220,7 @@ void HandoffSource::ship(std::function<void(ImageSource&)> work, std::function<v
 void HandoffSource::next_round() {
   if (state_ != SourceState::catching_up) return;
   const auto through = parts_.log.flush();
-  const auto cut = CellShipper::now();
+  const auto cut = ctime_floor();
   const auto entries = parts_.log.entries() - entries_at_cut_;
   entries_at_cut_ = parts_.log.entries();
   const auto began = Clock::now();
@@ -328,8 +328,7 @@ void HandoffSource::pause_ran_over() {
 void HandoffSource::ship_rest() {
   fault_point("source.t1");
   const auto through = parts_.log.flush();
-  ship([after = cut_,
-        through](ImageSource& image) { image.ship_round(after, through, CellShipper::now(), true); },
+  ship([after = cut_, through](ImageSource& image) { image.ship_round(after, through, ctime_floor(), true); },
        [this] {
          if (state_ != SourceState::finishing) return;
          pb::Envelope envelope;

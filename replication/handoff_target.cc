@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "meta/fault.h"
+#include "replication/inode_io.h"
 
 namespace sharefs {
 namespace {
@@ -91,7 +92,8 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, SiteName source, const pb::
   image_ = std::make_unique<ImageTarget>(
       ImageTarget::Options{.attempt = prepare.attempt(),
                            .source = source_,
-                           .private_area = parts_.store_directory / kPrivateArea},
+                           .private_area = parts_.store_directory / kPrivateArea,
+                           .doubtful = parts_.power.doubtful()},
       parts_.inodes, parts_.reactor, [this](const pb::Envelope& envelope) { send(envelope); },
       [this](const std::string& reason) { fail(reason); });
   persist(Durability::normal);
@@ -110,7 +112,8 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, const HandoffRecord& stored
   image_ = std::make_unique<ImageTarget>(
       ImageTarget::Options{.attempt = record_.attempt,
                            .source = source_,
-                           .private_area = parts_.store_directory / kPrivateArea},
+                           .private_area = parts_.store_directory / kPrivateArea,
+                           .doubtful = {}},
       parts_.inodes, parts_.reactor, [this](const pb::Envelope& envelope) { send(envelope); },
       [this](const std::string& reason) { fail(reason); });
   state_ = record_.phase == name(TargetState::performing) ? TargetState::performing : TargetState::prepared;
@@ -221,7 +224,10 @@ void HandoffTarget::final_end(const pb::FinalEnd& message) {
   record_.t1 = wall_clock_ns();
   live_ = message.live();
   fault_point("target.final_end");
-  image_->final_end(message.batches(), [this] { everything_applied(); });
+  image_->final_end(message.batches(), [this, now = ctime_floor()] {
+    parts_.power.synced(now);
+    everything_applied();
+  });
 }
 
 void HandoffTarget::everything_applied() {

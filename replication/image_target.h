@@ -22,6 +22,7 @@
 #include <string>
 
 #include "fs/inode_table.h"
+#include "replication/power.h"
 #include "replication/transport.h"
 
 namespace sharefs {
@@ -32,6 +33,7 @@ class ImageTarget {
     std::uint64_t attempt = 0;
     SiteName source;
     std::filesystem::path private_area;  // holds tree/, parked/, orphans/
+    Power::Interval doubtful{};  // ctimes of files that are not believed to have what their attributes say
   };
   // `send` posts an answer to the source (called on the reactor thread); `failed` is called once, on the
   // reactor thread, with one clear line when the attempt cannot go on (disk full, malformed batch, checksum).

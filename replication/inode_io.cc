@@ -88,6 +88,13 @@ std::int64_t nanoseconds(const struct statx_timestamp& time) {
   return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
 }
 
+std::int64_t ctime_floor() {
+  constexpr std::int64_t kTicks = 20'000'000;  // longer than the slowest tick (10 ms)
+  struct timespec now {};
+  clock_gettime(CLOCK_REALTIME_COARSE, &now);
+  return now.tv_sec * std::int64_t{1'000'000'000} + now.tv_nsec - kTicks;
+}
+
 struct timespec to_timespec(std::int64_t nanoseconds) {
   constexpr std::int64_t kSecond = 1'000'000'000;
   std::int64_t seconds = nanoseconds / kSecond;

@@ -8,11 +8,11 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
 #include <sstream>
 #include <stdexcept>
 
 #include "meta/fault.h"
+#include "replication/inode_io.h"
 #include "replication/site_impl.h"
 
 namespace sharefs {
@@ -45,21 +45,6 @@ ClientId new_client(State& state) {
       random_id() % (1U << kRandomBits);
   state.set_setting(kLastClientSetting, std::to_string(client));
   return client;
-}
-
-// The same as that of the last process here, unless the machine was started again and that process did not
-// end in the ordinary way.
-std::uint64_t power_of_this_machine(State& state) {
-  std::string boot;
-  std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), boot);
-  const std::string last = state.setting(kPowerSetting);
-  const bool kept =
-      !last.empty() && (state.setting(kBootSetting) == boot || !state.setting(kSyncedSetting).empty());
-  const std::uint64_t power = kept ? std::stoull(last) : random_id();
-  state.set_setting(kPowerSetting, std::to_string(power));
-  state.set_setting(kBootSetting, boot);
-  state.set_setting(kSyncedSetting, "");
-  return power;
 }
 
 UniqueFd open_directory(const std::filesystem::path& path) {
@@ -103,7 +88,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
       database(options.folder / "state.db"),
       state(database),
       client(new_client(state)),
-      power(power_of_this_machine(state)),
+      power(state),
       store_fd(open_directory(required(state, "store"))),
       store_path(fmt::format("/proc/self/fd/{}/.", store_fd.get())),
       workers(reactor, kWorkers),
@@ -141,6 +126,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
             .database_file = options.folder / "state.db",
             .reactor = reactor,
             .state = state,
+            .power = power,
             .transport = transport,
             .inodes = inodes,
             .store = store,
@@ -196,13 +182,15 @@ Site::Impl::~Impl() {
     std::set<SiteName> sites = coherence.unheard();
     for (const auto& [mount, site] : opens.clients())
       if (site != parts.self) sites.insert(site);
-    if (is_owner()) {
-      const bool synced = ::syncfs(store_fd.get()) == 0;
-      Transaction transaction(database, Durability::full);
-      state.set_setting(kMountsSetting, fmt::format("{}", fmt::join(sites, " ")));
-      if (synced) state.set_setting(kSyncedSetting, "1");
-      transaction.commit();
+    const std::int64_t now = ctime_floor();
+    const bool synced = ::syncfs(store_fd.get()) == 0;
+    Transaction transaction(database, Durability::full);
+    if (is_owner()) state.set_setting(kMountsSetting, fmt::format("{}", fmt::join(sites, " ")));
+    if (synced) {
+      power.synced(now);
+      power.ends_synced();
     }
+    transaction.commit();
   } catch (const std::exception& error) {
     spdlog::warn("all sites will be asked at the next start: {}", error.what());
   }
@@ -224,6 +212,7 @@ std::set<SiteName> Site::Impl::sites_with_mounts() {
 // ---- roles
 
 void Site::Impl::serve_as_owner(bool moving) {
+  power.trust();
   inodes.set_epoch(ownership.epoch);
   believe_owner();
   // A restarted owner does not know what it has promised. One that has just taken over is told whom the other
@@ -374,6 +363,12 @@ void Site::Impl::give_ownership(const SiteName& owner, Epoch epoch) {
   drop_live_state(parts);
   follow(owner, epoch, true);
   transport.greet_all();
+  // The new owner has it all on its disk; as an old image this store is worth what is on this one's.
+  const auto synced = std::make_shared<bool>(false);
+  workers.submit([synced, fd = store_fd.get()] { *synced = ::syncfs(fd) == 0; },
+                 [this, synced, now = ctime_floor()] {
+                   if (*synced) power.synced(now);
+                 });
 }
 
 // Another site says who owns at which epoch. Believed when it is newer than what this site knows — unless

@@ -124,8 +124,8 @@ struct Site::Impl {
   // the parts, lower ones first
   Database database;
   State state;
-  const ClientId client;      // this process, as the owner knows it; also its incarnation for other sites
-  const std::uint64_t power;  // another one after the machine may have lost what was not synced
+  const ClientId client;  // this process, as the owner knows it; also its incarnation for other sites
+  Power power;
   // The store, opened before anything is mounted over it: its path would lead back into our own mount.
   UniqueFd store_fd;
   std::filesystem::path store_path;  // leads through store_fd

@@ -125,7 +125,7 @@ pb::Hello Site::Impl::hello() const {
   hello.set_data_set(data_set_id);
   hello.set_version(kProtocolVersion);
   hello.set_incarnation(client);
-  hello.set_power(power);
+  hello.set_power(power.number());
   hello.set_epoch(ownership.epoch);
   hello.set_owner(ownership.owner);
   for (const auto& site : const_cast<State&>(state).sites()) {

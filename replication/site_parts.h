@@ -17,6 +17,7 @@
 #include "meta/reactor.h"
 #include "meta/state.h"
 #include "replication/peer.h"
+#include "replication/power.h"
 #include "replication/request_server.h"
 #include "replication/transport.h"
 
@@ -26,11 +27,6 @@ namespace sharefs {
 // killed, they are not known.
 constexpr const char* kMountsSetting = "mounts";
 constexpr const char* kMountsUnknown = "?";
-// Settings: Hello.power, the boot of the machine that it was made in, and whether the last process has synced
-// the store in the end.
-constexpr const char* kPowerSetting = "power";
-constexpr const char* kBootSetting = "boot";
-constexpr const char* kSyncedSetting = "synced";
 // Setting: the client that the last process of this site was.
 constexpr const char* kLastClientSetting = "client";
 
@@ -40,6 +36,7 @@ struct SiteParts {
   std::filesystem::path database_file;
   Reactor& reactor;
   State& state;
+  Power& power;
   Transport& transport;
   InodeTable& inodes;
   Store& store;

@@ -132,7 +132,7 @@ void TreeWalk::announce_directory(InodeId id, const OpenedInode& opened, const E
 
 void TreeWalk::finish_directory(InodeId id, const OpenedInode& opened, pb::DirectoryState& listing) {
   if (holds_image_) sender_.add_directory().Swap(&listing);
-  shipper_.state(id, opened, CellShipper::now());  // its listing is sent anew each time
+  shipper_.state(id, opened, ctime_floor());  // its listing is sent anew each time
   sender_.checkpoint();
 }
 

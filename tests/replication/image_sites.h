@@ -145,7 +145,7 @@ class Attempt {
     std::int64_t cut = 0;
     reactor_.run([&] {
       through = from_.log->flush();
-      cut = CellShipper::now();
+      cut = ctime_floor();
     });
     source_->ship_round(cut_, through, cut, final_round);
     cut_ = through;

@@ -1,0 +1,71 @@
+#include "replication/power.h"
+
+#include <sys/random.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <string>
+
+#include "replication/inode_io.h"
+
+namespace sharefs {
+namespace {
+
+// Settings
+constexpr const char* kNumber = "power";
+constexpr const char* kBoot = "boot";                 // of the machine, when `power` was last looked at
+constexpr const char* kEnded = "synced";              // the last process ended with everything synced
+constexpr const char* kSynced = "synced_before";      // ns since 1970
+constexpr const char* kDoubtful = "doubtful_ctimes";  // "FROM TO"
+
+std::string boot_id() {
+  std::string id;
+  std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), id);
+  return id;
+}
+
+std::uint64_t another_number() {
+  std::uint64_t number = 0;
+  while (number == 0)
+    if (::getrandom(&number, sizeof number, 0) != sizeof number) number = 0;
+  return number;
+}
+
+std::int64_t number_in(const std::string& text) { return text.empty() ? 0 : std::stoll(text); }
+
+}  // namespace
+
+Power::Power(State& state) : state_(state) {
+  const std::string last = state.setting(kNumber), boot = boot_id();
+  const bool lost = last.empty() || (state.setting(kBoot) != boot && state.setting(kEnded).empty());
+  number_ = lost ? another_number() : std::stoull(last);
+  if (lost) {
+    const Interval before = doubtful();
+    const std::int64_t from = number_in(state.setting(kSynced));
+    const std::int64_t to = std::max(before.to, ctime_floor());
+    state.set_setting(kDoubtful, std::to_string(before.to > 0 ? std::min(before.from, from) : from) + " " +
+                                     std::to_string(to));
+  }
+  state.set_setting(kNumber, std::to_string(number_));
+  state.set_setting(kBoot, boot);
+  state.set_setting(kEnded, "");
+}
+
+void Power::synced(std::int64_t when) {
+  if (when > number_in(state_.setting(kSynced))) state_.set_setting(kSynced, std::to_string(when));
+}
+
+void Power::ends_synced() { state_.set_setting(kEnded, "1"); }
+
+Power::Interval Power::doubtful() {
+  Interval interval;
+  const std::string text = state_.setting(kDoubtful);
+  long long from = 0, to = 0;
+  if (std::sscanf(text.c_str(), "%lld %lld", &from, &to) == 2) interval = {from, to};
+  return interval;
+}
+
+void Power::trust() { state_.set_setting(kDoubtful, ""); }
+
+}  // namespace sharefs
