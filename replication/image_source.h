@@ -67,7 +67,7 @@ class ImageSource {
 
   // --- on a thread of its own, in this order; throw Cancelled or std::runtime_error
   void send_image();  // ends with ImageEnd, returns when ImageComplete arrived
-  // Ships the entries in (after, through]; returns when RoundApplied arrived. `cut`: CellShipper::now() when
+  // Ships the entries in (after, through]; returns when RoundApplied arrived. `cut`: ctime_floor() when
   // `through` was the last entry. `final_round`: nothing changes any more; does not wait for an answer
   // (FinalEnd follows at once on the same lane).
   void ship_round(std::uint64_t after, std::uint64_t through, std::int64_t cut, bool final_round);

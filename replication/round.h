@@ -37,7 +37,7 @@ class Round {
   Round(InodeTable& inodes, BatchSender& sender, CellShipper& shipper, SentSet& sent, TreeWalk& walk)
       : inodes_(inodes), sender_(sender), shipper_(shipper), sent_(sent), walk_(walk) {}
 
-  // `cut`: CellShipper::now() when the log was cut behind `changes`.
+  // `cut`: ctime_floor() when the log was cut behind `changes`.
   void ship(const std::vector<Change>& changes, std::int64_t cut);
 
  private:
