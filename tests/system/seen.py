@@ -11,9 +11,10 @@ import traceback
 
 import sandbox
 
-FILES = 4
-SIZE = 6000
+FILES = 5
+SIZE = 8192
 AT = (0, 5000)  # in two pages
+PAGES = (0, 4096)
 
 
 def _number(fd, at):
@@ -60,6 +61,8 @@ class Seen:
     def _write(self, site):
         where = f'{self.mounts[site]}/seen{site}'
         opened = os.open(f'{where}/0', os.O_RDWR)
+        direct = os.open(f'{where}/4', os.O_RDWR | os.O_DIRECT)
+        block = mmap.mmap(-1, 4096)  # aligned
         n = 0
         while not self._stopped():
             n += 1
@@ -78,6 +81,10 @@ class Seen:
                 with open(path + '.new', 'wb', buffering=0) as f:
                     f.write((data + bytes(AT[1] - 8) + data).ljust(SIZE, b'\0'))
                 os.rename(path + '.new', path)
+            elif k == 4:  # past the pages of the kernel
+                block[:8] = data
+                for at in PAGES:
+                    os.pwrite(direct, block, at)
             else:  # only attributes
                 os.utime(path, ns=(n, n))
             self.board[self._slot(site, k):self._slot(site, k) + 8] = data
@@ -87,9 +94,13 @@ class Seen:
         looks = 0
         paths = [[f'{self.mounts[site]}/seen{other}/{k}' for k in range(FILES)] for other in range(len(self.mounts))]
         held = [os.open(of_one[3], os.O_RDONLY) for of_one in paths]
+        mapped = [[self._map(of_one[k]) for k in (0, 4)] for of_one in paths]
         while not self._stopped():
             for other, of_one in enumerate(paths):
-                for k in (0, 1, 2):
+                for (k, places), memory in zip(((0, AT), (4, PAGES)), mapped[other]):
+                    least = self._acknowledged(other, k)
+                    self._check(of_one[k] + ' (mapped)', [struct.unpack_from('<Q', memory, at)[0] for at in places], least)
+                for k in (0, 1, 2, 4):
                     for _ in range(4):  # from the second time on with the pages that were kept
                         self._open_and_read(of_one[k], other, k)
                 least = self._acknowledged(other, 3)
@@ -102,12 +113,20 @@ class Seen:
         least = self._acknowledged(other, k)
         fd = os.open(path, os.O_RDONLY)
         # It may have changed before the owner heard that it is open. (2: the name may have another file later.)
-        for again in range(random.choice((1, 1, 1, 5)) if k < 2 else 1):
+        for again in range(random.choice((1, 1, 1, 5)) if k != 2 else 1):
             if again:
                 time.sleep(0.0004)
                 least = self._acknowledged(other, k)
-            self._check(path, [_number(fd, at) for at in AT], least)
+            self._check(path, [_number(fd, at) for at in (PAGES if k == 4 else AT)], least)
         os.close(fd)
+
+    @staticmethod
+    def _map(path):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            return mmap.mmap(fd, SIZE, mmap.MAP_SHARED, mmap.PROT_READ)
+        finally:
+            os.close(fd)
 
     def _acknowledged(self, site, k):
         return struct.unpack('<Q', self.board[self._slot(site, k):self._slot(site, k) + 8])[0]
