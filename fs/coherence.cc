@@ -24,6 +24,10 @@ LockTable::Lock lock_of(const pb::Request& request) {
   return {request.client(), set.lock_owner(), set.id(), set.range(), set.flock()};
 }
 
+OpenHandle handle_of(const pb::Request& request) {
+  return {request.client(), request.open().handle(), request.open().id(), request.open().flags(), false};
+}
+
 bool valid(const pb::LockRange& range) {
   return pb::LockRange::Type_IsValid(range.type()) && range.start() <= range.end();
 }
@@ -124,9 +128,7 @@ struct Coherence::Impl {
 void Coherence::Impl::perform(const pb::Request& request, Bytes data, Reply reply) {
   switch (request.op_case()) {
     case pb::Request::kOpen:
-      open(request,
-           {request.client(), request.open().handle(), request.open().id(), request.open().flags(), false},
-           std::move(reply));
+      open(request, handle_of(request), std::move(reply));
       break;
     case pb::Request::kOpendir:
       open(request, {request.client(), request.opendir().handle(), request.opendir().id(), 0, true},
@@ -180,7 +182,10 @@ void Coherence::Impl::perform(const pb::Request& request, Bytes data, Reply repl
 void Coherence::Impl::open(const pb::Request& request, const OpenHandle& handle, Reply reply) {
   store.execute(request, {},
                 [this, handle, reply = std::move(reply)](const pb::Outcome& outcome, Bytes data) {
-                  if (outcome.error() == 0) opens.open(handle);
+                  if (outcome.error() == 0)
+                    opens.open(handle);
+                  else
+                    opens.close(handle.client, handle.handle);  // see Coherence::held
                   reply(outcome, data);
                 });
 }
@@ -517,7 +522,10 @@ void Coherence::Impl::execute(const pb::Request& request, Bytes data, Reply repl
   perform(request, data, std::move(reply));
 }
 
-void Coherence::held(const pb::Request& request) { impl_->changes.held(request); }
+void Coherence::held(const pb::Request& request) {
+  impl_->changes.held(request);
+  if (request.has_open() && request.lazy()) impl_->opens.open(handle_of(request));
+}
 
 void Coherence::none_held() { impl_->changes.none_held(); }
 

@@ -80,8 +80,10 @@ class Coherence final : public Executor {
   // alone.
   void execute(const pb::Request& request, Bytes data, Reply reply) override;
 
-  // For the gate (Gate::Hooks) and a new owner. The gate holds this request, or it is a record that waits for
-  // its turn: no recall waits for its client's kernel any more.
+  // For the gate (Gate::Hooks) and a new owner: the gate holds this request, or it is a record that waits for
+  // its turn. If it changes data, no recall waits for its client's kernel any more, which keeps the pages
+  // locked that it writes. If it is an Open that was answered already (FrontEnd), its file is being read: it
+  // counts as open.
   void held(const pb::Request& request);
   void none_held();
   // A recall waits for this client to write back dirty pages of this inode.

@@ -89,12 +89,6 @@ void Gate::finish(std::uint32_t index, std::uint32_t generation, const pb::Outco
 }
 
 void Gate::hold(const pb::Request& request, Bytes data, Reply reply) {
-  if (opened_early(request))
-    reply = [opened = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
-      pb::Outcome told = outcome;
-      told.set_invalidate(true);
-      opened(told, bytes);
-    };
   records_.push_back({records_.size() + 1, request, std::string(as_text(data)), std::move(reply)});
   if (hooks_.held) hooks_.held(request);
 }

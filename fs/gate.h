@@ -33,10 +33,6 @@
 
 namespace sharefs {
 
-// An Open that was answered before it was performed (FrontEnd): its file is being read already, and while it
-// is held nobody recalls those pages. So whoever performs it later has them dropped (Outcome.invalidate).
-inline bool opened_early(const pb::Request& request) { return request.has_open() && request.lazy(); }
-
 class Gate final : public Executor {
  public:
   // One held request. The bytes are owned.

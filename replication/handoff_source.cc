@@ -399,14 +399,24 @@ void HandoffSource::commit() {
 void HandoffSource::hand_over() {
   update_counters();
   std::vector<Gate::Record> asked_again;
+  const auto clients = parts_.opens.clients();
   for (auto& record : parts_.gate.surrender()) {
-    if (is_asked_again(record.request))
+    if (is_asked_again(record.request)) {
       asked_again.push_back(std::move(record));
-    else
-      keep_record(std::move(record));
+      continue;
+    }
+    // Other sites' Peers see for themselves what comes of theirs.
+    if (const auto client = clients.find(record.request.client());
+        client != clients.end() && client->second == parts_.self)
+      record.reply = [&peer = parts_.peer, request = record.request, reply = std::move(record.reply)](
+                         const pb::Outcome& outcome, Bytes data) {
+        const int lost = outcome.error() == 0 ? peer.performed(request) : 0;
+        if (lost != 0) return reply_errno(reply, lost);
+        reply(outcome, data);
+      };
+    keep_record(std::move(record));
   }
   record_.records = records_total_;
-  const auto clients = parts_.opens.clients();
   send_records();
   events_.ownership_given(options_.target, record_.epoch);
   for (auto& record : asked_again) {

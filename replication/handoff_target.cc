@@ -305,14 +305,14 @@ void HandoffTarget::record(Message message) {
   }
   const auto [arrived, added] =
       arrived_.try_emplace(body.number(), Arrived{body.request(), message.parts[0].to_string()});
-  // Its kernel keeps the pages locked that it writes, until this has been performed: no record before it may
-  // wait for them.
   if (added) parts_.coherence.held(body.request());
   if (state_ == TargetState::performing) perform();
 }
 
 void HandoffTarget::perform() {
   if (performing_) return;
+  // Not before all are here: what the last one says of its kernel counts for the first one (Coherence::held).
+  if (arrived_.size() + next_ - 1 < records_total_) return;
   const auto found = arrived_.find(next_);
   if (found == arrived_.end()) {
     if (performed()) all_performed();

@@ -326,6 +326,7 @@ void Peer::Impl::attach_again(std::uint64_t client) {
 }
 
 void Peer::Impl::fill_held(std::uint64_t client, pb::RecallDone& done) const {
+  std::vector<OpenHandle> opened = holdings.opens().all();
   std::set<std::uint64_t> closing;                        // handles
   std::set<std::pair<InodeId, std::uint64_t>> unlocking;  // inode, lock owner
   for (const auto& [number, one] : pending) {
@@ -334,6 +335,9 @@ void Peer::Impl::fill_held(std::uint64_t client, pb::RecallDone& done) const {
         !asked.ParseFromArray(one.head.data(), static_cast<int>(one.head.size())))
       continue;
     const auto& request = asked.ask().request();
+    // Its file may be read already, see FrontEnd.
+    if (request.has_open() && request.lazy())
+      opened.push_back({client, request.open().handle(), request.open().id(), request.open().flags(), false});
     if (request.has_releasedir()) closing.insert(request.releasedir().handle());
     if (request.has_release()) {
       closing.insert(request.release().handle());
@@ -344,7 +348,7 @@ void Peer::Impl::fill_held(std::uint64_t client, pb::RecallDone& done) const {
       unlocking.emplace(request.setlock().id(), request.setlock().lock_owner());
   }
   done.set_client(client);
-  for (const auto& open : holdings.opens().all()) {
+  for (const auto& open : opened) {
     if (open.client != client || closing.contains(open.handle)) continue;
     auto* handle = done.add_handles();
     handle->set_handle(open.handle);
@@ -460,6 +464,10 @@ void Peer::answer(const SiteName& from, const Message& message) {
 
 void Peer::connected(const SiteName& site) {
   if (site == impl_->owner) impl_->resend_soon();
+}
+
+int Peer::performed(const pb::Request& request) {
+  return impl_->unsynced.answered(impl_->unsynced.part_of(request));
 }
 
 void Peer::lost_power(const SiteName& site) {

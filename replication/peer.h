@@ -51,6 +51,9 @@ class Peer final : public Executor {
   // Feed from the Transport: Answer, Moved, and connections (re)made.
   void answer(const SiteName& from, const Message& message);
   void connected(const SiteName& site);
+  // A request of this site's mount has been performed by the owner without an error, as a record of the
+  // handoff: what the caller is to be told (0 or EIO, see Unsynced).
+  int performed(const pb::Request& request);
   // This site's machine may have lost what was not synced; told before connected().
   void lost_power(const SiteName& site);
 

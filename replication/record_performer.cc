@@ -3,7 +3,6 @@
 #include <cerrno>
 #include <string>
 
-#include "fs/gate.h"
 #include "meta/fault.h"
 
 namespace sharefs {
@@ -31,11 +30,8 @@ void RecordPerformer::perform(std::uint64_t number, const pb::Request& request, 
       pb::Request::descriptor()->FindFieldByNumber(request.op_case())->name());
   fault_point("target.record.stored");
   store_.execute(request, data,
-                 [this, number, early = opened_early(request), done = std::move(done)](
-                     const pb::Outcome& performed, Bytes bytes) {
+                 [this, number, done = std::move(done)](const pb::Outcome& outcome, Bytes bytes) {
                    fault_point("target.record.performed");
-                   pb::Outcome outcome = performed;
-                   if (early) outcome.set_invalidate(true);
                    state_.finish_record(attempt_, number, outcome.SerializeAsString(), as_text(bytes));
                    done(outcome, bytes);
                  });

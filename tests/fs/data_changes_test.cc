@@ -325,5 +325,31 @@ TEST_F(DataChangesTest, AClosedGateDrainsWhileWritersMeet) {
   EXPECT_TRUE(second.given());
 }
 
+// Its file was opened at once, and has been read already when the Open is performed.
+TEST_F(DataChangesTest, AnOpenThatIsHeldCountsForAChangeBeforeIt) {
+  const TemporaryDirectory directory;
+  Database database(directory.path() / "state.db");
+  Gate gate(coherence_, database);
+  Gate::Hooks hooks;
+  hooks.held = [this](const pb::Request& request) { coherence_.held(request); };
+  hooks.opened = [this] { coherence_.none_held(); };
+  gate.set_hooks(hooks);
+  attach_all({kA, kB});
+  opened(kA);
+  gate.close(1, [] {});
+  Answer changed, opening;
+  gate.execute(write_of(kA, 1, kFile, 0, 4), as_bytes("data"), changed.reply());
+  pb::Request open = request_of(kB, 2);
+  open.mutable_open()->set_id(kFile);
+  open.mutable_open()->set_handle(7);
+  open.set_lazy(true);
+  gate.execute(open, {}, opening.reply());
+  gate.open();
+  EXPECT_TRUE(opening.given());
+  EXPECT_FALSE(changed.given());
+  follow(kB);
+  EXPECT_TRUE(changed.given());
+}
+
 }  // namespace
 }  // namespace sharefs

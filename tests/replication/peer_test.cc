@@ -317,7 +317,7 @@ TEST_F(PeerTest, ASiteThatWasNotAskedCannotAnswer) {
 
 TEST_F(PeerTest, ThroughputOfPipelinedRequestsAndLatencyOfSingleOnes) {
   start();
-  constexpr std::uint64_t kRequests = 100'000;
+  constexpr std::uint64_t kRequests = 20'000;
   constexpr std::uint64_t kUnderWay = 256;
   std::uint64_t sent = 0, done = 0;
   const auto next = [&](auto& self) -> void {

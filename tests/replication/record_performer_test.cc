@@ -46,15 +46,5 @@ TEST_F(RecordPerformerTest, ARecordIsPerformedOnceAndAnsweredAgain) {
   EXPECT_EQ(store_.calls.size(), 1U);
 }
 
-TEST_F(RecordPerformerTest, WhatWasReadBeforeItsOpenWasPerformedIsDropped) {
-  auto request = request_of(1, 2);
-  request.mutable_open()->set_id(5);
-  EXPECT_FALSE(perform(1, request).invalidate());
-  request.set_seq(3);
-  request.set_lazy(true);
-  EXPECT_TRUE(perform(2, request).invalidate());
-  EXPECT_TRUE(perform(2, request).invalidate()) << "also when it is told again";
-}
-
 }  // namespace
 }  // namespace sharefs
