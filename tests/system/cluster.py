@@ -9,6 +9,7 @@ import time
 import sandbox
 from network import Network
 from sandbox import BUILD, eventually, fuse_mounts, run
+from tree import SAME_FILE_SYSTEM_SEEN, assert_equal
 
 SHAREFS = os.environ.get('SHAREFS') or f'{BUILD}/sharefs'
 PORT = 7100
@@ -258,6 +259,15 @@ class Cluster:
         """`sharefs verify`: the copies of two sites are equal."""
         result = a.cli('verify', DATA_SET, '--with', b.name, check=False, timeout=300)
         assert result.returncode == 0, f'verify {a.name} with {b.name}: {result.stdout} {result.stderr}'
+
+    def hand_over_and_compare(self, to, *options):
+        """To a site that is not the owner: its copy is equal, and every mount shows the same."""
+        owner = self.owner()
+        owner.migrate(to, *options)
+        self.wait_agreed(to)
+        self.verify(to, owner)
+        for site in self.sites[1:]:
+            assert_equal(self.sites[0].mountpoint, site.mountpoint, SAME_FILE_SYSTEM_SEEN)
 
     def describe(self):
         for site in self.sites:

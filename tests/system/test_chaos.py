@@ -16,7 +16,6 @@ import sandbox
 from cluster import DATA_SET, Cluster
 from loads import Load, once
 from seen import Seen
-from tree import SAME_FILE_SYSTEM_SEEN, assert_equal
 
 SECONDS = int(os.environ.get('SHAREFS_CHAOS_SECONDS', 25))
 FAULTS = ('kill', 'kill', 'freeze', 'cut', 'cut one way', 'nothing')
@@ -147,11 +146,7 @@ class Chaos:
                  **(load.values | {'dir': mounts[k % 3], 'rate': None, 'until_gone': None, 'rewrite': None}))
         owner = self.cluster.owner()
         other = next(site for site in self.cluster if site is not owner)
-        owner.migrate(other, '--max-pause', '2s')
-        self.cluster.wait_agreed(other)
-        self.cluster.verify(other, owner)
-        for mount in mounts[1:]:
-            assert_equal(mounts[0], mount, SAME_FILE_SYSTEM_SEEN)
+        self.cluster.hand_over_and_compare(other, '--max-pause', '2s')
 
     def play(self):
         self.begin()

@@ -14,7 +14,6 @@ from actor import Actor
 from cluster import Cluster, DATA_SET
 from fault_points import HANDOFF, KILL_ONLY, NEED_RECORDS, REPOSITORY, REQUEST, ROLL_BACK, SOURCE, in_the_source
 from loads import Load, once
-from tree import SAME_FILE_SYSTEM_SEEN, assert_equal
 
 # Long enough for a busy test machine; a stall far beyond it means that the gate did not open again by itself.
 MAX_PAUSE = ('--max-pause', '2s')
@@ -76,11 +75,7 @@ class Scene:
         """After all this a handoff still works, and every site shows the same."""
         owner = self.cluster.owner()
         other = self.beta if owner is self.alpha else self.alpha
-        owner.migrate(other, *MAX_PAUSE)
-        self.cluster.wait_agreed(other)
-        self.cluster.verify(other, owner)
-        for site in (self.beta, self.gamma):
-            assert_equal(self.alpha.mountpoint, site.mountpoint, SAME_FILE_SYSTEM_SEEN)
+        self.cluster.hand_over_and_compare(other, *MAX_PAUSE)
 
     def expected_owner(self, point):
         return self.beta if point.committed else self.alpha

@@ -11,7 +11,6 @@ import power
 import sandbox
 from fault_points import HANDOFF, NEED_RECORDS, SOURCE
 from loads import Load, once
-from tree import SAME_FILE_SYSTEM_SEEN, assert_equal
 
 MAX_PAUSE = ('--max-pause', '2s')
 # Where something has just been made durable, or is about to be.
@@ -61,12 +60,7 @@ class Scene:
         for number, load in enumerate(self.loads):
             once('verify-fsync-writer', dir=self.cluster[number % 3].mountpoint, id=load.values['id'],
                  board=load.values['board'])
-        other = self.beta if owner is self.alpha else self.alpha
-        owner.migrate(other, *MAX_PAUSE)
-        self.cluster.wait_agreed(other)
-        self.cluster.verify(other, owner)
-        for site in (self.beta, self.gamma):
-            assert_equal(self.alpha.mountpoint, site.mountpoint, SAME_FILE_SYSTEM_SEEN)
+        self.cluster.hand_over_and_compare(self.beta if owner is self.alpha else self.alpha, *MAX_PAUSE)
 
 
 def owner_without_power():
