@@ -162,9 +162,10 @@ Database::Database(const std::filesystem::path& file) : file_(file) {
   }
 }
 
+// What is no longer in the log is safe, too: SQLite syncs the database before it uses the log again from its
+// start.
 void Database::sync_commits() {
-  sqlite3_file* log =
-      nullptr;  // SQLite syncs the database itself before it uses the log again from its start
+  sqlite3_file* log = nullptr;
   if (sqlite3_file_control(handle_, "main", SQLITE_FCNTL_JOURNAL_POINTER, &log) != SQLITE_OK ||
       log == nullptr || log->pMethods == nullptr)
     return;
