@@ -405,15 +405,6 @@ void HandoffSource::hand_over() {
       asked_again.push_back(std::move(record));
       continue;
     }
-    // Other sites' Peers see for themselves what comes of theirs.
-    if (const auto client = clients.find(record.request.client());
-        client != clients.end() && client->second == parts_.self)
-      record.reply = [&peer = parts_.peer, request = record.request, reply = std::move(record.reply)](
-                         const pb::Outcome& outcome, Bytes data) {
-        const int lost = outcome.error() == 0 ? peer.performed(request) : 0;
-        if (lost != 0) return reply_errno(reply, lost);
-        reply(outcome, data);
-      };
     keep_record(std::move(record));
   }
   record_.records = records_total_;

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "meta/log.h"
-#include "replication/unsynced.h"
 
 namespace sharefs {
 namespace {
@@ -58,7 +57,6 @@ struct Peer::Impl {
     bool retry = false;             // refused by the owner; sent again soon
     bool lazy = false;              // not sent yet: it travels with the next request
     std::uint64_t opens = 0;        // the handle; 0: none
-    Unsynced::Part unsynced{};
   };
   using PendingMap = std::map<std::uint64_t, Pending>;  // by arrival
 
@@ -108,7 +106,6 @@ struct Peer::Impl {
   std::map<std::uint64_t, std::uint64_t> reattached;
   std::uint64_t next_attach = 1;
   Holdings holdings;
-  Unsynced unsynced;
   Reactor::TimerId retry_timer = 0;
   std::chrono::milliseconds retry_delay = kFirstRetry;
   Reactor::TimerId timeout_timer = 0;
@@ -147,7 +144,6 @@ void Peer::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
   added.waits_for_others = request.setlock().wait() || request.has_attach();
   added.opens = request.has_open() ? request.open().handle() : request.opendir().handle();
   added.holds = Holdings::concerns(request);
-  added.unsynced = unsynced.part_of(request);
   numbers.emplace(key, number);
   if (options.timeout) {
     added.deadline = Reactor::Clock::now() + *options.timeout;
@@ -277,8 +273,6 @@ void Peer::Impl::answered(const SiteName& from, const pb::Answer& answer, Bytes 
     if (asked.ParseFromArray(found->second.head.data(), static_cast<int>(found->second.head.size())))
       holdings.answered(asked.ask().request(), answer.outcome());
   }
-  const int lost = answer.outcome().error() == 0 ? unsynced.answered(found->second.unsynced) : 0;
-  if (lost != 0) return fail(found, lost);
   finish(found, answer.outcome(), data);
 }
 
@@ -384,7 +378,6 @@ void Peer::Impl::resubmit_to(Executor& local) {
   owner.clear();
   owner_bit = 0;
   holdings.clear();
-  unsynced.clear();
   reattached.clear();
   numbers.clear();
   for (auto& [number, one] : std::exchange(pending, {})) {
@@ -464,14 +457,6 @@ void Peer::answer(const SiteName& from, const Message& message) {
 
 void Peer::connected(const SiteName& site) {
   if (site == impl_->owner) impl_->resend_soon();
-}
-
-int Peer::performed(const pb::Request& request) {
-  return impl_->unsynced.answered(impl_->unsynced.part_of(request));
-}
-
-void Peer::lost_power(const SiteName& site) {
-  if (site == impl_->owner) impl_->unsynced.lost();
 }
 
 Holdings& Peer::holdings() { return impl_->holdings; }

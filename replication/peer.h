@@ -42,20 +42,15 @@ class Peer final : public Executor {
   void resubmit_queries_to(Executor& local);
   // This site becomes the owner: hands every unanswered request, in order, to `local` and sends nothing more.
   void resubmit_to(Executor& local);
-  // Called when an owner answers «moved».
   // Called when an outcome comes that nobody waits for any more, and that promises something: whoever asked
   // knows nothing of what it says.
   void on_stray_promise(std::function<void()> stray);
+  // Called when an owner answers «moved».
   void on_moved(std::function<void(const SiteName& owner, Epoch epoch)> moved);
 
   // Feed from the Transport: Answer, Moved, and connections (re)made.
   void answer(const SiteName& from, const Message& message);
   void connected(const SiteName& site);
-  // A request of this site's mount has been performed by the owner without an error, as a record of the
-  // handoff: what the caller is to be told (0 or EIO, see Unsynced).
-  int performed(const pb::Request& request);
-  // This site's machine may have lost what was not synced; told before connected().
-  void lost_power(const SiteName& site);
 
   std::size_t unanswered() const;
 

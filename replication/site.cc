@@ -117,7 +117,8 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
                 reactor),
       peer({.timeout = options.timeout}, transport, reactor),
       server(transport, pace),
-      names(router,
+      unsynced(router),
+      names(unsynced,
             [this] {
               return is_owner() ? kPromiseTrust : transport.trusted_for(ownership.owner, kPromiseTrust);
             }),
@@ -358,6 +359,7 @@ void Site::Impl::give_ownership(const SiteName& owner, Epoch epoch) {
   spdlog::info("{} is the owner now, epoch {}", owner, epoch);
   ownership = state.ownership();
   recalls.clear();  // the new owner asks anew
+  unsynced.durable();
   peer.set_owner(owner, epoch);
   peer.holdings().take(client, opens, locks);
   drop_live_state(parts);

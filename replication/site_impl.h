@@ -14,6 +14,7 @@
 #include "replication/relocate.h"
 #include "replication/site.h"
 #include "replication/site_parts.h"
+#include "replication/unsynced.h"
 #include "replication/verify.h"
 
 namespace sharefs {
@@ -145,6 +146,7 @@ struct Site::Impl {
   Peer peer;
   RequestServer server;
   Router router;
+  Unsynced unsynced;
   NameCache names;
   SiteParts parts;
   std::unique_ptr<FrontEnd> front_end;

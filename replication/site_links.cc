@@ -166,7 +166,7 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool int
   if (another_process) forget_recalls(site);
 
   auto& last_power = powers[site];
-  if (last_power != 0 && last_power != said.power()) peer.lost_power(site);
+  if (site == ownership.owner && last_power != 0 && last_power != said.power()) unsynced.lost();
   last_power = said.power();
 
   coherence.back(site);

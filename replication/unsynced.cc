@@ -4,9 +4,21 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 #include <vector>
 
 namespace sharefs {
+
+void Unsynced::execute(const pb::Request& request, Bytes data, Reply reply) {
+  const Part part = part_of(request);
+  if (part.empty()) return next_.execute(request, data, std::move(reply));
+  next_.execute(request, data,
+                [this, part, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
+                  const int lost = outcome.error() == 0 ? answered(part) : 0;
+                  if (lost != 0) return reply_errno(reply, lost);
+                  reply(outcome, bytes);
+                });
+}
 
 Unsynced::Part Unsynced::part_of(const pb::Request& request) const {
   const auto changes = [](InodeId id, InodeId other = 0) {
@@ -62,11 +74,6 @@ void Unsynced::lost() {
   for (const auto& [id, change] : changed_)
     if (lost_.size() < kMost) lost_.insert(id);
   changed_.clear();
-}
-
-void Unsynced::clear() {
-  changed_.clear();
-  lost_.clear();
 }
 
 void Unsynced::note(InodeId id) {

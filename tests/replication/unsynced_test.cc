@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cerrno>
+#include <utility>
+#include <vector>
 
 namespace sharefs {
 namespace {
@@ -22,37 +24,86 @@ pb::Request sync_of(InodeId id) {
 
 class UnsyncedTest : public testing::Test {
  protected:
-  int perform(const pb::Request& request) { return unsynced_.answered(unsynced_.part_of(request)); }
-  Unsynced unsynced_;
+  // An owner that answers when it is told to.
+  class Owner final : public Executor {
+   public:
+    void execute(const pb::Request&, Bytes, Reply reply) override { waiting_.push_back(std::move(reply)); }
+    void answer(int error) {
+      pb::Outcome outcome;
+      outcome.set_error(static_cast<std::uint32_t>(error));
+      const Reply reply = std::move(waiting_.front());
+      waiting_.erase(waiting_.begin());
+      reply(outcome, {});
+    }
+
+   private:
+    std::vector<Reply> waiting_;
+  };
+
+  void ask(const pb::Request& request) {
+    unsynced_.execute(request, {}, [this](const pb::Outcome& outcome, Bytes) { told_ = outcome.error(); });
+  }
+  std::uint32_t answer(int error = 0) {
+    owner_.answer(error);
+    return told_;
+  }
+  std::uint32_t perform(const pb::Request& request, int error = 0) {
+    ask(request);
+    return answer(error);
+  }
+
+  Owner owner_;
+  Unsynced unsynced_{owner_};
+  std::uint32_t told_ = 0;
 };
 
 TEST_F(UnsyncedTest, a_sync_after_a_loss_fails_once_for_each_inode_that_was_not_synced) {
   perform(write_to(1));
   perform(write_to(2));
   perform(write_to(3, true));
-  EXPECT_EQ(perform(sync_of(2)), 0);
+  EXPECT_EQ(perform(sync_of(2)), 0U);
   unsynced_.lost();
-  EXPECT_EQ(perform(sync_of(1)), EIO);
-  EXPECT_EQ(perform(sync_of(1)), 0);
-  EXPECT_EQ(perform(sync_of(2)), 0);
-  EXPECT_EQ(perform(sync_of(3)), 0) << "it was written synchronously";
+  EXPECT_EQ(perform(sync_of(1)), std::uint32_t{EIO});
+  EXPECT_EQ(perform(sync_of(1)), 0U);
+  EXPECT_EQ(perform(sync_of(2)), 0U);
+  EXPECT_EQ(perform(sync_of(3)), 0U) << "it was written synchronously";
   EXPECT_EQ(unsynced_.size(), 0U);
 }
 
 TEST_F(UnsyncedTest, what_was_written_while_a_sync_was_on_its_way_is_not_synced) {
   perform(write_to(1));
-  const auto syncing = unsynced_.part_of(sync_of(1));
-  perform(write_to(1));
-  EXPECT_EQ(unsynced_.answered(syncing), 0);
+  ask(sync_of(1));
+  ask(write_to(1));
+  EXPECT_EQ(answer(), 0U);
+  EXPECT_EQ(answer(), 0U);
   unsynced_.lost();
-  EXPECT_EQ(perform(sync_of(1)), EIO);
+  EXPECT_EQ(perform(sync_of(1)), std::uint32_t{EIO});
 }
 
 TEST_F(UnsyncedTest, a_sync_that_was_on_its_way_fails) {
   perform(write_to(1));
-  const auto syncing = unsynced_.part_of(sync_of(1));
+  ask(sync_of(1));
   unsynced_.lost();
-  EXPECT_EQ(unsynced_.answered(syncing), EIO);
+  EXPECT_EQ(answer(), std::uint32_t{EIO});
+}
+
+TEST_F(UnsyncedTest, what_failed_has_changed_nothing_and_a_sync_that_failed_tells_nothing_of_a_loss) {
+  perform(write_to(1), ENOSPC);
+  perform(write_to(2));
+  unsynced_.lost();
+  EXPECT_EQ(perform(sync_of(1)), 0U);
+  EXPECT_EQ(perform(sync_of(2), ENOSPC), std::uint32_t{ENOSPC});
+  EXPECT_EQ(perform(sync_of(2)), std::uint32_t{EIO});
+}
+
+TEST_F(UnsyncedTest, what_a_handoff_made_durable_is_not_lost_but_a_loss_before_it_is_still_told) {
+  perform(write_to(1));
+  unsynced_.lost();
+  perform(write_to(2));
+  unsynced_.durable();
+  unsynced_.lost();
+  EXPECT_EQ(perform(sync_of(1)), std::uint32_t{EIO});
+  EXPECT_EQ(perform(sync_of(2)), 0U);
 }
 
 TEST_F(UnsyncedTest, names_are_synced_with_their_directories) {
@@ -65,9 +116,9 @@ TEST_F(UnsyncedTest, names_are_synced_with_their_directories) {
   perform(create);
   perform(sync_of(6));
   unsynced_.lost();
-  EXPECT_EQ(perform(sync_of(5)), EIO);
-  EXPECT_EQ(perform(sync_of(6)), 0);
-  EXPECT_EQ(perform(sync_of(7)), EIO);
+  EXPECT_EQ(perform(sync_of(5)), std::uint32_t{EIO});
+  EXPECT_EQ(perform(sync_of(6)), 0U);
+  EXPECT_EQ(perform(sync_of(7)), std::uint32_t{EIO});
 }
 
 TEST_F(UnsyncedTest, of_too_many_the_oldest_are_forgotten) {
@@ -75,8 +126,8 @@ TEST_F(UnsyncedTest, of_too_many_the_oldest_are_forgotten) {
   for (InodeId id = 1; id <= kLast; ++id) perform(write_to(id));
   EXPECT_LE(unsynced_.size(), Unsynced::kMost);
   unsynced_.lost();
-  EXPECT_EQ(perform(sync_of(1)), 0);
-  EXPECT_EQ(perform(sync_of(kLast)), EIO);
+  EXPECT_EQ(perform(sync_of(1)), 0U);
+  EXPECT_EQ(perform(sync_of(kLast)), std::uint32_t{EIO});
 }
 
 }  // namespace

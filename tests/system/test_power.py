@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Machines lose their power at work and in a handoff: what was synced is there, and one site owns it."""
 
+import errno
 import functools
 import os
 import sys
@@ -125,9 +126,31 @@ def what_an_old_image_has_lost_is_sent_again():
     cluster.verify(alpha, beta)
 
 
+def a_loss_is_told_after_taking_over():
+    """A site that had not synced becomes the owner itself before its application asks."""
+    cluster = power.cluster(2)
+    alpha, beta = cluster
+    with open(f'{beta.mountpoint}/file', 'wb', buffering=0) as file:
+        os.fsync(file)
+        file.write(b'not synced')
+        power.cut(alpha)
+        alpha.start()
+        cluster.wait_connected()
+        alpha.migrate(beta, *MAX_PAUSE)
+        try:
+            os.fsync(file)
+        except OSError as error:
+            assert error.errno == errno.EIO, error
+        else:
+            raise AssertionError(f'fsync succeeds, but the file has {os.fstat(file.fileno()).st_size} bytes')
+        os.pwrite(file.fileno(), b'once more', 0)
+        os.fsync(file)
+
+
 if __name__ == '__main__':
     tests = {'owner_without_power': (owner_without_power, 120),
-             'what_an_old_image_has_lost_is_sent_again': (what_an_old_image_has_lost_is_sent_again, 60)}
+             'what_an_old_image_has_lost_is_sent_again': (what_an_old_image_has_lost_is_sent_again, 60),
+             'a_loss_is_told_after_taking_over': (a_loss_is_told_after_taking_over, 60)}
     for point in HANDOFF:
         if point.name in POINTS:
             name = point.name.replace('.', '_').replace('-', '_')
