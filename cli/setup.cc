@@ -96,6 +96,16 @@ std::string site_name(const std::string& given) {
   return site;
 }
 
+// Before anything is made, and before others are told an address at which nobody can be reached.
+void check_address(const Address& address) {
+  try {
+    check_can_listen(address.listen);
+  } catch (const std::exception& error) {
+    fail(fmt::format("{}: give --listen an address of this machine, and a port that nobody else uses",
+                     error.what()));
+  }
+}
+
 // The settings that init and join share, except `data_set`, which is set last of all (Home::has).
 void put_settings(State& state, const std::string& id, const std::string& site, const fs::path& store,
                   const std::optional<Address>& address) {
@@ -207,6 +217,7 @@ void init_data_set(const Home& home, const InitOptions& options) {
   if (error) fail(fmt::format("{}: {}", options.store.string(), error.message()));
   if (!fs::is_directory(store)) fail(fmt::format("{} is not a directory", store.string()));
   check_store_place(home, store);
+  if (address) check_address(*address);
 
   const DataSetPaths paths = home.paths(options.name);
   const auto marker = read_store_marker(store);
@@ -236,6 +247,7 @@ Token make_invitation(const DataSetPaths& paths, const std::optional<std::string
     if (known != address.endpoint && !known.empty() && !state.sites().empty())
       fail(fmt::format("other sites know this one as {}: it keeps that address (invite without --listen)",
                        known));
+    if (state.setting("listen") != address.listen) check_address(address);
     state.set_setting("listen", address.listen);
     state.set_setting("endpoint", address.endpoint);
   }
@@ -269,6 +281,7 @@ Joined join_data_set(const Home& home, const JoinOptions& options) {
   if (token.expires < now_seconds()) {
     fail("the token has expired: ask for a new one (\"sharefs invite\" on a site of the data set)");
   }
+  check_address(address);
   make_private_folder(home.paths(token.data_set).folder);
   std::error_code error;
   fs::create_directories(options.store, error);

@@ -74,6 +74,14 @@ void check_name(const SiteName& name) {
     throw std::runtime_error("a site's name is 1 to 64 of A-Z a-z 0-9 . _ -");
 }
 
+void bind_to(zmq::socket_t& socket, const std::string& endpoint) {
+  try {
+    socket.bind(endpoint);
+  } catch (const zmq::error_t& error) {
+    throw std::runtime_error(fmt::format("cannot listen on {}: {}", endpoint, error.what()));
+  }
+}
+
 std::uint64_t random_incarnation() {
   std::random_device device;
   return (std::uint64_t{device()} << 32 | device()) | 1;  // never 0, which means unset
@@ -179,11 +187,7 @@ void Transport::Impl::bind() {
   socket.set(zmq::sockopt::curve_server, true);
   socket.set(zmq::sockopt::curve_secretkey, options.keys.secret_key);
   socket.set(zmq::sockopt::zap_domain, std::string("sharefs"));
-  try {
-    socket.bind(options.listen);
-  } catch (const zmq::error_t& error) {
-    throw std::runtime_error(fmt::format("cannot listen on {}: {}", options.listen, error.what()));
-  }
+  bind_to(socket, options.listen);
   router = std::make_unique<WatchedSocket>(std::move(socket), reactor, [this] { read_router(); });
 }
 
@@ -535,6 +539,14 @@ CurveKeys make_curve_keys() {
   if (zmq_curve_keypair(public_key.data(), secret_key.data()) != 0)
     throw std::runtime_error("cannot make keys: this libzmq was built without CURVE");
   return {.public_key = public_key.data(), .secret_key = secret_key.data()};
+}
+
+void check_can_listen(const std::string& endpoint) {
+  check_endpoint(endpoint);
+  zmq::context_t context;
+  zmq::socket_t socket(context, zmq::socket_type::router);
+  set_common_options(socket, endpoint);
+  bind_to(socket, endpoint);
 }
 
 zmq::message_t copy_to_message(Bytes bytes) { return {bytes.data(), bytes.size()}; }

@@ -132,6 +132,10 @@ class Transport {
   std::unique_ptr<Impl> impl_;
 };
 
+// Throws std::runtime_error with one clear line if this machine cannot listen there now: not an address of
+// its own, or a port that is in use.
+void check_can_listen(const std::string& endpoint);
+
 // How long a message that nobody waits for may wait for company.
 constexpr auto kLaziness = std::chrono::milliseconds(1);
 constexpr auto kPingInterval = std::chrono::milliseconds(250);

@@ -3,6 +3,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -82,7 +83,10 @@ class CommandLine(unittest.TestCase):
         self.assertIn(f'sharefs mount projects {self.store}', self.init().stdout)
 
     def test_invite_prints_the_token_alone_on_standard_output(self):
-        self.init('--listen', 'tcp://127.0.0.1:7440')
+        with socket.create_server(('127.0.0.1', 0)) as taken:
+            endpoint = f'tcp://127.0.0.1:{taken.getsockname()[1]}'
+            self.fails(1, f'cannot listen on {endpoint}', 'init', 'projects', '--store', self.store, '--listen', endpoint)
+        self.init('--listen', endpoint)
         token = self.succeeds('invite', 'projects').stdout
         self.assertRegex(token, '^sharefs1-[A-Za-z0-9_-]+\n$')
         self.assertNotEqual(token, self.succeeds('invite', 'projects').stdout)

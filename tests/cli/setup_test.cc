@@ -1,15 +1,42 @@
 #include "cli/setup.h"
 
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 
+#include <cerrno>
+#include <system_error>
+
 #include "cli/units.h"
+#include "fs/inode_table.h"
 #include "tests/cli/scratch.h"
 
 namespace sharefs {
 namespace {
 
 namespace fs = std::filesystem;
+
+// Listens on a port that nobody else has, until it goes.
+class Listener {
+ public:
+  Listener() {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    if (::bind(fd_.get(), reinterpret_cast<sockaddr*>(&address), size) != 0 || ::listen(fd_.get(), 1) != 0 ||
+        ::getsockname(fd_.get(), reinterpret_cast<sockaddr*>(&address), &size) != 0)
+      throw std::system_error(errno, std::generic_category(), "listener");
+    endpoint = "tcp://127.0.0.1:" + std::to_string(ntohs(address.sin_port));
+  }
+  std::string endpoint;
+
+ private:
+  UniqueFd fd_{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+};
+
+std::string free_endpoint() { return Listener().endpoint; }
 
 class SetupTest : public testing::Test {
  protected:
@@ -26,7 +53,8 @@ class SetupTest : public testing::Test {
 TEST_F(SetupTest, InitAdoptsADirectoryWithoutTouchingItsFiles) {
   const auto store = scratch_.directory("data");
   scratch_.file("data/file", "content");
-  init("projects", store, "tcp://127.0.0.1:7001");
+  const auto endpoint = free_endpoint();
+  init("projects", store, endpoint);
   EXPECT_TRUE(fs::exists(store / "file"));
   for (const char* part : {"tree", "parked", "orphans"})
     EXPECT_TRUE(fs::is_directory(store / ".sharefs" / part));
@@ -38,7 +66,7 @@ TEST_F(SetupTest, InitAdoptsADirectoryWithoutTouchingItsFiles) {
   EXPECT_EQ(read_store_marker(store), setting("projects", "data_set_id"));
   EXPECT_EQ(setting("projects", "store"), store.string());
   EXPECT_EQ(setting("projects", "site"), "alpha");
-  EXPECT_EQ(setting("projects", "endpoint"), "tcp://127.0.0.1:7001");
+  EXPECT_EQ(setting("projects", "endpoint"), endpoint);
   EXPECT_EQ(setting("projects", "secret_key").size(), 40u);
   OpenState open(home().paths("projects"));
   EXPECT_EQ(open.state.ownership().owner, "alpha");
@@ -78,6 +106,22 @@ TEST_F(SetupTest, InitRefusesWhatIsNoFreshDirectory) {
   EXPECT_FALSE(fs::exists(home().paths("other").folder));
 }
 
+TEST_F(SetupTest, AnAddressAtWhichThisMachineCannotListenIsRefusedBeforeAnythingIsMade) {
+  const auto store = scratch_.directory("data");
+  const Listener somebody;
+  // 192.0.2.0/24 is nobody's (RFC 5737).
+  for (const std::string& wrong : {std::string("tcp://192.0.2.1:7440"), somebody.endpoint}) {
+    const auto error = error_of([&] { init("projects", store, wrong); });
+    EXPECT_TRUE(error.starts_with("cannot listen on " + wrong)) << error;
+    EXPECT_NE(error.find("--listen"), std::string::npos) << error;
+  }
+  EXPECT_TRUE(fs::is_empty(store));
+  EXPECT_FALSE(fs::exists(home().paths("projects").folder));
+  init("projects", store, free_endpoint());
+  EXPECT_NE(error_of([&] { make_invitation(home().paths("projects"), somebody.endpoint); }).find("--listen"),
+            std::string::npos);
+}
+
 TEST_F(SetupTest, AddressesSayWhereToBindAndWhereToConnect) {
   EXPECT_EQ(parse_address("tcp://10.0.0.1:7440").listen, "tcp://10.0.0.1:7440");
   EXPECT_EQ(parse_address("tcp://10.0.0.1:7440").endpoint, "tcp://10.0.0.1:7440");
@@ -100,9 +144,10 @@ TEST_F(SetupTest, InviteNeedsAnAddressAndRegistersTheKey) {
   const DataSetPaths paths = home().paths("projects");
   EXPECT_NE(error_of([&] { make_invitation(paths, std::nullopt); }).find("does not listen"),
             std::string::npos);
-  const Token token = make_invitation(paths, "tcp://127.0.0.1:7001");
+  const auto endpoint = free_endpoint();
+  const Token token = make_invitation(paths, endpoint);
   EXPECT_EQ(token.data_set, "projects");
-  EXPECT_EQ(token.endpoint, "tcp://127.0.0.1:7001");
+  EXPECT_EQ(token.endpoint, endpoint);
   EXPECT_EQ(std::to_string(token.data_set_id), setting("projects", "data_set_id"));
   EXPECT_EQ(token.server_public_key, setting("projects", "public_key"));
   OpenState open(paths);
@@ -111,11 +156,11 @@ TEST_F(SetupTest, InviteNeedsAnAddressAndRegistersTheKey) {
 }
 
 TEST_F(SetupTest, JoinRefusesBeforeItAsksAnybody) {
-  init("projects", scratch_.directory("data"), "tcp://127.0.0.1:1");
+  init("projects", scratch_.directory("data"), free_endpoint());
   Token token = make_invitation(home().paths("projects"), std::nullopt);
   const Home other(scratch_ / "other");
   const auto join = [&](const Home& at, const Token& with, const fs::path& store) {
-    return error_of([&] { join_data_set(at, {encode_token(with), store, "beta", "tcp://127.0.0.1:7002"}); });
+    return error_of([&] { join_data_set(at, {encode_token(with), store, "beta", free_endpoint()}); });
   };
   EXPECT_TRUE(join(home(), token, scratch_ / "b").starts_with("already joined"));
   scratch_.directory("full");
