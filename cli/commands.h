@@ -22,7 +22,7 @@ struct CommandLine {
 
 void add_setup_commands(CLI::App& app, CommandLine& line);    // init, invite, join
 void add_mount_commands(CLI::App& app, CommandLine& line);    // mount, serve, umount
-void add_handoff_commands(CLI::App& app, CommandLine& line);  // migrate, abort, verify
+void add_handoff_commands(CLI::App& app, CommandLine& line);  // migrate, abort, remove, verify
 void add_status_command(CLI::App& app, CommandLine& line);    // status
 
 // The status of a data set, from its daemon if one runs, else from the database.

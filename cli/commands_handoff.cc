@@ -31,6 +31,10 @@ struct MigrateArguments {
   bool json = false;
 };
 
+struct RemoveArguments {
+  std::string name, site;
+};
+
 struct VerifyArguments {
   std::string name, with;
 };
@@ -214,6 +218,14 @@ int run_abort(const Home& home, const std::string& name) {
   return 0;
 }
 
+int run_remove(const Home& home, const RemoveArguments& arguments) {
+  const DataSetPaths paths = home.require(arguments.name);
+  fail_on_error(
+      require_daemon(paths, arguments.name).ask({{"command", "remove"}, {"site", arguments.site}}, kAnswer));
+  std::cout << fmt::format("{}: {} is not a site any more\n", arguments.name, arguments.site);
+  return 0;
+}
+
 // Whom to compare with when nobody was named: the owner, or on the owner its only other site.
 std::string other_site(const nlohmann::json& status) {
   if (text_of(status, "role") != "owner") return text_of(status, "owner");
@@ -281,6 +293,18 @@ void add_handoff_commands(CLI::App& app, CommandLine& line) {
   abort->footer("Example:\n  sharefs abort projects");
   abort->callback(
       [&line, aborting] { line.run = [&line, aborting] { return run_abort(line.home(), *aborting); }; });
+
+  auto* remove =
+      app.add_subcommand("remove", "Take a site out of the data set, for a machine that does not come back");
+  const auto removing = std::make_shared<RemoveArguments>();
+  remove->add_option("NAME", removing->name, "The data set")->required();
+  remove->add_option("--site", removing->site, "The site, which must not be the owner nor have a mount")
+      ->required();
+  remove->footer(
+      "Works from any site. Its key is never accepted again; nobody waits for it any more.\n\n"
+      "Example:\n  sharefs remove projects --site gamma");
+  remove->callback(
+      [&line, removing] { line.run = [&line, removing] { return run_remove(line.home(), *removing); }; });
 
   auto* verify = app.add_subcommand("verify", "Compare this site's store with another site's");
   const auto verifying = std::make_shared<VerifyArguments>();

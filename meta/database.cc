@@ -9,7 +9,7 @@
 namespace sharefs {
 namespace {
 
-constexpr int kSchemaVersion = 2;
+constexpr int kSchemaVersion = 3;
 constexpr int kBusyTimeoutMs = 10'000;
 constexpr int kDeferredCheckpointPages = 64 * 1024 * 1024 / 4096;  // pages are of SQLite's default size
 
@@ -17,6 +17,7 @@ constexpr int kDeferredCheckpointPages = 64 * 1024 * 1024 / 4096;  // pages are 
 constexpr const char* kSchema = R"sql(
 CREATE TABLE setting(key TEXT PRIMARY KEY, value BLOB);
 CREATE TABLE site(name TEXT PRIMARY KEY, endpoint TEXT, public_key TEXT);
+CREATE TABLE removed_site(public_key TEXT PRIMARY KEY, name TEXT);
 CREATE TABLE invitation(public_key TEXT PRIMARY KEY, expires INTEGER, used INTEGER);
 CREATE TABLE ownership(only INTEGER PRIMARY KEY CHECK(only=1), epoch INTEGER, owner TEXT, burnt INTEGER);
 CREATE TABLE handoff(attempt INTEGER PRIMARY KEY, epoch INTEGER, source TEXT, target TEXT, role TEXT, phase TEXT,
@@ -33,12 +34,15 @@ CREATE TABLE inode(id INTEGER PRIMARY KEY, ino INTEGER, born INTEGER, handle BLO
 CREATE INDEX inode_by_ino ON inode(ino);
 CREATE TABLE id_block(epoch INTEGER PRIMARY KEY, next INTEGER);
 CREATE TABLE blob(key TEXT PRIMARY KEY, value BLOB);
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
 )sql";
 
 constexpr const char* kFromVersion1 = R"sql(
 ALTER TABLE handoff ADD COLUMN tries INTEGER;
-PRAGMA user_version = 2;
+)sql";
+constexpr const char* kFromVersion2 = R"sql(
+CREATE TABLE removed_site(public_key TEXT PRIMARY KEY, name TEXT);
+PRAGMA user_version = 3;
 )sql";
 
 // One line, whatever the statement looks like.
@@ -64,6 +68,7 @@ void bring_schema_up_to_date(Database& database) {
   const int version = user_version(database);  // another process may have been faster
   if (version == 0) database.execute(kSchema);
   if (version == 1) database.execute(kFromVersion1);
+  if (version == 1 || version == 2) database.execute(kFromVersion2);
   transaction.commit();
 }
 

@@ -100,6 +100,22 @@ void State::put_site(const SiteRecord& site) {
       .run();
 }
 
+void State::remove_site(const SiteName& name, const std::string& public_key) {
+  Transaction transaction(database_, Durability::full);
+  Statement(database_, "INSERT OR IGNORE INTO removed_site(public_key, name) VALUES(?, ?)")
+      .bind(public_key, name)
+      .run();
+  Statement(database_, "DELETE FROM site WHERE public_key = ?").bind(public_key).run();
+  transaction.commit();
+}
+
+std::vector<SiteRecord> State::removed_sites() {
+  std::vector<SiteRecord> sites;
+  Statement select(database_, "SELECT name, public_key FROM removed_site ORDER BY name");
+  while (select.step()) sites.push_back({select.text(0), "", select.text(1)});
+  return sites;
+}
+
 void State::add_invitation(const std::string& public_key, std::int64_t expires) {
   Statement(database_, "INSERT INTO invitation(public_key, expires, used) VALUES(?, ?, 0)")
       .bind(public_key, expires)

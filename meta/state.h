@@ -60,6 +60,9 @@ class State {
 
   std::vector<SiteRecord> sites();  // the others, not setting("site")
   void put_site(const SiteRecord& site);
+  // The key of this site is not accepted ever again, whoever still names it; durable.
+  void remove_site(const SiteName& name, const std::string& public_key);
+  std::vector<SiteRecord> removed_sites();                                   // without endpoints
   void add_invitation(const std::string& public_key, std::int64_t expires);  // seconds since 1970
   std::vector<std::string> invitations(std::int64_t now);                    // now: seconds since 1970
   bool use_invitation(const std::string& public_key);  // false: unknown or used; durable

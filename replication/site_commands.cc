@@ -51,6 +51,7 @@ void Site::Impl::command(const nlohmann::json& request, JsonReply reply) {
     std::string why;
     return reply(source->abort(why) ? nlohmann::json{{"result", "aborted"}} : failure(why));
   }
+  if (name == "remove") return is_owner() ? remove(request, reply) : ask_owner(request, std::move(reply));
   reply(failure(fmt::format("unknown command «{}»", name)));
 }
 
@@ -110,6 +111,28 @@ nlohmann::json Site::Impl::status_json() {
       {"sites", sites},
       {"handoff", handoff_json()},
       {"history", history}};
+}
+
+// ---- remove
+
+// For a machine that does not come back. The owner decides; other sites learn it from whoever knows.
+void Site::Impl::remove(const nlohmann::json& request, const JsonReply& reply) {
+  const SiteName site = request.value("site", "");
+  if (site == parts.self)
+    return reply(failure(fmt::format("{} is the owner: hand the data set to another site first", site)));
+  const auto sites = state.sites();
+  const auto found =
+      std::find_if(sites.begin(), sites.end(), [&](const auto& one) { return one.name == site; });
+  if (found == sites.end())
+    return reply(failure(fmt::format("there is no site {}: see sharefs status", site)));
+  if (source || target) return reply(failure("a handoff is running: wait for its end, or sharefs abort"));
+  const auto& mounts = opens.clients();
+  if (transport.connected(site) &&
+      std::any_of(mounts.begin(), mounts.end(), [&](const auto& one) { return one.second == site; }))
+    return reply(failure(fmt::format("{} has it mounted: sharefs umount there first", site)));
+  forget_site(site, found->public_key);
+  transport.greet_all();
+  reply({{"result", "removed"}});
 }
 
 // ---- migrate
@@ -253,25 +276,32 @@ void Site::Impl::verify_next() {
   }
 }
 
+void Site::Impl::verify_ends(nlohmann::json result) {
+  const JsonReply reply = std::move(verification->reply);
+  verification.reset();
+  reply(std::move(result));
+}
+
+// A page that was asked for may never come.
+void Site::Impl::verify_lost(const SiteName& site) {
+  if (verification && verification->with == site)
+    verify_ends(failure(fmt::format("the connection to {} was lost: verify again when it is back", site)));
+}
+
 void Site::Impl::verify_page(bool here, const pb::VerifyReply& page) {
   auto& now = *verification;
   (here ? now.asked_here : now.asked_there) = false;
-  const auto conclude = [this](nlohmann::json result) {
-    auto reply = std::move(verification->reply);
-    verification.reset();
-    reply(std::move(result));
-  };
-  if (!page.error().empty()) return conclude(failure(page.error()));
+  if (!page.error().empty()) return verify_ends(failure(page.error()));
   if (here != now.other_is_owner)
     now.comparison.owner_page(page);
   else
     now.comparison.other_page(page);
   if (!now.comparison.done()) return verify_next();
   const auto& result = now.comparison.result();
-  conclude({{"with", now.with},
-            {"compared", result.compared},
-            {"changed_since", result.changed_since},
-            {"differences", result.differences}});
+  verify_ends({{"with", now.with},
+               {"compared", result.compared},
+               {"changed_since", result.changed_since},
+               {"differences", result.differences}});
 }
 
 }  // namespace sharefs

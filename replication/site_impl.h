@@ -91,6 +91,9 @@ struct Site::Impl {
   void subscribe();
   pb::Hello hello() const;
   void connected(const SiteName& site, const pb::Hello& hello, bool interrupted);
+  void merge_sites(const SiteName& from, const pb::Hello& said);
+  void forget_site(const SiteName& site, const std::string& public_key);
+  void forget_handoffs_from(const SiteName& site);
   void lost(const SiteName& site);
   void recall_done(const SiteName& from, const pb::RecallDone& done);
   void join(const std::string& route, const std::string& public_key, const pb::Join& join);
@@ -109,11 +112,14 @@ struct Site::Impl {
   void migrate(const nlohmann::json& request, JsonReply reply);
   void measured(const HandoffSource::Options& options, const JsonReply& reply);
   void dry_run(const HandoffSource::Options& options, JsonReply reply);
+  void remove(const nlohmann::json& request, const JsonReply& reply);
   void await_reply(std::uint64_t number, const SiteName& from, Reactor::Clock::duration patience);
   nlohmann::json handoff_json();
   nlohmann::json status_json();
   void verify(const nlohmann::json& request, JsonReply reply);
   void verify_next();
+  void verify_ends(nlohmann::json result);
+  void verify_lost(const SiteName& site);
   void verify_page(bool here, const pb::VerifyReply& page);
 
   // constant after construction

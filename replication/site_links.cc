@@ -134,22 +134,59 @@ pb::Hello Site::Impl::hello() const {
     known->set_endpoint(site.endpoint);
     known->set_public_key(site.public_key);
   }
+  for (const auto& site : const_cast<State&>(state).removed_sites()) {
+    auto* removed = hello.add_removed();
+    removed->set_name(site.name);
+    removed->set_public_key(site.public_key);
+  }
   return hello;
+}
+
+// Sites come with the news of any site, and go with those of any: what was removed once stays removed, since
+// its key is remembered.
+void Site::Impl::merge_sites(const SiteName& from, const pb::Hello& said) {
+  std::set<std::string> removed;
+  for (const auto& site : state.removed_sites()) removed.insert(site.public_key);
+  for (const auto& site : said.removed()) {
+    if (site.public_key() == state.setting("public_key"))
+      spdlog::warn("{} says that this site was removed from the data set", from);
+    else if (site.name() != from && removed.insert(site.public_key()).second)
+      forget_site(site.name(), site.public_key());
+  }
+  std::set<SiteName> known{parts.self};
+  for (const auto& site : state.sites()) known.insert(site.name);
+  for (const auto& site : said.sites()) {
+    if (known.contains(site.name()) || removed.contains(site.public_key())) continue;
+    try {
+      transport.add_site(site.name(), site.endpoint(), site.public_key());
+      state.put_site({.name = site.name(), .endpoint = site.endpoint(), .public_key = site.public_key()});
+    } catch (const std::runtime_error& malformed) {
+      spdlog::warn("{} names a site that cannot be one: {}", from, malformed.what());
+    }
+  }
+}
+
+// What the site had open or locked goes with it.
+void Site::Impl::forget_site(const SiteName& site, const std::string& public_key) {
+  const auto sites = state.sites();
+  const bool known = std::any_of(sites.begin(), sites.end(), [&](const auto& one) {
+    return one.name == site && one.public_key == public_key;
+  });
+  state.remove_site(site, public_key);
+  if (!known) return;  // removed before this site heard of it; or another one has its name now
+  spdlog::info("{} is not part of the data set any more", site);
+  transport.remove_site(site);
+  expire(site, 0);
+  forget_recalls(site);
+  verify_lost(site);
+  forget_handoffs_from(site);
+  incarnations.erase(site);
+  powers.erase(site);
 }
 
 void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool interrupted) {
   if (said.data_set() != data_set_id) return;
-  std::set<SiteName> known{parts.self};
-  for (const auto& other : state.sites()) known.insert(other.name);
-  for (const auto& other : said.sites()) {
-    if (known.contains(other.name())) continue;
-    try {
-      transport.add_site(other.name(), other.endpoint(), other.public_key());
-      state.put_site({.name = other.name(), .endpoint = other.endpoint(), .public_key = other.public_key()});
-    } catch (const std::runtime_error& malformed) {
-      spdlog::warn("{} names a site that cannot be one: {}", site, malformed.what());
-    }
-  }
+  merge_sites(site, said);
   learn(said.owner(), said.epoch());
 
   // Another process than before: what its earlier mount had open or locked is gone.
@@ -181,6 +218,7 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool int
     }
     peer.connected(site);
     send_recalls_again(site);
+    verify_lost(site);
   }
   if (source && source->target() == site) source->connected(interrupted);
   if (target) target->connected(site, another_process);
@@ -219,6 +257,7 @@ void Site::Impl::lost(const SiteName& site) {
   watch_absence(site);
   if (site == ownership.owner) show_nothing_old();
   if (source && source->target() == site) source->lost();
+  verify_lost(site);
 }
 
 void Site::Impl::load_invitations() {
@@ -238,6 +277,13 @@ void Site::Impl::join(const std::string& route, const std::string& public_key, c
   if (join.version() != kProtocolVersion)
     return refuse(fmt::format("{} runs another version of sharefs: upgrade first", parts.self));
   if (site.name.empty() || site.public_key.size() != 40) return refuse("malformed request to join");
+  const auto gone = state.removed_sites();
+  if (std::any_of(gone.begin(), gone.end(),
+                  [&](const auto& one) { return one.public_key == site.public_key; }))
+    return refuse(
+        fmt::format("{} was removed from the data set: delete its state folder, so that it gets "
+                    "another key, and join again",
+                    site.name));
   auto others = state.sites();
   // A join whose answer got lost is made again, with the same key and another token.
   std::erase_if(others, [&](const auto& other) { return other.public_key == site.public_key; });
@@ -266,6 +312,12 @@ void Site::Impl::join(const std::string& route, const std::string& public_key, c
   transport.reply_to_join(route, envelope);
   spdlog::info("{} has joined at {}", site.name, site.endpoint);
   transport.greet_all();
+}
+
+void Site::Impl::forget_handoffs_from(const SiteName& site) {
+  for (const auto& old : state.handoffs(kForgottenAtOnce))
+    if (old.role == "target" && old.source == site && old.result == "done")
+      HandoffTarget::forget(state, old.attempt);
 }
 
 // Why this site cannot take the data set over, room aside; or empty.
@@ -312,9 +364,7 @@ void Site::Impl::judged(const SiteName& from, const pb::Prepare& prepare, const 
     return;
   }
   // It became the owner again since it gave ownership away: it knows the outcomes of that handoff.
-  for (const auto& old : state.handoffs(kForgottenAtOnce))
-    if (old.role == "target" && old.source == from && old.result == "done")
-      HandoffTarget::forget(state, old.attempt);
+  forget_handoffs_from(from);
   restarted.clear();
   if (target) target->abandon("a newer attempt replaced it");
   target.reset();

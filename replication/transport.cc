@@ -440,6 +440,13 @@ void Transport::add_site(const SiteName& site, const std::string& endpoint, cons
   }
 }
 
+void Transport::remove_site(const SiteName& site) {
+  const auto found = impl_->links.find(site);
+  if (found == impl_->links.end()) return;
+  impl_->senders.erase(found->second->public_key());
+  impl_->links.erase(found);
+}
+
 void Transport::admit_invitation(const std::string& public_key) {
   check_key(public_key);
   impl_->senders.try_emplace(public_key);

@@ -10,7 +10,7 @@ import tempfile
 import unittest
 
 SHAREFS = sys.argv.pop(1)
-COMMANDS = ('init', 'invite', 'join', 'mount', 'serve', 'umount', 'migrate', 'abort', 'status', 'verify')
+COMMANDS = ('init', 'invite', 'join', 'mount', 'serve', 'umount', 'migrate', 'abort', 'remove', 'status', 'verify')
 
 
 class CommandLine(unittest.TestCase):

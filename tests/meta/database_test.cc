@@ -64,7 +64,7 @@ TEST(Database, the_file_is_private_and_in_wal_mode_even_if_it_was_open_to_all) {
 
 TEST(Database, a_file_of_a_newer_version_is_refused_and_left_alone) {
   const Scratch scratch;
-  { Database(scratch / "state.db").execute("PRAGMA user_version = 3"); }
+  { Database(scratch / "state.db").execute("PRAGMA user_version = 4"); }
   try {
     Database database(scratch / "state.db");
     FAIL() << "was opened";
@@ -79,6 +79,7 @@ TEST(Database, a_file_of_an_older_version_is_brought_up_to_date) {
     Database older(scratch / "state.db");
     older.execute(
         "ALTER TABLE handoff DROP COLUMN tries; INSERT INTO handoff(attempt) VALUES(7);"
+        "DROP TABLE removed_site;"
         "PRAGMA user_version = 1");
   }
   Database database(scratch / "state.db");
@@ -86,6 +87,7 @@ TEST(Database, a_file_of_an_older_version_is_brought_up_to_date) {
   ASSERT_TRUE(kept.step());
   EXPECT_EQ(kept.integer(0), 7);
   EXPECT_EQ(kept.integer(1), 0);
+  EXPECT_FALSE(Statement(database, "SELECT public_key FROM removed_site").step());
 }
 
 TEST(Database, a_file_that_is_no_database_and_a_folder_that_is_missing_are_refused_in_one_line) {

@@ -84,6 +84,25 @@ TEST_F(StateTest, sites_are_the_others) {
   EXPECT_EQ(sites[1].endpoint, "tcp://b:2");
 }
 
+TEST_F(StateTest, a_site_that_was_removed_is_remembered_by_its_key) {
+  state_->put_site({"b", "tcp://b:1", "kb"});
+  state_->put_site({"c", "tcp://c:1", "kc"});
+  state_->remove_site("b", "kb");
+  state_->remove_site("b", "kb");
+  state_->remove_site("c", "an older key");
+  state_->put_site({"b", "tcp://b:1", "another key"});
+  reopen();
+  const auto sites = state_->sites();
+  ASSERT_EQ(sites.size(), 2U);
+  EXPECT_EQ(sites[0].public_key, "another key");
+  EXPECT_EQ(sites[1].public_key, "kc");
+  const auto removed = state_->removed_sites();
+  ASSERT_EQ(removed.size(), 2U);
+  EXPECT_EQ(removed[0].name, "b");
+  EXPECT_EQ(removed[0].public_key, "kb");
+  EXPECT_EQ(removed[1].public_key, "an older key");
+}
+
 TEST_F(StateTest, an_invitation_is_used_once_and_expires) {
   state_->add_invitation("key", 100);
   state_->add_invitation("late", 10);

@@ -3,8 +3,11 @@
 
 import os
 import random
+import shutil
+import signal
 import socket
 import sqlite3
+import subprocess
 import sys
 import time
 
@@ -68,6 +71,71 @@ def a_join_whose_answer_got_lost_can_be_made_again():
     cluster.join(beta)
     beta.start()
     cluster.wait_connected()
+
+
+def a_machine_that_does_not_come_back_is_removed():
+    """What it had locked is free, nobody waits for it, nobody lets it in again, and its name can be given anew."""
+    cluster = Cluster(3)
+    alpha, beta, gamma = cluster
+
+    def others_of(site):
+        return [one['site'] for one in site.status()['sites']]
+
+    def lock(site):
+        actor = Actor(site.mountpoint)
+        actor.do('open', 'file', 'file', os.O_RDWR | os.O_CREAT)
+        return actor.do('lock', 'file', 'w', 0, 10)[0]
+
+    assert lock(gamma) == 'ok' and lock(alpha) == 'errno'
+    refused = beta.cli('remove', DATA_SET, '--site', 'gamma', check=False)
+    assert refused.returncode == 1 and 'umount' in refused.stderr, refused.stderr
+    refused = alpha.cli('remove', DATA_SET, '--site', 'alpha', check=False)
+    assert refused.returncode == 1 and 'owner' in refused.stderr, refused.stderr
+    gamma.kill()
+    beta.stop()
+    sandbox.eventually(lambda: not alpha.status()['sites'][1]['connected'], 'alpha misses gamma')
+    assert lock(alpha) == 'errno', 'a lock of a site that may come back is given away'
+    alpha.cli('remove', DATA_SET, '--site', 'gamma')
+    assert lock(alpha) == 'ok', 'gamma still has its lock'
+    beta.start()  # it was away meanwhile, and knows gamma
+    sandbox.eventually(lambda: others_of(alpha) == ['beta'] and others_of(beta) == ['alpha'], 'gamma is forgotten')
+
+    # Also by those who become the owner later, and by their next processes.
+    alpha.migrate(beta)
+    alpha.restart()
+    beta.restart()
+    cluster.wait_agreed(beta)
+    assert others_of(alpha) == ['beta'] and others_of(beta) == ['alpha']
+    began = time.monotonic()
+    os.mkdir(f'{beta.mountpoint}/new')
+    assert time.monotonic() - began < 2, 'a change waits for a site that was removed'
+    back = gamma.cli('mount', DATA_SET, gamma.mountpoint, check=False)
+    assert back.returncode != 0 and 'cannot be reached' in back.stderr, back.stderr
+    gamma.kill()
+
+    shutil.rmtree(f'{gamma.home}/{DATA_SET}')
+    shutil.rmtree(gamma.store)
+    os.mkdir(gamma.store)
+    cluster.join(gamma, beta.cli('invite', DATA_SET).stdout.strip())
+    gamma.start()
+    cluster.wait_connected()
+    assert os.path.isdir(f'{gamma.mountpoint}/new')
+
+
+def verify_ends_when_the_other_site_does():
+    def files(store):
+        content.small(store, files=3000)
+    cluster = Cluster(2, content=files)
+    alpha, beta = cluster
+    alpha.migrate(beta)
+    beta.signal(signal.SIGSTOP)
+    asking = subprocess.Popen(alpha.command('verify', DATA_SET), env=alpha.environment(), stderr=subprocess.PIPE, text=True)
+    time.sleep(0.5)
+    beta.kill()
+    assert asking.wait(20) == 1 and 'beta' in asking.stderr.read()
+    beta.start()
+    cluster.wait_connected()
+    cluster.verify(alpha, beta)
 
 
 def a_changed_token_is_refused():
@@ -245,6 +313,8 @@ if __name__ == '__main__':
         'two_sites_have_no_name_or_address_in_common': (two_sites_have_no_name_or_address_in_common, 60),
         'a_join_whose_answer_got_lost_can_be_made_again': (a_join_whose_answer_got_lost_can_be_made_again, 60),
         'a_changed_token_is_refused': (a_changed_token_is_refused, 60),
+        'a_machine_that_does_not_come_back_is_removed': (a_machine_that_does_not_come_back_is_removed, 90),
+        'verify_ends_when_the_other_site_does': (verify_ends_when_the_other_site_does, 60),
         'a_wrong_key_is_not_let_in': (a_wrong_key_is_not_let_in, 60),
         'garbage_on_the_port_breaks_nothing': (garbage_on_the_port_breaks_nothing, 60),
         'malformed_messages_of_a_known_site_break_nothing': (malformed_messages_of_a_known_site_break_nothing, 90),
