@@ -35,8 +35,8 @@ void Gate::execute(const pb::Request& request, Bytes data, Reply reply) {
     return pass(request, data, std::move(reply));
   if (state_ == State::passing_on && after_ != nullptr)
     return after_->execute(request, data, std::move(reply));
-  if (state_ == State::holding_changes && request.op_case() == pb::Request::kCancel && cancel_held(request))
-    return reply_errno(reply, 0);
+  const bool may_be_undone = state_ == State::holding_changes || state_ == State::holding_everything;
+  if (may_be_undone && request.has_cancel() && cancel_held(request)) return reply_errno(reply, 0);
   if (passes_closed(request)) return pass(request, data, std::move(reply));
   hold(request, data, std::move(reply));
 }

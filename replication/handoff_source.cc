@@ -417,7 +417,11 @@ void HandoffSource::hand_over() {
                                 : record.request.attach().site() == parts_.self)
       parts_.peer.execute(record.request, as_bytes(record.data), std::move(record.reply));
   }
-  // Last, since it may fail (a full disk), which must not keep anybody from the new owner.
+  stop_logging();
+}
+
+// Last, since it may fail (a full disk), which must keep nobody from the owner.
+void HandoffSource::stop_logging() {
   try {
     parts_.log.stop();
   } catch (const std::exception& error) {
@@ -520,7 +524,7 @@ void HandoffSource::roll_back() {
   image_.reset();
   parts_.pace.unlimited();
   if (parts_.gate.closed()) parts_.gate.open();
-  parts_.log.stop();
+  stop_logging();
   pb::Envelope envelope;
   envelope.mutable_abandon()->set_attempt(record_.attempt);
   envelope.mutable_abandon()->set_reason(give_up_reason_);

@@ -93,6 +93,7 @@ class HandoffSource {
   void finished();
   void give_up(std::string reason, bool retry);
   void roll_back();
+  void stop_logging();
   void conclude(std::string result, std::string error);
   void persist(Durability durability);
   void update_counters();

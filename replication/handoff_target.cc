@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "meta/fault.h"
+#include "replication/holdings.h"
 #include "replication/inode_io.h"
 
 namespace sharefs {
@@ -128,12 +129,24 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, const HandoffRecord& stored
     // again: what records leave without a name is not part of the image.
     if (begun.empty()) image_->finish(orphans_of(live_));
     restore_live_state(parts_, live_);
+    for (const auto& one : begun)
+      if (one.number < next_) was_performed(one);
     parts_.coherence.recovered();  // the live state says what sites hold
     parts_.gate.hold_changes();
   }
 }
 
 HandoffTarget::~HandoffTarget() = default;
+
+// By an earlier process. The live state is that of t2, before it.
+void HandoffTarget::was_performed(const State::StoredRecord& record) {
+  pb::Request request;
+  pb::Outcome outcome;
+  if (!request.ParseFromString(record.request) || !outcome.ParseFromString(record.outcome))
+    throw std::runtime_error("state.db: a record that was performed cannot be read");
+  hold(request, outcome, parts_.opens, parts_.locks);
+  parts_.server.note(request, outcome, as_bytes(record.outcome_data));
+}
 
 void HandoffTarget::send(const pb::Envelope& envelope, std::vector<zmq::message_t> parts) {
   parts_.transport.send(source_, Lane::requests, envelope, std::move(parts));
@@ -267,29 +280,45 @@ void HandoffTarget::commit(const pb::Commit& message) {
     if (performed() && !performing_) all_performed();
     return;
   }
-  if (!handle(TargetEvent::commit)) return;
-  if (message.epoch() != record_.epoch) {
-    spdlog::error("handoff {}: commit names epoch {}, prepared for {}", record_.attempt, message.epoch(),
-                  record_.epoch);
-    state_ = TargetState::prepared;
-    return;
-  }
-  records_total_ = message.records();
-  record_.records = records_total_;
-  fault_point("target.commit");
-  parts_.gate.hold_changes();
-  parts_.state.put_blob(total_key(record_.attempt), std::to_string(records_total_));
+  const auto performing = next(state_, TargetEvent::commit);
+  if (!performing) return;
+  if (message.epoch() != record_.epoch)
+    return spdlog::error("handoff {}: commit names epoch {}, prepared for {}", record_.attempt,
+                         message.epoch(), record_.epoch);
+  // One durable step: from here this site is the owner, whatever happens. If it fails (a full disk), nothing
+  // has happened: the source sends the commit again.
+  auto record = record_;
+  record.records = message.records();
+  record.phase = name(*performing);
+  Transaction transaction(parts_.state.database(), Durability::full);
+  parts_.state.put_blob(total_key(record.attempt), std::to_string(record.records));
   parts_.state.set_setting(kMountsSetting, kMountsUnknown);
-  persist(Durability::normal);
-  // One durable step: from here this site is the owner, whatever happens.
-  parts_.state.set_ownership({.epoch = record_.epoch, .owner = parts_.self, .burnt = record_.epoch});
+  parts_.state.put_handoff(record, Durability::normal);
+  parts_.state.set_ownership({.epoch = record.epoch, .owner = parts_.self, .burnt = record.epoch});
+  if (fault_point("target.commit")) throw std::runtime_error("fault point target.commit");
+  transaction.commit();
   fault_point("target.owner");
+  record_ = std::move(record);
+  records_total_ = record_.records;
+  state_ = *performing;
+  try {
+    take_over();
+  } catch (const std::exception& error) {
+    // Half an owner is none: another process takes over from the database.
+    spdlog::critical("cannot take over, and ends to begin anew: {}", error.what());
+    spdlog::shutdown();
+    std::_Exit(EXIT_FAILURE);
+  }
+  perform();
+}
+
+void HandoffTarget::take_over() {
+  parts_.gate.hold_changes();
   image_->finish(orphans_of(live_));
   events_.ownership_taken(record_.epoch);
   restore_live_state(parts_, live_);
   parts_.peer.resubmit_queries_to(parts_.gate);
   performer_ = std::make_unique<RecordPerformer>(parts_.state, parts_.coherence, record_.attempt);
-  perform();
 }
 
 void HandoffTarget::record(Message message) {

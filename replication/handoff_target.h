@@ -65,9 +65,11 @@ class HandoffTarget {
   void say_log_applied(std::uint64_t number);
   void note_figures(std::string_view json);
   void commit(const pb::Commit& message);
+  void take_over();
   void record(Message message);
   void perform();
   bool performed() const;  // all records are
+  void was_performed(const State::StoredRecord& record);
   void performed(std::uint64_t number, const pb::Outcome& outcome, Bytes data);
   void all_performed();
   void answer(std::uint64_t number, const pb::Outcome& outcome, Bytes data);

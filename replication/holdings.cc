@@ -1,8 +1,13 @@
 #include "replication/holdings.h"
 
-namespace sharefs {
+#include <cerrno>
+#include <set>
+#include <utility>
 
-bool Holdings::concerns(const pb::Request& request) {
+namespace sharefs {
+namespace {
+
+bool concerns(const pb::Request& request) {
   switch (request.op_case()) {
     case pb::Request::kOpen:
     case pb::Request::kOpendir:
@@ -18,11 +23,13 @@ bool Holdings::concerns(const pb::Request& request) {
   }
 }
 
-void Holdings::answered(const pb::Request& request, const pb::Outcome& outcome) {
+}  // namespace
+
+void hold(const pb::Request& request, const pb::Outcome& outcome, OpenTable& opens, LockTable& locks) {
   const ClientId client = request.client();
   const auto opened = [&](std::uint64_t handle, InodeId id, std::uint32_t flags, bool directory) {
     if (outcome.error() == 0)
-      opens_.open({.client = client, .handle = handle, .id = id, .flags = flags, .directory = directory});
+      opens.open({.client = client, .handle = handle, .id = id, .flags = flags, .directory = directory});
   };
   switch (request.op_case()) {
     case pb::Request::kOpen:
@@ -30,30 +37,89 @@ void Holdings::answered(const pb::Request& request, const pb::Outcome& outcome) 
     case pb::Request::kOpendir:
       return opened(request.opendir().handle(), request.opendir().id(), 0, true);
     case pb::Request::kCreate:
+      if (!request.create().has_handle()) return;
       return opened(request.create().handle(), outcome.attr().id(), request.create().flags(), false);
     case pb::Request::kRelease: {
       const auto& release = request.release();
-      opens_.close(client, release.handle());
-      if (release.unlock_flock()) locks_.release_flock(client, release.lock_owner(), release.id());
+      opens.close(client, release.handle());
+      if (release.lock_owner() != 0) locks.release_posix(client, release.lock_owner(), release.id());
+      if (release.unlock_flock()) locks.release_flock(client, release.lock_owner(), release.id());
       return;
     }
     case pb::Request::kReleasedir:
-      opens_.close(client, request.releasedir().handle());
+      opens.close(client, request.releasedir().handle());
       return;
     case pb::Request::kFlush:
-      return locks_.release_posix(client, request.flush().lock_owner(), request.flush().id());
+      return locks.release_posix(client, request.flush().lock_owner(), request.flush().id());
     case pb::Request::kSetlock: {
-      const auto& lock = request.setlock();
-      if (outcome.error() == 0)
-        locks_.set({.client = client,
-                    .owner = lock.lock_owner(),
-                    .id = lock.id(),
-                    .range = lock.range(),
-                    .flock = lock.flock()});
+      const auto& asked = request.setlock();
+      LockTable::Lock lock{.client = client,
+                           .owner = asked.lock_owner(),
+                           .id = asked.id(),
+                           .range = asked.range(),
+                           .flock = asked.flock()};
+      // A conversion has given up the old lock, also when it fails (flock(2)).
+      if (asked.flock() && (outcome.error() == EAGAIN || outcome.error() == EINTR))
+        lock.range.set_type(pb::LockRange::UNLOCKED);
+      else if (outcome.error() != 0)
+        return;
+      locks.set(lock);
       return;
     }
+    case pb::Request::kDetach:
+      opens.detach(client);
+      locks.detach(client);
+      return;
     default:
       return;
+  }
+}
+
+void Holdings::execute(const pb::Request& request, Bytes data, Reply reply) {
+  if (!concerns(request)) return next_.execute(request, data, std::move(reply));
+  const auto number = ++last_;
+  unanswered_.emplace(number, request);
+  next_.execute(request, data,
+                [this, number, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
+                  const auto node = unanswered_.extract(number);
+                  if (far_()) hold(node.mapped(), outcome, opens_, locks_);
+                  reply(outcome, bytes);
+                });
+}
+
+void Holdings::tell(ClientId client, pb::RecallDone& done) const {
+  std::vector<OpenHandle> opened = opens_.all();
+  std::set<std::uint64_t> closing;                        // handles
+  std::set<std::pair<InodeId, std::uint64_t>> unlocking;  // inode, lock owner
+  for (const auto& [number, request] : unanswered_) {
+    if (request.client() != client) continue;
+    if (request.has_open() && request.lazy())
+      opened.push_back({client, request.open().handle(), request.open().id(), request.open().flags(), false});
+    if (request.has_releasedir()) closing.insert(request.releasedir().handle());
+    if (request.has_release()) {
+      closing.insert(request.release().handle());
+      unlocking.emplace(request.release().id(), request.release().lock_owner());
+    }
+    if (request.has_flush()) unlocking.emplace(request.flush().id(), request.flush().lock_owner());
+    if (request.has_setlock() && request.setlock().range().type() == pb::LockRange::UNLOCKED)
+      unlocking.emplace(request.setlock().id(), request.setlock().lock_owner());
+  }
+  done.set_client(client);
+  for (const auto& open : opened) {
+    if (open.client != client || closing.contains(open.handle)) continue;
+    auto* handle = done.add_handles();
+    handle->set_handle(open.handle);
+    handle->set_id(open.id);
+    handle->set_flags(open.flags);
+    handle->set_directory(open.directory);
+  }
+  for (const auto& held : locks_.held()) {
+    if (held.client != client || unlocking.contains({held.id, held.owner})) continue;
+    auto* lock = done.add_locks();
+    lock->set_owner(held.owner);
+    lock->set_id(held.id);
+    *lock->mutable_range() = held.range;
+    lock->set_flock(held.flock);
   }
 }
 

@@ -4,7 +4,6 @@
 #include <cerrno>
 #include <cstring>
 #include <map>
-#include <set>
 #include <stdexcept>
 #include <unordered_map>
 #include <utility>
@@ -53,7 +52,6 @@ struct Peer::Impl {
     Reactor::Clock::time_point deadline{};
     std::uint64_t asked = 0;        // bits of the sites that it was sent to, see bit_of
     bool waits_for_others = false;  // a lock that somebody has; to be let in beside the only mount
-    bool holds = false;             // its outcome changes what the mount holds
     bool retry = false;             // refused by the owner; sent again soon
     bool lazy = false;              // not sent yet: it travels with the next request
     std::uint64_t opens = 0;        // the handle; 0: none
@@ -76,7 +74,6 @@ struct Peer::Impl {
   void moved(const SiteName& from, const pb::Moved& moved);
   void attach_again(std::uint64_t client);
   void retry_soon(Pending& pending);
-  void fill_held(std::uint64_t client, pb::RecallDone& done) const;
   void resubmit_to(Executor& local);
   void resubmit_queries_to(Executor& local);
   void finish(PendingMap::iterator which, const pb::Outcome& outcome, Bytes data);
@@ -94,6 +91,7 @@ struct Peer::Impl {
   // reactor thread
   std::function<void(const SiteName&, Epoch)> on_moved;
   std::function<void()> on_stray_promise;
+  std::function<std::vector<pb::Request>(ClientId)> holdings;
   SiteName owner;  // empty: this site, or nobody known
   Epoch epoch = 0;
   std::uint64_t owner_bit = 0;
@@ -105,7 +103,6 @@ struct Peer::Impl {
   // Clients attached again since the last time that everything was sent again: their Attach, by seq.
   std::map<std::uint64_t, std::uint64_t> reattached;
   std::uint64_t next_attach = 1;
-  Holdings holdings;
   Reactor::TimerId retry_timer = 0;
   std::chrono::milliseconds retry_delay = kFirstRetry;
   Reactor::TimerId timeout_timer = 0;
@@ -143,7 +140,6 @@ void Peer::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
   added.reply = std::move(reply);
   added.waits_for_others = request.setlock().wait() || request.has_attach();
   added.opens = request.has_open() ? request.open().handle() : request.opendir().handle();
-  added.holds = Holdings::concerns(request);
   numbers.emplace(key, number);
   if (options.timeout) {
     added.deadline = Reactor::Clock::now() + *options.timeout;
@@ -268,11 +264,6 @@ void Peer::Impl::answered(const SiteName& from, const pb::Answer& answer, Bytes 
   const auto found = find(answer.client(), answer.seq());
   if (found == pending.end() && answer.outcome().promise() != 0 && on_stray_promise) on_stray_promise();
   if (found == pending.end() || !(found->second.asked & bit_of(from))) return;
-  if (found->second.holds) {
-    pb::Envelope asked;
-    if (asked.ParseFromArray(found->second.head.data(), static_cast<int>(found->second.head.size())))
-      holdings.answered(asked.ask().request(), answer.outcome());
-  }
   finish(found, answer.outcome(), data);
 }
 
@@ -313,50 +304,10 @@ void Peer::Impl::attach_again(std::uint64_t client) {
   request.set_seq(known->second);
   request.mutable_attach()->set_site(transport.site());
   transport.send(owner, Lane::requests, serialize_ask(request));
-  for (auto& held : holdings.requests(client)) {
+  if (!holdings) return;
+  for (auto& held : holdings(client)) {
     held.set_seq(kPeerSeqBit | next_attach++);
     transport.send(owner, Lane::requests, serialize_ask(held));
-  }
-}
-
-void Peer::Impl::fill_held(std::uint64_t client, pb::RecallDone& done) const {
-  std::vector<OpenHandle> opened = holdings.opens().all();
-  std::set<std::uint64_t> closing;                        // handles
-  std::set<std::pair<InodeId, std::uint64_t>> unlocking;  // inode, lock owner
-  for (const auto& [number, one] : pending) {
-    pb::Envelope asked;
-    if (!one.holds || one.key.client != client ||
-        !asked.ParseFromArray(one.head.data(), static_cast<int>(one.head.size())))
-      continue;
-    const auto& request = asked.ask().request();
-    // Its file may be read already, see FrontEnd.
-    if (request.has_open() && request.lazy())
-      opened.push_back({client, request.open().handle(), request.open().id(), request.open().flags(), false});
-    if (request.has_releasedir()) closing.insert(request.releasedir().handle());
-    if (request.has_release()) {
-      closing.insert(request.release().handle());
-      unlocking.emplace(request.release().id(), request.release().lock_owner());
-    }
-    if (request.has_flush()) unlocking.emplace(request.flush().id(), request.flush().lock_owner());
-    if (request.has_setlock() && request.setlock().range().type() == pb::LockRange::UNLOCKED)
-      unlocking.emplace(request.setlock().id(), request.setlock().lock_owner());
-  }
-  done.set_client(client);
-  for (const auto& open : opened) {
-    if (open.client != client || closing.contains(open.handle)) continue;
-    auto* handle = done.add_handles();
-    handle->set_handle(open.handle);
-    handle->set_id(open.id);
-    handle->set_flags(open.flags);
-    handle->set_directory(open.directory);
-  }
-  for (const auto& held : holdings.locks().held()) {
-    if (held.client != client || unlocking.contains({held.id, held.owner})) continue;
-    auto* lock = done.add_locks();
-    lock->set_owner(held.owner);
-    lock->set_id(held.id);
-    *lock->mutable_range() = held.range;
-    lock->set_flock(held.flock);
   }
 }
 
@@ -377,7 +328,6 @@ void Peer::Impl::retry_soon(Pending& which) {
 void Peer::Impl::resubmit_to(Executor& local) {
   owner.clear();
   owner_bit = 0;
-  holdings.clear();
   reattached.clear();
   numbers.clear();
   for (auto& [number, one] : std::exchange(pending, {})) {
@@ -459,8 +409,9 @@ void Peer::connected(const SiteName& site) {
   if (site == impl_->owner) impl_->resend_soon();
 }
 
-Holdings& Peer::holdings() { return impl_->holdings; }
-void Peer::fill_held(std::uint64_t client, pb::RecallDone& done) const { impl_->fill_held(client, done); }
+void Peer::remember(std::function<std::vector<pb::Request>(ClientId)> holdings) {
+  impl_->holdings = std::move(holdings);
+}
 std::size_t Peer::unanswered() const { return impl_->pending.size(); }
 
 }  // namespace sharefs

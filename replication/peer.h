@@ -16,9 +16,10 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <vector>
 
+#include "fs/live_state.h"
 #include "meta/executor.h"
-#include "replication/holdings.h"
 #include "replication/transport.h"
 
 namespace sharefs {
@@ -52,12 +53,10 @@ class Peer final : public Executor {
   void answer(const SiteName& from, const Message& message);
   void connected(const SiteName& site);
 
-  std::size_t unanswered() const;
+  // What an owner that has forgotten the client is asked again, behind the Attach (Holdings::requests).
+  void remember(std::function<std::vector<pb::Request>(ClientId)> holdings);
 
-  // What the mount holds at the owner; told again when the owner's process is another.
-  Holdings& holdings();
-  // The same for that owner's question, without what requests that are on their way give up.
-  void fill_held(std::uint64_t client, pb::RecallDone& done) const;
+  std::size_t unanswered() const;
 
  private:
   struct Impl;

@@ -23,6 +23,8 @@ constexpr unsigned kWorkers = 16;
 constexpr unsigned kDescriptorLimit = 400;  // leaves room for sockets and SQLite below `ulimit -n 1024`
 // Entries of the root moved between two rounds of events: about 0.2 ms.
 constexpr unsigned kRelocationStep = 32;
+constexpr Reactor::Clock::duration kRelocationPause = std::chrono::milliseconds(1);
+constexpr Reactor::Clock::duration kRelocationRetry = std::chrono::seconds(1);
 constexpr auto kAttachPatience = std::chrono::seconds(15);
 constexpr auto kDetachPatience = std::chrono::seconds(2);
 // Requests of the site itself, not of its kernel: bit 63 marks resent FUSE requests, bit 62 the front end's
@@ -117,7 +119,8 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
                 reactor),
       peer({.timeout = options.timeout}, transport, reactor),
       server(transport, pace),
-      unsynced(router),
+      holdings(router, [this] { return !is_owner(); }),
+      unsynced(holdings),
       names(unsynced,
             [this] {
               return is_owner() ? kPromiseTrust : transport.trusted_for(ownership.owner, kPromiseTrust);
@@ -154,6 +157,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
   ownership = state.ownership();
   subscribe();
   for (const auto& site : state.sites()) transport.add_site(site.name, site.endpoint, site.public_key);
+  peer.remember([this](ClientId mount) { return holdings.requests(mount); });
   peer.on_stray_promise([this] { names.forget_all(); });
   names.on_forget_all([this] {
     if (front_end) front_end->promise_broken(nullptr, {}, [] {});
@@ -237,16 +241,24 @@ void Site::Impl::serve_as_owner(bool moving) {
 
 void Site::Impl::follow(const SiteName& owner, Epoch epoch, bool moving) {
   if (!moving) refuse_strangers();
-  if (moving || holds_entries(parts.store_directory))
-    relocate(Relocation::Direction::down);
-  else
-    inodes.set_root(open_directory(tree_of(parts.store_directory)));
-  store.drop_descriptors();
   believe_owner();
   peer.set_owner(owner, epoch);
   router.route_to(peer);
   gate.pass_to(peer);
   server.redirect(owner, epoch);
+  if (!moving && !holds_entries(parts.store_directory)) {
+    inodes.set_root(open_directory(tree_of(parts.store_directory)));
+  } else {
+    // Last, since it may fail (a full disk), which must not keep anybody from the owner.
+    try {
+      relocate(Relocation::Direction::down);
+    } catch (const std::exception& error) {
+      spdlog::error("this store cannot be put away as an old image yet: {}", error.what());
+      relocation_due = Relocation::Direction::down;
+      relocate_later();
+    }
+  }
+  store.drop_descriptors();
 }
 
 // What lies in the store of a site that is not the owner, outside the private area, was put there by somebody
@@ -268,28 +280,46 @@ void Site::Impl::refuse_strangers() {
 // Starts moving the entries of the root out of (owner) or into (old image) the private area; a little at a
 // time.
 void Site::Impl::relocate(Relocation::Direction direction) {
-  reactor.cancel(relocation_timer);
+  relocation_due.reset();
+  relocating.relocation.reset();
   relocating.relocation = std::make_unique<Relocation>(inodes, parts.store_directory, direction);
-  const auto step = std::make_shared<std::function<void()>>();
-  *step = [this, weak = std::weak_ptr(step)] {
-    relocation_timer = 0;
-    if (!relocating.relocation) return;
-    if (!relocating.relocation->step(kRelocationStep)) {
-      relocating.relocation.reset();
-      return;
-    }
-    if (auto self = weak.lock())
-      relocation_timer = reactor.after(std::chrono::milliseconds(1), [self] { (*self)(); });
-  };
   store.drop_descriptors();
-  (*step)();
+  relocate_some();
+}
+
+void Site::Impl::relocate_later() {
+  reactor.cancel(relocation_timer);
+  relocation_timer = reactor.after(kRelocationRetry, [this] {
+    relocation_timer = 0;
+    try {
+      if (relocation_due) relocate(*relocation_due);
+    } catch (const std::exception&) {
+      relocation_due = Relocation::Direction::down;
+      relocate_later();
+    }
+  });
+}
+
+void Site::Impl::relocate_some() {
+  reactor.cancel(relocation_timer);
+  relocation_timer = 0;
+  if (!relocating.relocation) return;
+  auto pause = kRelocationPause;
+  try {
+    if (!relocating.relocation->step(kRelocationStep)) return relocating.relocation.reset();
+  } catch (const std::exception& error) {
+    spdlog::error("{}: tried again in a moment", error.what());
+    pause = kRelocationRetry;
+  }
+  relocation_timer = reactor.after(pause, [this] { relocate_some(); });
 }
 
 void Site::Impl::finish_relocation() {
+  if (relocation_due) relocate(*relocation_due);
   if (!relocating.relocation) return;
+  relocating.relocation->all();
   reactor.cancel(relocation_timer);
   relocation_timer = 0;
-  relocating.relocation->all();
   relocating.relocation.reset();
 }
 
@@ -304,9 +334,6 @@ void Site::Impl::continue_handoff() {
       source->resume(last);
     } else if (!was_source &&
                (last.phase == name(TargetState::prepared) || last.phase == name(TargetState::performing))) {
-      // «performing» under an old owner: the process ended before ownership was durable here; the source will
-      // tell.
-      if (!is_owner() || ownership.epoch != last.epoch) last.phase = name(TargetState::prepared);
       target = std::make_unique<HandoffTarget>(parts, last, target_events());
     } else {
       last.result = "failed";
@@ -341,6 +368,7 @@ HandoffTarget::Events Site::Impl::target_events() {
                 for (const auto& site : std::exchange(restarted, {})) expire(site, incarnations[site]);
                 expire(parts.self, client);
                 gate.open();
+                holdings.clear();
                 peer.resubmit_to(server.once(gate));
                 transport.greet_all();
               },
@@ -351,6 +379,7 @@ void Site::Impl::take_ownership(Epoch epoch) {
   spdlog::info("this site is the owner now, epoch {}", epoch);
   ownership = state.ownership();
   once.exempt(0);
+  relocation_due.reset();
   relocating.relocation.reset();
   serve_as_owner(true);
 }
@@ -361,7 +390,7 @@ void Site::Impl::give_ownership(const SiteName& owner, Epoch epoch) {
   recalls.clear();  // the new owner asks anew
   unsynced.durable();
   peer.set_owner(owner, epoch);
-  peer.holdings().take(client, opens, locks);
+  holdings.take(client, opens, locks);
   drop_live_state(parts);
   follow(owner, epoch, true);
   transport.greet_all();
@@ -390,6 +419,8 @@ void Site::Impl::learn(const SiteName& owner, Epoch epoch) {
   believe_owner();
   peer.set_owner(owner, epoch);
   server.redirect(owner, epoch);
+  // It cannot recall what this mount shows.
+  if (!transport.connected(owner)) show_nothing_old();
 }
 
 // The site's processes but this one have ended.
@@ -418,13 +449,13 @@ void Site::Impl::watch_absence(const SiteName& site) {
   });
 }
 
-// The owner is silent, and will soon not wait any longer for this mount to follow its recalls (kLease): from
-// now on whoever looks waits for the owner, too.
+// The owner cannot be reached, and will soon not wait any longer for this mount to follow its recalls
+// (kLease): from now on whoever looks waits for the owner, too.
 void Site::Impl::show_nothing_old() {
   names.forget_all();
   if (!front_end) return;
   std::set<InodeId> open;
-  for (const auto& handle : peer.holdings().opens().all())
+  for (const auto& handle : holdings.opens().all())
     if (handle.client == client && !handle.directory) open.insert(handle.id);
   for (const InodeId id : open) front_end->invalidate(id, 0, 0, [] {});
 }

@@ -178,7 +178,11 @@ void Site::Impl::measured(const HandoffSource::Options& wanted, const JsonReply&
     return;
   }
   if (source || !is_owner()) return reply(failure("another handoff has started meanwhile"));
-  finish_relocation();
+  try {
+    finish_relocation();
+  } catch (const std::exception& error) {
+    return reply(failure(error.what()));
+  }
   source = std::make_unique<HandoffSource>(parts, wanted, source_events());
   source->start();
   reply({{"attempt", source->attempt()}});
@@ -231,7 +235,11 @@ void Site::Impl::verify(const nlohmann::json& request, JsonReply reply) {
   if (!is_owner() && with != ownership.owner)
     return reply(
         failure(fmt::format("one of the two copies must be the owner's: use --with {}", ownership.owner)));
-  finish_relocation();
+  try {
+    finish_relocation();
+  } catch (const std::exception& error) {
+    return reply(failure(error.what()));
+  }
   inodes.flush();
   verification = std::make_unique<Verification>();
   verification->with = with;

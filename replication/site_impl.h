@@ -5,12 +5,14 @@
 #include <map>
 #include <random>
 #include <set>
+#include <system_error>
 
 #include "fs/front_end.h"
 #include "fs/name_cache.h"
 #include "fs/once.h"
 #include "replication/handoff_source.h"
 #include "replication/handoff_target.h"
+#include "replication/holdings.h"
 #include "replication/relocate.h"
 #include "replication/site.h"
 #include "replication/site_parts.h"
@@ -24,7 +26,11 @@ class RelocatingExecutor final : public Executor {
  public:
   explicit RelocatingExecutor(Executor& store) : store_(store) {}
   void execute(const pb::Request& request, Bytes data, Reply reply) override {
-    if (relocation) relocation->before(request);
+    try {
+      if (relocation) relocation->before(request);
+    } catch (const std::system_error& error) {  // a full disk
+      return reply_errno(reply, error.code().value());
+    }
     store_.execute(request, data, std::move(reply));
   }
   std::unique_ptr<Relocation> relocation;
@@ -64,6 +70,8 @@ struct Site::Impl {
   void follow(const SiteName& owner, Epoch epoch, bool moving);
   void refuse_strangers();
   void relocate(Relocation::Direction direction);
+  void relocate_later();
+  void relocate_some();
   void finish_relocation();
   void continue_handoff();
   HandoffSource::Events source_events();
@@ -152,6 +160,7 @@ struct Site::Impl {
   Peer peer;
   RequestServer server;
   Router router;
+  Holdings holdings;
   Unsynced unsynced;
   NameCache names;
   SiteParts parts;
@@ -170,8 +179,9 @@ struct Site::Impl {
   std::map<std::uint64_t, SentRecall> recalls;
   std::map<std::uint64_t, JsonReply> commands;
   std::set<SiteName> restarted;  // while this site held their live state without being the owner yet
-  std::map<SiteName, ClientId> incarnations;  // the present processes of other sites, as last heard
-  std::map<SiteName, std::uint64_t> powers;   // Hello.power of other sites, as last heard
+  std::map<SiteName, ClientId> incarnations;            // the present processes of other sites, as last heard
+  std::map<SiteName, std::uint64_t> powers;             // Hello.power of other sites, as last heard
+  std::optional<Relocation::Direction> relocation_due;  // none under way, since it could not be begun
   Reactor::TimerId relocation_timer = 0;
   std::shared_ptr<int> alive = std::make_shared<int>();
 };

@@ -74,7 +74,7 @@ void Site::Impl::subscribe() {
       envelope.mutable_recall_done()->set_number(number);
       envelope.mutable_recall_done()->set_referenced(referenced);
       if (another_process && attached && from == ownership.owner)
-        peer.fill_held(client, *envelope.mutable_recall_done());
+        holdings.tell(client, *envelope.mutable_recall_done());
       transport.send(from, Lane::requests, envelope);
     });
   });
@@ -228,10 +228,12 @@ void Site::Impl::recall_done(const SiteName& from, const pb::RecallDone& answer)
   const auto found = recalls.find(answer.number());
   if (found == recalls.end() || found->second.to != from) return;
   if (found->second.order.client == 0) {
-    // What is handed over must not change while that is under way.
+    // What is handed over must not change while that is under way; and what is held by then may be other than
+    // what this answer says, since requests are performed first that the gate holds.
     if (gate.closed() && is_owner()) {
-      reactor.after(kGatePoll, [this, from, answer, watch = std::weak_ptr(alive)] {
-        if (!watch.expired()) recall_done(from, answer);
+      reactor.after(kGatePoll, [this, number = answer.number(), watch = std::weak_ptr(alive)] {
+        if (watch.expired()) return;
+        if (const auto sent = recalls.find(number); sent != recalls.end()) send_recall(number, sent->second);
       });
       return;
     }
@@ -368,7 +370,11 @@ void Site::Impl::judged(const SiteName& from, const pb::Prepare& prepare, const 
   restarted.clear();
   if (target) target->abandon("a newer attempt replaced it");
   target.reset();
-  finish_relocation();
+  try {
+    finish_relocation();
+  } catch (const std::exception& error) {
+    return judged(from, prepare, fmt::format("{}: {}", parts.self, error.what()));
+  }
   Ownership burnt = ownership;
   burnt.burnt = prepare.epoch();
   state.set_ownership(burnt);

@@ -169,6 +169,18 @@ def aborted_at(point):
     scene.hand_over_and_compare()
 
 
+def a_commit_that_cannot_be_stored_is_sent_again():
+    scene = Scene()
+    scene.beta.stop()
+    scene.beta.start(faults='target.commit=error@1')
+    scene.start_loads()
+    assert scene.alpha.migrate(scene.beta, *MAX_PAUSE)['result'] == 'done'
+    assert scene.cluster.owner() is scene.beta
+    scene.goes_on('it is served by the new owner')
+    scene.stop_loads()
+    scene.hand_over_and_compare()
+
+
 def too_late_to_abort():
     scene = Scene()
     point = next(p for p in HANDOFF if p.name == 'source.after_commit')
@@ -312,7 +324,8 @@ def tests():
     for point in REQUEST:
         name = point.replace('.', '_').replace('-', '_')
         found[f'owner_killed_at_{name}'] = functools.partial(owner_killed_in_a_request, point), 90
-    for test, seconds in ((too_late_to_abort, 60), (killed_after_a_roll_back, 90),
+    for test, seconds in ((too_late_to_abort, 60), (a_commit_that_cannot_be_stored_is_sent_again, 90),
+                          (killed_after_a_roll_back, 90),
                           (target_frozen_during_the_image, 90),
                           (what_changed_behind_the_image_is_sent_by_the_next_attempt, 60),
                           (what_changed_behind_a_round_is_sent_by_the_next_attempt, 60)):

@@ -94,6 +94,31 @@ def a_target_that_fills_up_ends_the_attempt():
     cluster.verify(beta, alpha)
 
 
+def a_store_that_cannot_be_put_away_keeps_nobody_waiting():
+    """After the commit point the old owner's disk lets it change nothing: its applications go on at the new one."""
+    disk = sandbox.ext4()
+    stores = [f'{disk}/alpha', f'{disk}/beta']
+    os.mkdir(stores[0])
+    content.small(stores[0], files=40)
+    cluster = Cluster(2, stores=stores)
+    alpha, beta = cluster
+    area = f'{alpha.store}/.sharefs'
+    sandbox.run('chattr', '+i', area)
+    try:
+        alpha.migrate(beta, '--max-pause', '2s')
+        actor = Actor(alpha.mountpoint)
+        assert actor.do('put', 'new', b'x', timeout=10)[0] == 'ok' and actor.do('content', 'new') == ('ok', b'x')
+        refused = beta.migrate(alpha, check=False)
+        assert refused['result'] == 'failed' and 'relocation' in refused['error'], refused
+        alpha.restart()
+        assert Actor(alpha.mountpoint).do('content', 'new') == ('ok', b'x')
+    finally:
+        sandbox.run('chattr', '-i', area)
+    sandbox.eventually(lambda: os.listdir(alpha.store) == ['.sharefs'], 'it is put away')
+    beta.migrate(alpha, '--max-pause', '2s')
+    cluster.verify(alpha, beta)
+
+
 def a_full_disk_of_the_owner_is_told_to_everybody():
     """Deleting makes room at once, however long the owner takes to delete."""
     stores = [sandbox.tmpfs('size=8m') + '/alpha', sandbox.ext4() + '/beta']
@@ -181,6 +206,7 @@ if __name__ == '__main__':
         'an_old_image_needs_no_room_again': (an_old_image_needs_no_room_again, 60),
         'a_target_without_privileges_is_refused': (a_target_without_privileges_is_refused, 60),
         'a_target_that_fills_up_ends_the_attempt': (a_target_that_fills_up_ends_the_attempt, 60),
+        'a_store_that_cannot_be_put_away_keeps_nobody_waiting': (a_store_that_cannot_be_put_away_keeps_nobody_waiting, 60),
         'a_full_disk_of_the_owner_is_told_to_everybody': (a_full_disk_of_the_owner_is_told_to_everybody, 60),
         'many_files_under_a_small_ulimit': (many_files_under_a_small_ulimit, 300 + FILES // 500),
         'a_long_file_needs_no_memory': (a_long_file_needs_no_memory, 90),

@@ -207,6 +207,26 @@ def who_is_cut_off_is_shown_nothing_old():
     assert cut_off.do('mapped', 0, 3) == ('ok', b'new')
 
 
+def who_cannot_reach_a_new_owner_is_shown_nothing_old():
+    """It hears of the handoff from the old owner, and the new one cannot recall what it shows."""
+    cluster = Cluster(3, content=lambda store: [content.write(f'{store}/{name}', b'old') for name in 'fg'])
+    alpha, beta, gamma = cluster
+    cut_off, other = Actor(gamma.mountpoint), Actor(alpha.mountpoint)
+    assert cut_off.do('open', 1, 'f', os.O_RDONLY)[0] == 'ok' and cut_off.do('pread', 1, 3, 0) == ('ok', b'old')
+    assert cut_off.do('open', 2, 'g', os.O_RDONLY)[0] == 'ok' and cut_off.do('map', 2, 3)[0] == 'ok'
+    assert cut_off.do('mapped', 0, 3) == ('ok', b'old')
+    cluster.network.cut('gamma', 'beta')
+    sandbox.eventually(lambda: [s['connected'] for s in gamma.status()['sites'] if s['site'] == 'beta'] == [False], 'it is cut')
+    alpha.migrate(beta, '--max-pause', '2s')
+    for name in 'fg':
+        assert other.do('open', name, name, os.O_WRONLY)[0] == 'ok' and other.do('pwrite', name, b'new', 0) == ('ok', 3)
+    cut_off.send('pread', 1, 3, 0)
+    time.sleep(1)
+    cluster.network.heal('gamma')
+    assert cut_off.receive() == ('ok', b'new'), 'pages of an open file'
+    assert cut_off.do('mapped', 0, 3) == ('ok', b'new')
+
+
 def who_is_cut_off_can_be_killed():
     """While its callers wait for the owner, with pages locked; and other pages of their files are not shown any more."""
     cluster = Cluster(2, content=lambda store: content.write(f'{store}/f', b'old' + bytes(16381) + b'old'))
@@ -354,6 +374,7 @@ if __name__ == '__main__':
         'a_restart_keeps_inode_numbers': (a_restart_keeps_inode_numbers, 60),
         'another_site_waits_for_the_owner': (another_site_waits_for_the_owner, 90),
         'who_is_cut_off_is_shown_nothing_old': (who_is_cut_off_is_shown_nothing_old, 60),
+        'who_cannot_reach_a_new_owner_is_shown_nothing_old': (who_cannot_reach_a_new_owner_is_shown_nothing_old, 60),
         'who_is_cut_off_can_be_killed': (who_is_cut_off_can_be_killed, 90),
         'a_mount_with_a_timeout_does_not_wait': (a_mount_with_a_timeout_does_not_wait, 60),
         'an_ordinary_user_has_it_all': (an_ordinary_user_has_it_all, 60),

@@ -307,6 +307,96 @@ def a_write_that_waits_for_space_is_seen_by_who_opened_meanwhile():
     raise AssertionError('no write waited for space')
 
 
+def in_the_pause(source, target):
+    """A handoff whose gate has just closed, and stays so for a second."""
+    target.restart('target.final_end=sleep:1500')
+    sandbox.eventually(lambda: any(s['site'] == target.name and s['connected'] for s in source.status()['sites']), 'connected')
+    migration = source.migrate_in_background(target, '--max-pause', '5s')
+    sandbox.eventually(lambda: source.phase() in ('finishing', 'committing'), 'the gate is closed', every=0.01)
+    return migration
+
+
+def can_lock(site, name):
+    actor = Actor(site.mountpoint)
+    assert actor.do('open', 1, name, os.O_RDWR)[0] == 'ok'
+    granted = actor.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
+    actor.do('close', 1)
+    return granted
+
+
+def what_is_locked_in_the_pause_is_known_to_another_process_of_the_new_owner():
+    """The mount of the old owner says what it holds: also what it was given, or gave up, as a record."""
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{name}', b'data') for name in ('f', 'g', 'h')])
+    alpha, beta = cluster
+    holder, other, third = (Actor(alpha.mountpoint) for _ in range(3))
+    assert holder.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+    assert other.do('open', 1, 'g', os.O_RDWR)[0] == 'ok' and other.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
+    assert third.do('open', 1, 'h', os.O_RDWR)[0] == 'ok' and third.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
+    migration = in_the_pause(alpha, beta)
+    holder.send('flock', 1, fcntl.LOCK_EX)
+    other.send('flock', 1, fcntl.LOCK_UN)
+    third.send('close', 1)
+    time.sleep(0.1)
+    assert alpha.phase() in ('finishing', 'committing'), 'it was to be asked in the pause'
+    migration.finish()
+    assert [actor.receive()[0] for actor in (holder, other, third)] == ['ok'] * 3
+    beta.restart()
+    cluster.wait_connected()
+    assert not can_lock(beta, 'f'), 'the lock of a site that lives was given away'
+    sandbox.eventually(lambda: can_lock(beta, 'g') and can_lock(beta, 'h'), 'what was given up is free', 10)
+
+
+def what_records_have_locked_outlives_the_process_that_performed_them():
+    """The new owner is killed among its records: the live state that it goes on from is older than they are."""
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{name}', b'data') for name in ('f', 'g', 'h')])
+    alpha, beta = cluster
+    holder, other, third = (Actor(alpha.mountpoint) for _ in range(3))
+    assert holder.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+    assert other.do('open', 1, 'g', os.O_RDWR)[0] == 'ok' and other.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
+    beta.restart('target.final_end=sleep:1500,target.record=kill@3')
+    cluster.wait_connected()
+    migration = alpha.migrate_in_background(beta, '--max-pause', '5s')
+    sandbox.eventually(lambda: alpha.phase() in ('finishing', 'committing'), 'the gate is closed', every=0.01)
+    asked = ((holder, ('flock', 1, fcntl.LOCK_EX)), (other, ('flock', 1, fcntl.LOCK_UN)), (third, ('open', 1, 'h', os.O_RDWR)))
+    for actor, what in asked:
+        actor.send(*what)
+        time.sleep(0.1)
+    fourth = Actor(alpha.mountpoint)
+    fourth.send('mkdir', 'last')
+    beta.wait_killed()
+    beta.start()
+    migration.finish()
+    assert [actor.receive()[0] for actor in (holder, other, third, fourth)] == ['ok'] * 4
+    assert not can_lock(beta, 'f'), 'the lock that a record had taken is lost'
+    assert can_lock(beta, 'g'), 'the lock that a record had released is back'
+    assert third.do('pread', 1, 4, 0) == ('ok', b'data')
+    assert third.do('unlink', 'h')[0] == 'ok' and third.do('pread', 1, 4, 0) == ('ok', b'data')
+
+
+def what_is_given_up_before_a_restarted_target_serves_stays_given_up():
+    """A site says what it holds while the old owner is away, and unlocks and closes it before that is back."""
+    cluster = Cluster(3, content=lambda store: content.write(f'{store}/f', b'data'))
+    alpha, beta, gamma = cluster
+    holder = Actor(gamma.mountpoint)
+    assert holder.do('open', 1, 'f', os.O_RDWR)[0] == 'ok' and holder.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
+    beta.stop()
+    beta.start('target.owner=kill', serve=True)
+    cluster.wait_connected()
+    migration = alpha.migrate_in_background(beta, *PAUSE)
+    beta.wait_killed()
+    alpha.signal(signal.SIGSTOP)
+    beta.start(serve=True)
+    sandbox.eventually(lambda: gamma.status()['owner'] == 'beta', 'gamma knows')
+    time.sleep(0.5)
+    holder.send('flock', 1, fcntl.LOCK_UN)
+    time.sleep(0.5)
+    alpha.signal(signal.SIGCONT)
+    migration.finish()
+    assert holder.receive()[0] == 'ok'
+    time.sleep(0.5)
+    assert can_lock(gamma, 'f'), 'a lock that was released is back'
+
+
 if __name__ == '__main__':
     sys.exit(sandbox.main({test.__name__: (test, 90) for test in (
         what_an_idle_site_holds_is_known_to_another_process_of_the_owner,
@@ -320,4 +410,7 @@ if __name__ == '__main__':
         a_site_that_is_away_is_waited_for_once,
         a_target_that_is_killed_as_it_becomes_the_owner,
         appends_of_the_target_are_performed_once,
+        what_is_locked_in_the_pause_is_known_to_another_process_of_the_new_owner,
+        what_records_have_locked_outlives_the_process_that_performed_them,
+        what_is_given_up_before_a_restarted_target_serves_stays_given_up,
         a_write_that_waits_for_space_is_seen_by_who_opened_meanwhile)}))
