@@ -166,8 +166,8 @@ int follow_to_end(HandoffWatch& watch, const MigrateArguments& arguments) {
   }
   if (text_of(handoff, "result") == "done") return 0;
   const std::string error = text_of(handoff, "error");
-  std::cerr << fmt::format("sharefs: the handoff did not happen ({}){}{}\n", text_of(handoff, "result"),
-                           error.empty() ? "" : ": ", error);
+  std::cerr << fmt::format("sharefs: the handoff did not happen: {}\n",
+                           error.empty() ? text_of(handoff, "result") : error);
   return 1;
 }
 
@@ -273,7 +273,10 @@ void add_handoff_commands(CLI::App& app, CommandLine& line) {
   const auto migrating = std::make_shared<MigrateArguments>();
   migrate->add_option("NAME", migrating->name, "The data set")->required();
   migrate->add_option("--to", migrating->to, "The site that becomes the owner")->required();
-  migrate->add_option("--max-pause", migrating->max_pause, "The longest that callers may be held: 100ms, 1s")
+  migrate
+      ->add_option(
+          "--max-pause", migrating->max_pause,
+          "The longest that callers are held up to the commit point, or it is tried again: 100ms, 1s")
       ->capture_default_str();
   migrate->add_option("--rate", migrating->rate, "Send at most so much: 200MiB/s (default: unlimited)");
   migrate->add_flag("--dry-run", migrating->dry_run,

@@ -98,6 +98,21 @@ void check_mountpoint(const Home& home, const fs::path& mountpoint, const fs::pa
   }
 }
 
+// Each device of its own is left out of the mount, and of a handoff.
+void tell_what_is_hidden(const fs::path& store, const std::optional<fs::path>& mountpoint) {
+  for (const auto& mount : read_mounts())
+    if (mount.mountpoint != store && is_within(mount.mountpoint, store))
+      std::cerr << fmt::format(
+          "sharefs: warning: {} is a file system of its own: it is not part of the data set, and \"migrate\" "
+          "refuses as long as it is mounted\n",
+          mount.mountpoint.string());
+  std::error_code error;
+  if (mountpoint && *mountpoint != store && !fs::is_empty(*mountpoint, error) && !error)
+    std::cerr << fmt::format(
+        "sharefs: note: {} is not empty: what is in it is hidden until it is unmounted\n",
+        mountpoint->string());
+}
+
 // Once per data set, not at every mount.
 void tell_what_privileges_add(State& state) {
   constexpr const char* kTold = "told_unprivileged";
@@ -145,8 +160,7 @@ int run_serve(const Home& home, const ServeArguments& arguments) {
   {
     OpenState open(options.paths);  // closed again before the daemon is forked
     const fs::path store = open.state.setting("store");
-    check_store(arguments.name, store, open.state.setting("data_set_id"));
-    // Left by a daemon that was killed, here or where it was mounted before.
+    // Left by a daemon that was killed, here or where it was mounted before: over the store, perhaps.
     remove_dead_mount(open.state.setting("mountpoint"));
     open.state.set_setting("mountpoint", "");
     if (!arguments.mountpoint.empty()) {
@@ -154,6 +168,8 @@ int run_serve(const Home& home, const ServeArguments& arguments) {
       remove_dead_mount(*options.mountpoint);
       check_mountpoint(home, *options.mountpoint, store);
     }
+    check_store(arguments.name, store, open.state.setting("data_set_id"));
+    tell_what_is_hidden(store, options.mountpoint);
     tell_what_privileges_add(open.state);
     warn_of_bypassing(store);
   }
@@ -202,10 +218,22 @@ void tell_who_waits(const nlohmann::json& status, const std::string& name) {
   const std::uint64_t clients = count_of(status, "clients");
   if (clients <= own) return;
   std::cerr << fmt::format(
-      "sharefs: {} mount(s) of {} on other sites wait until this site serves it again; to take this machine "
+      "sharefs: note: {} mount(s) of {} on other sites wait until this site serves it again; to take this "
+      "machine "
       "away, "
       "migrate first\n",
       clients - own, name);
+}
+
+// The owner's daemon moves the files into place when it has taken over, and before it ends.
+void tell_if_not_in_place(const DataSetPaths& paths, const std::string& name) {
+  OpenState open(paths);
+  const std::string store = open.state.setting("store");
+  if (open.state.ownership().owner == open.state.setting("site") && files_are_moving(store))
+    std::cerr << fmt::format(
+        "sharefs: warning: some files of {} are in {} yet: \"sharefs serve {}\" and umount once more puts "
+        "them in place\n",
+        store, (fs::path(store) / kPrivateArea / "tree").string(), name);
 }
 
 // By this process and not by the daemon, which could not answer the kernel's last requests while it unmounts.
@@ -234,6 +262,7 @@ int run_umount(const Home& home, const UmountArguments& arguments) {
     if (running) fail(fmt::format("the daemon of {} is just starting or ending: try again", name));
     remove_dead_mount(mountpoint);
     OpenState(paths).state.set_setting("mountpoint", "");
+    tell_if_not_in_place(paths, name);
     return 0;
   }
   const auto status = daemon->ask({{"command", "status"}}, std::chrono::seconds(10));
@@ -248,6 +277,7 @@ int run_umount(const Home& home, const UmountArguments& arguments) {
     fail(fmt::format("the daemon (process {}) does not end: see {}", DaemonLock::holder(paths),
                      paths.log().string()));
   }
+  tell_if_not_in_place(paths, name);
   tell_who_waits(status, name);
   return 0;
 }

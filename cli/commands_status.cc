@@ -9,6 +9,7 @@
 #include "cli/control.h"
 #include "cli/mounts.h"
 #include "cli/progress.h"
+#include "cli/setup.h"
 #include "cli/units.h"
 #include "replication/json_line.h"
 
@@ -63,6 +64,7 @@ nlohmann::json status_from_database(State& state, const std::string& name) {
                            {"phase", "not running"},
                            {"mountpoint", ""},
                            {"store", state.setting("store")},
+                           {"in_place", !files_are_moving(std::string(state.setting("store")))},
                            {"sites", nlohmann::json::array()},
                            {"handoff", nullptr},
                            {"running", false}};
@@ -120,6 +122,9 @@ std::string status_text(const nlohmann::json& status) {
   } else {
     text += "  mounted    no, not running\n";
   }
+  if (text_of(status, "role") == "owner" && !status.value("in_place", true))
+    text += running ? "             its files are being moved into place\n"
+                    : "             not all of its files are in place: \"sharefs serve\" puts them there\n";
   if (const std::string dead = text_of(status, "dead_mountpoint"); !dead.empty()) {
     text += fmt::format(
         "             {} has the mount of a daemon that was killed: mount again, or \"sharefs umount\"\n",

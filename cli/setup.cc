@@ -16,6 +16,7 @@
 #include "cli/mounts.h"
 #include "cli/units.h"
 #include "meta/types.h"
+#include "replication/relocate.h"
 #include "replication/transport.h"
 #include "replication/wire.pb.h"
 
@@ -201,6 +202,8 @@ std::optional<std::string> read_store_marker(const fs::path& store) {
   if (!std::getline(file, id)) return std::nullopt;
   return id;
 }
+
+bool files_are_moving(const fs::path& store) { return Relocation::under_way(store); }
 
 void init_data_set(const Home& home, const InitOptions& options) {
   require_valid_name(options.name, "data set");

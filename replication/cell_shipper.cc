@@ -20,10 +20,6 @@ constexpr std::size_t kLeastRead = std::size_t{16} << 10;
 
 bool has_no_holes(const Backing& backing) { return backing.stx_blocks * 512 >= backing.stx_size; }
 
-std::uint64_t data_bytes(const Backing& backing) {
-  return std::min<std::uint64_t>(backing.stx_size, backing.stx_blocks * 512);
-}
-
 // The next data at or after `at` and where it ends, both at most `to`.
 struct Segment {
   std::uint64_t begin, end;
@@ -46,10 +42,19 @@ ssize_t read_at(int fd, void* buffer, std::size_t size, std::uint64_t offset, In
 
 }  // namespace
 
+std::uint64_t data_bytes(const Backing& backing) {
+  if (!is_regular(backing)) return 0;
+  return std::min<std::uint64_t>(backing.stx_size, backing.stx_blocks * 512);
+}
+
+void CellShipper::passed(std::uint64_t bytes) {
+  if (image_) counters_.image_bytes_passed += bytes;
+}
+
 void CellShipper::count(const Backing& backing) {
   if (!image_) return;
   counters_.image_files += 1;
-  if (is_regular(backing)) counters_.image_bytes += data_bytes(backing);
+  counters_.image_bytes += data_bytes(backing);
 }
 
 pb::InodeState& CellShipper::add_state(InodeId id, const OpenedInode& opened) {
@@ -120,6 +125,7 @@ void CellShipper::changed_blocks(InodeId id, const OpenedInode& opened, const pb
       data(id, fd, backing, at, end, Holes::send);
       continue;
     }
+    passed(end - at);
     for (std::uint64_t from = at; from < end;) {
       const Segment next = next_data(fd, dense, from, end);
       hole(id, from, next.begin);
@@ -166,6 +172,7 @@ std::uint64_t CellShipper::bytes(InodeId id, int fd, std::uint64_t from, std::ui
     if (count == 0) break;
     sender_.add_data(id, from, static_cast<std::size_t>(count));
     if (image_) counters_.image_bytes_sent += static_cast<std::uint64_t>(count);
+    passed(static_cast<std::uint64_t>(count));
     from += static_cast<std::uint64_t>(count);
   }
   return from;

@@ -27,6 +27,9 @@ struct EntryName {
   std::string_view name;
 };
 
+// Without holes; 0 of what is no regular file.
+std::uint64_t data_bytes(const Backing& backing);
+
 class CellShipper {
  public:
   CellShipper(InodeTable& inodes, Store& store, BatchSender& sender, ShipCounters& counters)
@@ -40,6 +43,7 @@ class CellShipper {
   // Inodes whose states must be sent again, since the last call; see state().
   std::set<InodeId> take_too_fresh() { return std::exchange(too_fresh_, {}); }
   void count(const Backing& backing);  // an inode of the image, whether or not the target has it already
+  void passed(std::uint64_t bytes);    // of the image, which the target has already
   pb::Attr attributes(InodeId id, const OpenedInode& opened) {
     return store_.attributes(id, opened.fd.get());
   }

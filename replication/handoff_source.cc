@@ -45,6 +45,9 @@ std::uint64_t random_id() {
 
 // Requests that are not records, but asked again at the new owner: those that may wait for others, which the
 // sequence of records must not, and queries, since a record may have to wait for a page that is being read.
+// The reason of an attempt that an operator has given up.
+constexpr const char* kAborted = "an operator gave it up with sharefs abort";
+
 bool is_asked_again(const pb::Request& request) {
   return request.setlock().wait() || request.has_attach() || op_class(request.op_case()) == OpClass::query;
 }
@@ -532,7 +535,7 @@ void HandoffSource::roll_back() {
   spdlog::info("handoff {} given up: {}", record_.attempt, give_up_reason_);
 
   if (!give_up_retry_ || overruns_ >= kMaxOverruns || attempts_ >= kMaxAttempts)
-    return conclude(give_up_reason_ == "aborted" ? "aborted" : "failed", give_up_reason_);
+    return conclude(give_up_reason_ == kAborted ? "aborted" : "failed", give_up_reason_);
   record_.result = "failed";
   record_.error = give_up_reason_;
   record_.ended = wall_clock_ns();
@@ -564,14 +567,14 @@ void HandoffSource::conclude(std::string result, std::string error) {
 bool HandoffSource::abort(std::string& why_not) {
   if (waiting_) {
     parts_.reactor.cancel(retry_timer_);
-    conclude("aborted", "aborted");
+    conclude("aborted", kAborted);
     return true;
   }
   if (!may_give_up(state_)) {
     why_not = fmt::format("the handoff to {} has passed its commit point", options_.target);
     return false;
   }
-  give_up("aborted", false);
+  give_up(kAborted, false);
   return true;
 }
 
@@ -646,20 +649,22 @@ nlohmann::json HandoffSource::progress() const {
     const auto& counters = image_->counters();
     const double rate = image_->bytes_per_second();
     const auto total = std::max<std::uint64_t>(options_.needed.data, counters.image_bytes);
+    // In the end all that was counted, files that changed meanwhile are not.
+    const auto passed = state_ == SourceState::imaging
+                            ? std::min<std::uint64_t>(counters.image_bytes_passed, counters.image_bytes)
+                            : counters.image_bytes.load();
     json["files"] = counters.image_files.load();
     json["files_total"] = std::max<std::uint64_t>(options_.needed.files, counters.image_files);
     json["bytes_total"] = total;
     json["image_files"] = counters.image_files.load();
-    json["image_bytes"] = counters.image_bytes.load();
+    json["image_bytes"] = passed;
     json["image_bytes_sent"] = counters.image_bytes_sent.load();
     json["log_entries"] = parts_.log.entries();
     json["log_bytes"] = counters.log_bytes.load();
     json["rounds"] = counters.rounds.load();
     json["rate"] = rate;
     json["writers_rate"] = writers_rate_;
-    json["eta_s"] =
-        rate > 0 ? static_cast<double>(total - std::min<std::uint64_t>(total, counters.image_bytes)) / rate
-                 : 0;
+    json["eta_s"] = rate > 0 ? static_cast<double>(total - std::min(total, passed)) / rate : 0;
     json["log_left_bytes"] = parts_.log.unshipped_bytes();
     json["predicted_pause_ms"] = predicted_pause_ms();
   }

@@ -28,9 +28,10 @@
 namespace sharefs {
 
 struct ShipCounters {
-  std::atomic<std::uint64_t> image_files{0};       // inodes of the tree
-  std::atomic<std::uint64_t> image_bytes{0};       // their data, holes not counted
-  std::atomic<std::uint64_t> image_bytes_sent{0};  // what the target did not have already
+  std::atomic<std::uint64_t> image_files{0};         // inodes of the tree
+  std::atomic<std::uint64_t> image_bytes{0};         // their data, holes not counted
+  std::atomic<std::uint64_t> image_bytes_passed{0};  // of them: sent, or known to be there
+  std::atomic<std::uint64_t> image_bytes_sent{0};    // what the target did not have already
   std::atomic<std::uint64_t> log_entries{0};
   std::atomic<std::uint64_t> log_bytes{0};
   std::atomic<std::uint32_t> rounds{0};

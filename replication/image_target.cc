@@ -141,8 +141,8 @@ void ImageTarget::Impl::serve() {
 }
 
 std::string ImageTarget::Impl::disk_full() const {
-  return "target disk is full: needs " + std::to_string(applying_bytes) + " more bytes in " +
-         options.private_area.parent_path().string();
+  return "target disk is full: needs " + std::to_string(applying_bytes / 1024 + 1) +
+         " KiB more for what comes next";
 }
 
 void ImageTarget::Impl::fail(const std::string& reason) {

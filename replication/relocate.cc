@@ -65,6 +65,7 @@ struct Relocation::Impl {
   Impl(InodeTable& inode_table, const std::filesystem::path& store, Direction direction);
 
   bool move(const std::string& name);
+  bool rename(const std::string& name, const Backing& backing);
   // Moves within one change of the root's times, which is undone.
   template <class Moves>
   void quietly(const Moves& moves);
@@ -109,18 +110,35 @@ void Relocation::Impl::quietly(const Moves& moves) {
   ctime.restore(stat_inode(to.get()));
 }
 
+// A directory that may not be written cannot be moved either, but by root: its «..» changes.
+bool Relocation::Impl::rename(const std::string& name, const Backing& backing) {
+  const auto attempt = [&] {
+    return renameat2(from.get(), name.c_str(), to.get(), name.c_str(), RENAME_NOREPLACE) == 0;
+  };
+  if (attempt()) return true;
+  const mode_t mode = backing.stx_mode & 07777u;
+  if (errno != EACCES || !S_ISDIR(backing.stx_mode) || (mode & S_IWUSR) != 0 ||
+      fchmodat(from.get(), name.c_str(), mode | S_IWUSR, 0) != 0)
+    return false;
+  const bool moved = attempt();
+  const int error = errno;
+  fchmodat(moved ? to.get() : from.get(), name.c_str(), mode, 0);
+  errno = error;
+  return moved;
+}
+
 bool Relocation::Impl::move(const std::string& name) {
   if (name == kPrivateArea) return false;
   const auto backing = stat_name(from.get(), name);
   if (!backing) return false;
   std::optional<CtimeKeeper> ctime;
   if (const auto id = inodes.find(*backing)) ctime.emplace(inodes, *id, *backing);
-  if (renameat2(from.get(), name.c_str(), to.get(), name.c_str(), RENAME_NOREPLACE) != 0) {
+  if (!rename(name, *backing)) {
     if (errno == EEXIST) {
       throw std::runtime_error("'" + name +
                                "' is both in the store and in its .sharefs/tree: move one of them away");
     }
-    throw_errno("cannot move '" + name + "' in the store");
+    throw_errno("cannot move '" + name + "' between the store and its .sharefs/tree");
   }
   const auto after = stat_name(to.get(), name);
   if (ctime && after) ctime->restore(*after);
@@ -176,6 +194,12 @@ void Relocation::all() {
 }
 
 bool Relocation::done() const { return impl_->done; }
+
+std::uint32_t Relocation::links_behind() const {
+  constexpr std::uint32_t kOwn = 2;  // of an empty directory
+  const std::uint32_t links = impl_->done ? kOwn : stat_inode(impl_->from.get()).stx_nlink;
+  return links > kOwn ? links - kOwn : 0;
+}
 
 void Relocation::before(const pb::Request& request) {
   if (impl_->done) return;

@@ -20,6 +20,7 @@
 // handoff or a verification).
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -46,6 +47,9 @@ class Relocation {
   bool pull(const std::string& name);  // moves this one now; false: it was not behind
   void all();
   bool done() const;
+  // Of the directories that are behind: what the root's number of links lacks. 0 if the file system does not
+  // count them.
+  std::uint32_t links_behind() const;
 
   // Moves whatever this request can see in the root. Called with each request before it reaches the store.
   void before(const pb::Request& request);

@@ -13,6 +13,9 @@ namespace {
 // Measuring a large tree before a handoff takes its time.
 constexpr auto kAnswerPatience = std::chrono::seconds(60);
 constexpr auto kStatusPatience = std::chrono::seconds(2);
+// It may just have been started again, here or there.
+constexpr auto kConnectionPoll = std::chrono::milliseconds(100);
+constexpr unsigned kConnectionPolls = 20;
 constexpr auto kRecoveryPoll = std::chrono::milliseconds(20);
 constexpr std::uint32_t kVerifyPage = 500;
 
@@ -45,19 +48,28 @@ void Site::Impl::command(const nlohmann::json& request, JsonReply reply) {
   if (name == "verify") return verify(request, std::move(reply));
   if (name == "migrate" || name == "abort") {
     // After the commit point the former owner still ends the handoff: it says why it cannot be aborted.
-    if (!is_owner() && !source) return ask_owner(request, std::move(reply));
+    if (!is_owner() && !source) return ask_owner(request, std::move(reply), kConnectionPolls);
     if (name == "migrate") return migrate(request, std::move(reply));
     if (!source) return reply(failure("there is no handoff to abort"));
     std::string why;
     return reply(source->abort(why) ? nlohmann::json{{"result", "aborted"}} : failure(why));
   }
-  if (name == "remove") return is_owner() ? remove(request, reply) : ask_owner(request, std::move(reply));
+  if (name == "remove")
+    return is_owner() ? remove(request, reply) : ask_owner(request, std::move(reply), kConnectionPolls);
   reply(failure(fmt::format("unknown command «{}»", name)));
 }
 
-void Site::Impl::ask_owner(const nlohmann::json& request, JsonReply reply) {
-  if (!transport.connected(ownership.owner))
-    return reply(failure(fmt::format("the owner {} cannot be reached", ownership.owner)));
+void Site::Impl::ask_owner(const nlohmann::json& request, JsonReply reply, unsigned tries) {
+  if (!transport.connected(ownership.owner)) {
+    if (tries == 0) return reply(failure(fmt::format("the owner {} cannot be reached", ownership.owner)));
+    reactor.after(kConnectionPoll,
+                  [this, request, reply = std::move(reply), tries, watch = std::weak_ptr(alive)] {
+                    if (watch.expired()) return;
+                    if (is_owner()) return command(request, reply);
+                    ask_owner(request, reply, tries - 1);
+                  });
+    return;
+  }
   const auto number = next_number++;
   commands.emplace(number, std::move(reply));
   pb::Envelope envelope;
@@ -102,6 +114,7 @@ nlohmann::json Site::Impl::status_json() {
       {"phase", source ? source->progress()["phase"] : nlohmann::json("idle")},
       {"mountpoint", front_end ? options.mountpoint->string() : ""},
       {"store", state.setting("store")},
+      {"in_place", relocating.relocation == nullptr && !relocation_due},
       {"endpoint", state.setting("endpoint")},
       {"running", true},
       {"clients", opens.clients().size()},
@@ -163,6 +176,7 @@ void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
   workers.submit(
       [size, store = parts.store_directory] { *size = measure(store); },
       [this, size, wanted, only_asked = request.value("dry_run", false), reply = std::move(reply)]() mutable {
+        if (!size->trouble.empty()) return reply(failure(size->trouble));
         wanted.needed = std::move(*size);
         if (only_asked) return dry_run(wanted, std::move(reply));
         measured(wanted, reply);
@@ -235,12 +249,7 @@ void Site::Impl::verify(const nlohmann::json& request, JsonReply reply) {
   if (!is_owner() && with != ownership.owner)
     return reply(
         failure(fmt::format("one of the two copies must be the owner's: use --with {}", ownership.owner)));
-  try {
-    finish_relocation();
-  } catch (const std::exception& error) {
-    return reply(failure(error.what()));
-  }
-  inodes.flush();
+  if (const auto why_not = prepare_verify(); !why_not.empty()) return reply(failure(why_not));
   verification = std::make_unique<Verification>();
   verification->with = with;
   verification->other_is_owner = with == ownership.owner;
@@ -282,6 +291,25 @@ void Site::Impl::verify_next() {
           if (verification && verification->number == page->number()) verify_page(true, *page);
         });
   }
+}
+
+// Why this site's store cannot be compared, or empty.
+std::string Site::Impl::prepare_verify() {
+  if (!is_owner()) {
+    const auto last = state.handoffs(1);
+    if (last.empty())
+      return fmt::format("{} holds no copy yet: it is made by handing over to it", parts.self);
+    if (last.front().role == "target" && last.front().result != "done")
+      return fmt::format("{} holds no complete copy: the last handoff to it did not come to its end",
+                         parts.self);
+  }
+  try {
+    finish_relocation();
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  inodes.flush();
+  return "";
 }
 
 void Site::Impl::verify_ends(nlohmann::json result) {

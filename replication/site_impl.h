@@ -2,6 +2,7 @@
 // (messages of other sites), site_commands.cc (the operator's commands).
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <random>
 #include <set>
@@ -31,11 +32,30 @@ class RelocatingExecutor final : public Executor {
     } catch (const std::system_error& error) {  // a full disk
       return reply_errno(reply, error.code().value());
     }
-    store_.execute(request, data, std::move(reply));
+    if (!relocation) return store_.execute(request, data, std::move(reply));
+    store_.execute(request, data, [this, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
+      if (!relocation || !tells_root(outcome)) return reply(outcome, bytes);
+      pb::Outcome whole = outcome;
+      add_links(whole, relocation->links_behind());
+      reply(whole, bytes);
+    });
   }
   std::unique_ptr<Relocation> relocation;
 
  private:
+  static bool tells_root(const pb::Outcome& outcome) {
+    const auto is_root = [](const pb::Attr& attr) { return attr.id() == kRootInode; };
+    return is_root(outcome.attr()) ||
+           std::any_of(outcome.changed().begin(), outcome.changed().end(), is_root);
+  }
+  static void add_links(pb::Outcome& outcome, std::uint32_t links) {
+    const auto add = [links](pb::Attr& attr) {
+      if (attr.id() == kRootInode) attr.set_nlink(attr.nlink() + links);
+    };
+    if (outcome.has_attr()) add(*outcome.mutable_attr());
+    for (auto& attr : *outcome.mutable_changed()) add(attr);
+  }
+
   Executor& store_;
 };
 
@@ -116,7 +136,7 @@ struct Site::Impl {
   // site_commands.cc
   using JsonReply = std::function<void(nlohmann::json)>;
   void command(const nlohmann::json& request, JsonReply reply);
-  void ask_owner(const nlohmann::json& request, JsonReply reply);
+  void ask_owner(const nlohmann::json& request, JsonReply reply, unsigned tries = 0);
   void migrate(const nlohmann::json& request, JsonReply reply);
   void measured(const HandoffSource::Options& options, const JsonReply& reply);
   void dry_run(const HandoffSource::Options& options, JsonReply reply);
@@ -126,6 +146,7 @@ struct Site::Impl {
   nlohmann::json status_json();
   void verify(const nlohmann::json& request, JsonReply reply);
   void verify_next();
+  std::string prepare_verify();
   void verify_ends(nlohmann::json result);
   void verify_lost(const SiteName& site);
   void verify_page(bool here, const pb::VerifyReply& page);

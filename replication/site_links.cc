@@ -97,11 +97,12 @@ void Site::Impl::subscribe() {
   });
   transport.subscribe(E::kVerifyAsk, [this](const SiteName& from, const Message& message) {
     const auto reply = std::make_shared<pb::VerifyReply>();
+    if (message.head.verify_ask().after() == 0) reply->set_error(prepare_verify());
     workers.submit(
         [this, ask = message.head.verify_ask(), reply] {
           try {
-            if (ask.after() == 0) identify_all(inodes);
-            *reply = digest_inodes(inodes, store, parts.database_file, ask);
+            if (reply->error().empty() && ask.after() == 0) identify_all(inodes);
+            if (reply->error().empty()) *reply = digest_inodes(inodes, store, parts.database_file, ask);
           } catch (const std::exception& failure) {
             reply->set_error(failure.what());
           }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <set>
+#include <string>
 
 namespace sharefs {
 
@@ -18,6 +19,7 @@ struct TreeSize {
   std::uint64_t data = 0;   // to send: without holes, and without what the last blocks have left
   std::uint64_t files = 0;  // inodes of all kinds, names counted
   bool devices = false;     // only root can make them
+  std::string trouble;      // with an entry that cannot be handed over, and what helps; empty: none
   std::set<uid_t> owners;
   std::set<gid_t> groups;
 };

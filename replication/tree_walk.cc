@@ -155,6 +155,7 @@ void TreeWalk::orphans() {
 
 void TreeWalk::enqueue(Item item, const OpenedInode& opened) {
   item.attr = shipper_.attributes(item.inode, opened);
+  item.bytes = data_bytes(opened.backing);
   queue_.push_back(std::move(item));
   ++not_asked_;
   ++inodes_not_asked_;
@@ -198,7 +199,7 @@ void TreeWalk::settle(std::size_t leave_asked) {
 
 void TreeWalk::settle_item(Item& item, const pb::Need::Inode* need) {
   // What the target has gets its name there from the listing of its directory.
-  if (need != nullptr && need->what() == pb::Need::HAVE) return;
+  if (need != nullptr && need->what() == pb::Need::HAVE) return shipper_.passed(item.bytes);
   const InodeId id = need != nullptr ? item.inode : item.parent;
   const auto opened = open_inode(inodes_, id);
   if (!opened) {

@@ -52,6 +52,7 @@ class TreeWalk {
     InodeId parent = 0;
     std::string name;
     pb::Attr attr;  // until it is in a manifest
+    std::uint64_t bytes = 0;
     pb::DirectoryState listing;
   };
 

@@ -12,7 +12,7 @@ import time
 import content
 import sandbox
 from actor import Actor
-from cluster import Cluster
+from cluster import DATA_SET, Cluster
 from loads import Everything, Load
 from model import random_test
 from ops_compare import compare
@@ -120,6 +120,78 @@ def moving_back_sends_what_changed():
         f.write(b'tampered')
     alpha.migrate(beta, *PAUSE)
     cluster.verify(beta, alpha)
+
+
+def broad(store):
+    """Many entries of the root, which change their place with the owner."""
+    for i in range(4000):
+        content.write(f'{store}/f{i}', b'x')
+        if i % 4 == 0:
+            os.mkdir(f'{store}/d{i}')
+
+
+def a_broad_root_moves_behind_what_is_seen_of_it():
+    """Right after a handoff: links of the root, verify, and a store that is left is complete."""
+    cluster = Cluster(2, content=broad)
+    alpha, beta = cluster
+    looker = Actor(alpha.mountpoint)
+    links = looker.do('lstat', '')[1]['nlink']
+    assert links == os.lstat(beta.mountpoint).st_nlink == 1002
+    for source, target in ((alpha, beta), (beta, alpha)):
+        source.migrate(target, *PAUSE)
+        assert looker.do('lstat', '')[1]['nlink'] == os.lstat(beta.mountpoint).st_nlink == links, target.name
+        assert looker.do('mkdir', 'more')[0] == 'ok'
+        assert looker.do('lstat', '')[1]['nlink'] == os.lstat(beta.mountpoint).st_nlink == links + 1, target.name
+        assert looker.do('rmdir', 'more')[0] == 'ok'
+        cluster.verify(source, target)
+        looker.do('put', 'f7', b'y')
+    assert len(os.listdir(beta.mountpoint)) == 5000
+    alpha.migrate(beta, *PAUSE)
+    beta.migrate(alpha, *PAUSE)
+    looker.close()
+    said = beta.stop() + alpha.stop()
+    assert 'in place' not in said and len(os.listdir(alpha.store)) == 5001, len(os.listdir(alpha.store))
+    # A daemon that is killed leaves some behind; whoever unmounts then is told.
+    alpha.start()
+    beta.start()
+    cluster.wait_connected()
+    alpha.migrate(beta, *PAUSE)
+    beta.migrate(alpha, *PAUSE)
+    alpha.signal(signal.SIGKILL)
+    alpha.process.wait()
+    alpha.process = None
+    if len(os.listdir(alpha.store)) < 5001:
+        left = alpha.cli('umount', DATA_SET)
+        assert 'in place' in left.stderr, left.stderr
+    else:
+        alpha.cli('umount', DATA_SET)
+    alpha.start(serve=True)
+    alpha.stop()
+    assert len(os.listdir(alpha.store)) == 5001
+
+
+def verify_knows_who_has_a_copy():
+    cluster = Cluster(2, content=functools.partial(content.bulk, megabytes=24))
+    alpha, beta = cluster
+    for site in cluster:
+        refused = site.cli('verify', DATA_SET, check=False)
+        assert refused.returncode == 1 and 'no copy yet' in refused.stderr, refused.stderr
+    migration = alpha.migrate_in_background(beta, '--rate', '4MiB/s')
+    sandbox.eventually(lambda: alpha.phase() == 'image', 'the image')
+    done = []
+    def looked():
+        handoff = alpha.status()['handoff']
+        done.append((handoff['image_bytes'], handoff['image_bytes_sent']))
+        return handoff['image_bytes_sent'] > 8 << 20
+    sandbox.eventually(looked, 'a third is sent')
+    assert all(shown <= sent + (2 << 20) for shown, sent in done), f'progress runs ahead: {done}'
+    alpha.abort()
+    assert migration.finish(check=False)['result'] == 'aborted'
+    for site in cluster:
+        refused = site.cli('verify', DATA_SET, check=False)
+        assert refused.returncode == 1 and 'no complete copy' in refused.stderr, refused.stderr
+    alpha.migrate(beta, *PAUSE)
+    cluster.verify(alpha, beta)
 
 
 def a_broken_connection_resumes():
@@ -327,6 +399,8 @@ if __name__ == '__main__':
         'random_operations_through_handoffs_2': (functools.partial(random_operations_through_handoffs, 2), 120),
         'the_store_is_a_plain_copy_of_the_tree': (the_store_is_a_plain_copy_of_the_tree, 60),
         'moving_back_sends_what_changed': (moving_back_sends_what_changed, 60),
+        'a_broad_root_moves_behind_what_is_seen_of_it': (a_broad_root_moves_behind_what_is_seen_of_it, 90),
+        'verify_knows_who_has_a_copy': (verify_knows_who_has_a_copy, 60),
         'a_broken_connection_resumes': (a_broken_connection_resumes, 90),
         'the_rate_is_kept': (the_rate_is_kept, 60),
         'what_is_reported_is_true': (what_is_reported_is_true, 60),

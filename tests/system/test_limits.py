@@ -102,7 +102,12 @@ def a_store_that_cannot_be_put_away_keeps_nobody_waiting():
     content.small(stores[0], files=40)
     cluster = Cluster(2, stores=stores)
     alpha, beta = cluster
-    area = f'{alpha.store}/.sharefs'
+    fixed, area = f'{alpha.store}/fixed', f'{alpha.store}/.sharefs'
+    assert Actor(alpha.mountpoint).do('put', 'fixed', b'x')[0] == 'ok'
+    sandbox.run('chattr', '+i', fixed)
+    refused = alpha.migrate(beta, check=False)
+    sandbox.run('chattr', '-i', fixed)
+    assert refused['result'] == 'failed' and "'fixed'" in refused['error'] and 'chattr' in refused['error'], refused
     sandbox.run('chattr', '+i', area)
     try:
         alpha.migrate(beta, '--max-pause', '2s')

@@ -129,6 +129,14 @@ def mounted_over_the_store_itself():
         seen = digest(site.store, SAME_CONTENT)
         seen.pop(b'')
         assert_same(before, seen, f'{site.name} shows another tree')
+    # A killed daemon's mount hides its store.
+    alpha.signal(signal.SIGKILL)
+    alpha.process.wait()
+    alpha.process = None
+    alpha.cli('mount', DATA_SET, alpha.store)
+    alpha.cli('umount', DATA_SET)
+    alpha.start(at=alpha.store)
+    cluster.wait_connected()
     load = Load('writer', dir=alpha.store, id='w', expect=f'{sandbox.WORK}/w', rate=300)
     alpha.migrate(beta, '--max-pause', '2s')
     beta.migrate(alpha, '--max-pause', '2s')
@@ -298,10 +306,18 @@ def an_ordinary_user_has_it_all(user=sandbox.TESTER):
         assert actor.do('link', f'd{i}/f', f'd{i}/g')[0] == 'ok'
         assert actor.do('rename', f'd{i}/g', f'd{i}/h')[0] == 'ok'
         assert actor.do('symlink', 'x', f'd{i}/s')[0] == 'ok'
+    assert actors[0].do('mkdir', 'readonly')[0] == actors[0].do('put', 'readonly/f', b'x')[0] == 'ok'
+    assert actors[0].do('chmod', 'readonly', 0o500)[0] == 'ok'
+    assert actors[0].do('put', 'd0/unreadable', b'x')[0] == actors[0].do('chmod', 'd0/unreadable', 0o200)[0] == 'ok'
+    refused = alpha.migrate(beta, check=False)
+    assert refused['result'] == 'failed' and "'d0/unreadable'" in refused['error'] and 'chmod' in refused['error'], refused
+    assert actors[0].do('unlink', 'd0/unreadable')[0] == 'ok'
     before = [actor.do('lstat', 'd0/f') for actor in actors]
     assert before[0] == before[1] and before[0][1]['uid'] == user, before
     alpha.migrate(beta, '--max-pause', '2s')
     for actor in actors:
+        assert actor.do('content', 'readonly/f') == ('ok', b'x')
+        assert actor.do('lstat', 'readonly')[1]['mode'] == '0o500'
         assert actor.do('content', 'd1/h') == ('ok', b'mine')
         assert actor.do('list', 'd0') == ('ok', [b'f', b'h', b's'])
     assert actors[0].do('put', 'd1/f', b'after')[0] == 'ok'
