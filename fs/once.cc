@@ -5,6 +5,7 @@
 #include <spdlog/spdlog.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 
 #include <atomic>
 #include <cerrno>
@@ -33,15 +34,20 @@ struct Once::Slot {
 namespace {
 
 // What a request that is not idempotent names. Its intent as stored: Outcome.entries[i].attr of each name
-// before (id 0: absent), Outcome.count = the size before.
+// before (id 0: absent), Outcome.count = the size before, or whether there was the extended attribute.
 struct Named {
-  std::vector<std::pair<std::uint64_t, const std::string*>> names;
+  std::vector<std::pair<std::uint64_t, const std::string*>> names{};
   std::uint64_t sized = 0;  // an inode whose size tells
-  bool empty() const { return names.empty() && sized == 0; }
+  std::pair<std::uint64_t, const std::string*> xattr{};
+  bool empty() const { return names.empty() && sized == 0 && xattr.first == 0; }
 };
 
+bool appends_synced(const pb::Request& request) {
+  return request.has_write() && request.write().append() && request.write().sync();
+}
+
 Named named_by(const pb::Request& request) {
-  const auto entry = [](const auto& op) { return Named{{{op.parent(), &op.name()}}, 0}; };
+  const auto entry = [](const auto& op) { return Named{.names = {{op.parent(), &op.name()}}}; };
   switch (request.op_case()) {
     case pb::Request::kCreate:
       return entry(request.create());
@@ -56,16 +62,19 @@ Named named_by(const pb::Request& request) {
     case pb::Request::kRmdir:
       return entry(request.rmdir());
     case pb::Request::kRename:
-      return {{{request.rename().parent(), &request.rename().name()},
-               {request.rename().new_parent(), &request.rename().new_name()}},
-              0};
+      return {.names = {{request.rename().parent(), &request.rename().name()},
+                        {request.rename().new_parent(), &request.rename().new_name()}}};
     case pb::Request::kWrite:
-      return {{}, request.write().append() ? request.write().id() : 0};
+      return {.sized = request.write().append() ? request.write().id() : 0};
     case pb::Request::kFallocate:
-      return {{},
-              request.fallocate().mode() & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE)
-                  ? request.fallocate().id()
-                  : 0};
+      return {.sized = request.fallocate().mode() & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE)
+                           ? request.fallocate().id()
+                           : 0};
+    case pb::Request::kSetxattr:
+      if ((request.setxattr().flags() & XATTR_CREATE) == 0) return {};
+      return {.xattr = {request.setxattr().id(), &request.setxattr().name()}};
+    case pb::Request::kRemovexattr:
+      return {.xattr = {request.removexattr().id(), &request.removexattr().name()}};
     default:
       return {};
   }
@@ -91,6 +100,12 @@ pb::Outcome intent_of(Executor& store, const Named& named) {
     pb::Request request;
     request.mutable_getattr()->set_id(named.sized);
     intent.set_count(ask(store, request).attr().size());
+  }
+  if (named.xattr.first) {
+    pb::Request request;
+    request.mutable_getxattr()->set_id(named.xattr.first);
+    request.mutable_getxattr()->set_name(*named.xattr.second);
+    intent.set_count(ask(store, request).error() == 0 ? 1 : 0);
   }
   return intent;
 }
@@ -121,6 +136,12 @@ std::optional<pb::Outcome> found_performed(Executor& store, const pb::Request& r
     case pb::Request::kWrite:
       if (now.count() != before.count() + request.write().size()) return std::nullopt;
       outcome.set_count(request.write().size());
+      return outcome;
+    case pb::Request::kSetxattr:
+      if (before.count() != 0 || now.count() == 0) return std::nullopt;
+      return outcome;
+    case pb::Request::kRemovexattr:
+      if (before.count() == 0 || now.count() != 0) return std::nullopt;
       return outcome;
     default:  // fallocate that shifts data
       if (now.count() == before.count()) return std::nullopt;
@@ -170,7 +191,7 @@ bool Once::answer_again(Slot& slot, const pb::Request& request, const Reply& rep
     write(slot, Slot::kOutcome, body);
   }
   spdlog::info("request {}:{} was performed before: answered again", request.client(), request.seq());
-  reply(body, {});
+  answer(request, body, {}, reply);
   return true;
 }
 
@@ -181,12 +202,57 @@ void Once::perform(const pb::Request& request, Bytes data, Reply reply) {
   write(*slot, Slot::kIntent, intent_of(store_, named_by(request)));
   slots_[{request.client(), request.seq()}] = static_cast<std::size_t>(slot - &at(0));
   fault_point("once.intent");
-  store_.execute(request, data, [slot, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
+  const auto done = [this, slot](const pb::Request& performed, const pb::Outcome& outcome, Bytes bytes,
+                                 const Reply& to) {
     fault_point("once.effect");
     write(*slot, Slot::kOutcome, outcome);
     fault_point("once.outcome");
-    reply(outcome, bytes);
+    answer(performed, outcome, bytes, to);
+  };
+  if (!appends_synced(request)) [[likely]]
+    return store_.execute(request, data,
+                          [done, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
+                            done({}, outcome, bytes, reply);
+                          });
+  // Of two appends that are being synced at the same time, the size would tell of neither whether it was
+  // performed. So the outcome is noted before anything is waited for.
+  pb::Request append = request;
+  append.mutable_write()->set_sync(false);
+  store_.execute(append, data,
+                 [done, request, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
+                   done(request, outcome, bytes, reply);
+                 });
+}
+
+void Once::answer(const pb::Request& request, const pb::Outcome& outcome, Bytes data, const Reply& reply) {
+  if (!appends_synced(request) || outcome.error() != 0) return reply(outcome, data);
+  pb::Request sync;
+  sync.mutable_sync()->set_id(request.write().id());
+  sync.mutable_sync()->set_data_only(true);
+  store_.execute(sync, {}, [outcome, reply](const pb::Outcome& synced, Bytes) {
+    reply(synced.error() == 0 ? outcome : synced, {});
   });
+}
+
+std::vector<Once::Known> Once::left(const std::function<bool(std::uint64_t)>& missed) {
+  std::vector<Known> all;
+  for (const auto& [key, index] : slots_) {
+    const Slot& slot = at(index);
+    Known known{.client = key.client, .seq = key.seq, .done = slot.state == Slot::kOutcome, .body = {}};
+    if (missed(key.client) && slot.size <= sizeof slot.body &&
+        known.body.ParseFromArray(slot.body, static_cast<int>(slot.size)))
+      all.push_back(std::move(known));
+  }
+  return all;
+}
+
+void Once::adopt(const Known& known) {
+  if (slots_.contains({known.client, known.seq})) return;
+  Slot* slot = free_slot();
+  slot->client = known.client;
+  slot->seq = known.seq;
+  write(*slot, known.done ? Slot::kOutcome : Slot::kIntent, known.body);
+  slots_[{known.client, known.seq}] = static_cast<std::size_t>(slot - &at(0));
 }
 
 // The oldest slot whose outcome is known. Those that only have an intent are in flight: a handful.

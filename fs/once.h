@@ -4,7 +4,7 @@
 // seq): from another site's Peer, from the records of a handoff, from a kernel that resends. Repeating a
 // create, unlink, rename or append would show the application an error or a doubled effect. So, for those:
 //
-//   intent (what its names led to, the size before) -> effect -> outcome -> reply
+//   intent (what its names led to, the size before) -> effect -> outcome (-> sync) -> reply
 //
 // in slots of a file mapped MAP_SHARED, which survives the process. Asked again: a slot with an outcome
 // answers; a slot with an intent only is decided by comparing the tree with the intent. All other requests
@@ -16,7 +16,9 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <unordered_map>
+#include <vector>
 
 #include "meta/executor.h"
 
@@ -34,6 +36,18 @@ class Once final : public Executor {
   // on; 0: nobody's do. Nobody's may while records are performed: another process sends those again.
   void exempt(std::uint64_t client) { exempt_ = client; }
 
+  // What is known of a request: an intent, or what came of it.
+  struct Known {
+    std::uint64_t client = 0, seq = 0;
+    bool done = false;
+    pb::Outcome body;
+  };
+  // For the next owner, whom they may be asked again: those of clients that `missed` says have not been back
+  // since this process began. Others have windows of replies (replication/request_server.h).
+  std::vector<Known> left(const std::function<bool(std::uint64_t client)>& missed);
+  // What the last owner knew, whose names, ids and sizes are those of this store.
+  void adopt(const Known& known);
+
   static constexpr std::size_t kSlots = 4096;
   static constexpr std::size_t kSlotSize = 512;
 
@@ -50,6 +64,7 @@ class Once final : public Executor {
   // True if the request was answered from its slot.
   bool answer_again(Slot& slot, const pb::Request& request, const Reply& reply);
   void perform(const pb::Request& request, Bytes data, Reply reply);
+  void answer(const pb::Request& request, const pb::Outcome& outcome, Bytes data, const Reply& reply);
   Slot* free_slot();
   static void write(Slot& slot, std::uint32_t state, const pb::Outcome& body);
   Slot& at(std::size_t index);

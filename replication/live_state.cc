@@ -87,6 +87,16 @@ pb::LiveState take_live_state(const SiteParts& parts) {
     for (auto client : clients) orphan->add_clients(client);
   }
   for (const auto& site : parts.coherence.unheard()) live.add_unheard(site);
+  if (!parts.coherence.unheard().empty()) {
+    const auto& back = parts.opens.clients();
+    for (auto& known : parts.once.left([&](ClientId client) { return !back.contains(client); })) {
+      auto* slot = live.add_slots();
+      slot->set_client(known.client);
+      slot->set_seq(known.seq);
+      slot->set_done(known.done);
+      slot->mutable_body()->Swap(&known.body);
+    }
+  }
   return live;
 }
 
@@ -113,6 +123,8 @@ void restore_live_state(const SiteParts& parts, const pb::LiveState& live) {
   for (const auto& orphan : live.orphans())
     orphans[orphan.id()] = {orphan.clients().begin(), orphan.clients().end()};
   parts.coherence.restore_orphans(std::move(orphans), {live.unheard().begin(), live.unheard().end()});
+  for (const auto& slot : live.slots())
+    parts.once.adopt({.client = slot.client(), .seq = slot.seq(), .done = slot.done(), .body = slot.body()});
   parts.server.restore({live.clients().begin(), live.clients().end()});
 }
 

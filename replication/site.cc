@@ -134,6 +134,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
             .transport = transport,
             .inodes = inodes,
             .store = store,
+            .once = once,
             .log = log,
             .opens = opens,
             .locks = locks,

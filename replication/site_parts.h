@@ -9,6 +9,7 @@
 #include "fs/gate.h"
 #include "fs/inode_table.h"
 #include "fs/live_state.h"
+#include "fs/once.h"
 #include "fs/pace.h"
 #include "fs/promises.h"
 #include "fs/router.h"
@@ -40,6 +41,7 @@ struct SiteParts {
   Transport& transport;
   InodeTable& inodes;
   Store& store;
+  Once& once;
   ChangeLog& log;
   OpenTable& opens;
   LockTable& locks;

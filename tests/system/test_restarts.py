@@ -397,6 +397,24 @@ def what_is_given_up_before_a_restarted_target_serves_stays_given_up():
     assert can_lock(gamma, 'f'), 'a lock that was released is back'
 
 
+def what_an_owner_performed_and_did_not_answer_is_known_to_the_next():
+    """The site that asked is away while the owner is restarted and hands over, and asks the new one again."""
+    cluster = Cluster(3)
+    alpha, beta, gamma = cluster
+    asker = Actor(gamma.mountpoint)
+    alpha.restart('once.outcome=kill@1')
+    cluster.wait_connected()
+    asker.send('mkdir', 'made')
+    alpha.wait_killed()
+    cluster.network.cut('gamma')
+    alpha.start()
+    sandbox.eventually(lambda: alpha.status()['sites'][0]['connected'], 'beta is there')
+    alpha.migrate(beta, *PAUSE)
+    assert os.path.isdir(f'{beta.mountpoint}/made')
+    cluster.network.heal('gamma')
+    assert asker.receive() == ('ok', None), 'it was performed twice'
+
+
 if __name__ == '__main__':
     sys.exit(sandbox.main({test.__name__: (test, 90) for test in (
         what_an_idle_site_holds_is_known_to_another_process_of_the_owner,
@@ -413,4 +431,5 @@ if __name__ == '__main__':
         what_is_locked_in_the_pause_is_known_to_another_process_of_the_new_owner,
         what_records_have_locked_outlives_the_process_that_performed_them,
         what_is_given_up_before_a_restarted_target_serves_stays_given_up,
+        what_an_owner_performed_and_did_not_answer_is_known_to_the_next,
         a_write_that_waits_for_space_is_seen_by_who_opened_meanwhile)}))

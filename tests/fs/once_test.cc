@@ -1,0 +1,183 @@
+#include "fs/once.h"
+
+#include <linux/falloc.h>
+#include <sys/xattr.h>
+
+#include <map>
+#include <utility>
+
+#include "tests/fs/store_fixture.h"
+
+namespace sharefs {
+namespace {
+
+// Between a Once and the store: at a kill, changes are performed, or not, and nobody learns of it.
+class Killed final : public Executor {
+ public:
+  enum class When { never, before, after };
+  explicit Killed(Executor& store) : store_(store) {}
+  void execute(const pb::Request& request, Bytes data, Reply reply) override {
+    if (when == When::never || op_class(request.op_case()) == OpClass::query)
+      return store_.execute(request, data, std::move(reply));
+    if (when == When::after) store_.execute(request, data, [](const pb::Outcome&, Bytes) {});
+  }
+  When when = When::never;
+
+ private:
+  Executor& store_;
+};
+
+class OnceTest : public StoreFixture {
+ protected:
+  static constexpr std::uint64_t kClient = 77;
+
+  OnceTest() { next_process(); }
+
+  std::filesystem::path slots() const { return directory_.path() / "once.slots"; }
+  // The dead ones stay: workers of theirs may still answer.
+  void next_process() { all_.push_back(std::make_unique<Once>(killed_, slots())); }
+  Once& once() { return *all_.back(); }
+
+  Answer through(Executor& executor, const pb::Request& request, std::string_view data = {}) {
+    std::optional<Answer> answer;
+    executor.execute(request, as_bytes(data), [&](const pb::Outcome& outcome, Bytes bytes) {
+      answer = Answer{outcome, std::string(as_text(bytes))};
+      reactor_.stop();
+    });
+    if (!answer) reactor_.run();
+    return answer.value_or(Answer{});
+  }
+  void leave_unanswered(const pb::Request& request, std::string_view data = {}) {
+    once().execute(request, as_bytes(data), [](const pb::Outcome&, Bytes) {});
+  }
+  pb::Request asked(std::uint64_t seq) const {
+    pb::Request result = request();
+    result.set_client(kClient);
+    result.set_seq(seq);
+    return result;
+  }
+  pb::Request append(std::uint64_t seq, InodeId id, std::size_t size, bool sync) const {
+    pb::Request result = asked(seq);
+    auto* write = result.mutable_write();
+    write->set_id(id);
+    write->set_append(true);
+    write->set_size(static_cast<std::uint32_t>(size));
+    write->set_sync(sync);
+    return result;
+  }
+
+  // One of each kind that must not be performed twice, by what it is called.
+  std::map<std::string, std::pair<pb::Request, std::string>> requests() {
+    std::map<std::string, std::pair<pb::Request, std::string>> all;
+    std::uint64_t seq = 0;
+    const auto add = [&](const char* name, const std::string& data = "") -> pb::Request& {
+      auto& one = all[name];
+      one = {asked(++seq), data};
+      return one.first;
+    };
+    const InodeId file = create(kRootInode, "file").id();
+    const InodeId grows = create(kRootInode, "grows").id();
+    create(kRootInode, "goes");
+    create(kRootInode, "moves");
+    mkdir(kRootInode, "empty");
+    EXPECT_EQ(::setxattr(path("file").c_str(), "user.there", "x", 1, 0), 0);
+    auto* create = add("create").mutable_create();
+    create->set_parent(kRootInode);
+    create->set_name("new");
+    create->set_mode(S_IFREG | 0644);
+    create->set_flags(O_CREAT | O_EXCL | O_RDWR);
+    auto* mkdir = add("mkdir").mutable_mkdir();
+    mkdir->set_parent(kRootInode);
+    mkdir->set_name("newdir");
+    mkdir->set_mode(0755);
+    auto* symlink = add("symlink").mutable_symlink();
+    symlink->set_parent(kRootInode);
+    symlink->set_name("newlink");
+    symlink->set_target("x");
+    auto* link = add("link").mutable_link();
+    link->set_id(file);
+    link->set_parent(kRootInode);
+    link->set_name("second");
+    auto* unlink = add("unlink").mutable_unlink();
+    unlink->set_parent(kRootInode);
+    unlink->set_name("goes");
+    auto* rmdir = add("rmdir").mutable_rmdir();
+    rmdir->set_parent(kRootInode);
+    rmdir->set_name("empty");
+    auto* rename = add("rename").mutable_rename();
+    rename->set_parent(kRootInode);
+    rename->set_name("moves");
+    rename->set_new_parent(kRootInode);
+    rename->set_new_name("moved");
+    add("append", "data") = append(++seq, grows, 4, false);
+    auto* set = add("setxattr", "value").mutable_setxattr();
+    set->set_id(file);
+    set->set_name("user.new");
+    set->set_flags(XATTR_CREATE);
+    auto* remove = add("removexattr").mutable_removexattr();
+    remove->set_id(file);
+    remove->set_name("user.there");
+    return all;
+  }
+  void expect_all_performed_once() {
+    for (const char* there : {"new", "newdir", "newlink", "second", "moved"})
+      EXPECT_TRUE(std::filesystem::exists(std::filesystem::symlink_status(path(there)))) << there;
+    for (const char* gone : {"goes", "empty", "moves"})
+      EXPECT_FALSE(std::filesystem::exists(path(gone))) << gone;
+    EXPECT_EQ(std::filesystem::file_size(path("grows")), 4U);
+    EXPECT_EQ(::getxattr(path("file").c_str(), "user.new", nullptr, 0), 5);
+    EXPECT_EQ(::getxattr(path("file").c_str(), "user.there", nullptr, 0), -1);
+  }
+
+  Killed killed_{*store_};
+  std::vector<std::unique_ptr<Once>> all_;
+};
+
+TEST_P(OnceTest, what_was_performed_and_not_answered_is_answered_and_not_performed_again) {
+  const auto all = requests();
+  killed_.when = Killed::When::after;
+  for (const auto& [name, one] : all) leave_unanswered(one.first, one.second);
+  killed_.when = Killed::When::never;
+  next_process();
+  for (const auto& [name, one] : all) EXPECT_EQ(through(once(), one.first, one.second).error(), 0) << name;
+  expect_all_performed_once();
+}
+
+TEST_P(OnceTest, what_was_only_intended_is_performed) {
+  const auto all = requests();
+  killed_.when = Killed::When::before;
+  for (const auto& [name, one] : all) leave_unanswered(one.first, one.second);
+  killed_.when = Killed::When::never;
+  next_process();
+  for (const auto& [name, one] : all) EXPECT_EQ(through(once(), one.first, one.second).error(), 0) << name;
+  expect_all_performed_once();
+}
+
+TEST_P(OnceTest, synced_appends_that_overlap_are_each_performed_once) {
+  const InodeId id = create(kRootInode, "log").id();
+  const auto first = append(1, id, 5, true), second = append(2, id, 6, true);
+  leave_unanswered(first, "first");
+  leave_unanswered(second, "second");
+  next_process();
+  EXPECT_EQ(through(once(), first, "first").outcome.count(), 5U);
+  EXPECT_EQ(through(once(), second, "second").outcome.count(), 6U);
+  EXPECT_EQ(std::filesystem::file_size(path("log")), 11U);
+}
+
+TEST_P(OnceTest, the_next_owner_knows_what_its_site_may_be_asked_again) {
+  const auto all = requests();
+  for (const auto& [name, one] : all) through(once(), one.first, one.second);
+  const auto left = once().left([](std::uint64_t client) { return client == kClient; });
+  EXPECT_EQ(left.size(), all.size());
+  EXPECT_TRUE(once().left([](std::uint64_t) { return false; }).empty());
+  Once other(killed_, directory_.path() / "other.slots");
+  for (const auto& known : left) other.adopt(known);
+  for (const auto& known : left) other.adopt(known);
+  for (const auto& [name, one] : all) EXPECT_EQ(through(other, one.first, one.second).error(), 0) << name;
+  expect_all_performed_once();
+}
+
+INSTANTIATE_TEST_SUITE_P(WithHandles, OnceTest, testing::Values(true));
+
+}  // namespace
+}  // namespace sharefs
