@@ -143,9 +143,9 @@ void Site::Impl::remove(const nlohmann::json& request, const JsonReply& reply) {
   if (transport.connected(site) &&
       std::any_of(mounts.begin(), mounts.end(), [&](const auto& one) { return one.second == site; }))
     return reply(failure(fmt::format("{} has it mounted: sharefs umount there first", site)));
+  reply({{"result", "removed"}});  // to itself, perhaps
   forget_site(site, found->public_key);
   transport.greet_all();
-  reply({{"result", "removed"}});
 }
 
 // ---- migrate

@@ -34,6 +34,7 @@ constexpr int kMessagesPerRound = 256;
 // Frames of one connection that wait for the reactor; then TCP holds the sender back.
 constexpr int kRouterReceiveLimit = 16384;
 constexpr auto kRefusalInterval = std::chrono::seconds(10);  // between two log lines about one site
+constexpr auto kFarewell = std::chrono::seconds(1);          // until a removed site's connection is closed
 constexpr std::size_t kHandlers = 64;                        // body numbers of pb::Envelope are below
 
 struct KeyHash {
@@ -148,6 +149,7 @@ struct Transport::Impl {
   std::function<pb::Hello()> hello;
   // reactor thread
   std::map<SiteName, std::unique_ptr<Link>> links;
+  std::vector<std::unique_ptr<Link>> removed;
   std::unordered_map<std::string, Sender, KeyHash, std::equal_to<>> senders;  // by public key
   bool more_to_read = false;  // the ROUTER may hold messages that its descriptor does not tell of
   Reactor::TimerId timer = 0;
@@ -444,7 +446,12 @@ void Transport::remove_site(const SiteName& site) {
   const auto found = impl_->links.find(site);
   if (found == impl_->links.end()) return;
   impl_->senders.erase(found->second->public_key());
+  // Its last messages may be under way, and a message of its own may have asked for this.
+  impl_->removed.push_back(std::move(found->second));
   impl_->links.erase(found);
+  impl_->reactor.after(kFarewell, [weak = std::weak_ptr(impl_->alive)] {
+    if (const auto self = weak.lock()) (*self)->removed.clear();
+  });
 }
 
 void Transport::admit_invitation(const std::string& public_key) {

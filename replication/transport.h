@@ -81,8 +81,7 @@ class Transport {
   // site itself is ignored. Throws std::runtime_error (and changes nothing) for a bad name, endpoint or key,
   // or another site's key.
   void add_site(const SiteName& site, const std::string& endpoint, const std::string& public_key);
-  // Its key is not accepted any more, and nothing is sent to it. Not to be called from a callback about this
-  // very site.
+  // Its key is not accepted any more, and nothing is sent to it but what has been queued.
   void remove_site(const SiteName& site);
   // Admits one Join from the holder of this key; removed by the caller once used.
   void admit_invitation(const std::string& public_key);

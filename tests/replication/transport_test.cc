@@ -124,6 +124,26 @@ TEST_F(TransportTest, AStrangersKeyIsRefusedUntilItIsRegistered) {
   EXPECT_TRUE(run_until_connected(reactor, a, b));
 }
 
+TEST_F(TransportTest, ARemovedSiteIsNotHeardAnyMoreThoughItAskedForItItself) {
+  connect_two();
+  int asked = 0;
+  a.transport.subscribe(pb::Envelope::kCommand, [&](const SiteName& from, const Message&) {
+    ++asked;
+    a.transport.send(from, Lane::requests, command(7));
+    a.transport.remove_site(from);
+  });
+  collect();  // at b
+  b.transport.send("a", Lane::requests, command(1));
+  ASSERT_TRUE(run_until(reactor, [&] { return asked == 1; }));
+  EXPECT_FALSE(a.transport.connected("b"));
+  EXPECT_TRUE(run_until(reactor, [&] { return received.size() == 1; })) << "its answer was under way";
+  b.transport.send("a", Lane::requests, command(2));
+  EXPECT_TRUE(run_until(reactor, [&] { return a.transport.counters().malformed > 0; }));
+  run_for(reactor, 1200ms);  // its connection is closed
+  EXPECT_EQ(asked, 1);
+  EXPECT_TRUE(run_until(reactor, [&] { return !b.transport.connected("a"); }));
+}
+
 TEST_F(TransportTest, TheSenderIsWhoseKeyItIsWhateverItSays) {
   // «mallory» is registered at b under her own key and calls herself «a».
   TestSite mallory(reactor, "a");
