@@ -242,6 +242,15 @@ void FuseServer::answer_direct_write(PendingRequest& pending, const pb::Outcome&
              [caller = pending.caller, count = outcome.count()] { fuse_reply_write(caller, count); });
 }
 
+// The kernel keeps what was appended where it took the end of the file to be, and these pages locked until it
+// is answered.
+void FuseServer::answer_misplaced_write(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
+  const InodeId id = pending.id;
+  const std::uint64_t offset = pending.offset;
+  answer_count(pending, outcome, data);
+  drop_pages(id, offset, 0, [] {});
+}
+
 void FuseServer::answer_offset(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
   if (failed(pending, outcome)) return;
   fuse_reply_lseek(pending.caller, static_cast<off_t>(outcome.count()));

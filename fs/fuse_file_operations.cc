@@ -23,7 +23,7 @@ constexpr std::uint64_t kMostCopied = 1ULL << 30;
 void on_open(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kOpen, id);
-  pending.handle = server.new_handle();
+  pending.handle = server.new_handle(file->flags);
   pending.flags = file->flags;
   pb::Open& open = *request.mutable_open();
   open.set_id(id);
@@ -69,12 +69,14 @@ void on_write(fuse_req_t caller, fuse_ino_t id, const char* data, std::size_t si
   write.set_writeback(writeback);
   write.set_kill_suidgid(server.extras().kill_suidgid);
   write.set_sync((file->flags & O_DSYNC) != 0);  // O_SYNC includes its bit
-  const bool direct = !writeback && writes_directly(file->flags);
+  const bool direct = !writeback && FuseServer::is_direct(file->fh);
   pending.offset = static_cast<std::uint64_t>(offset);
   pending.size = direct && write.append() ? 0 : size;  // 0: to the end, wherever the owner finds it
   pending.locks_pages = !direct;
   server.submit(request, std::as_bytes(std::span(data, size)), pending,
-                direct ? &FuseServer::answer_direct_write : &FuseServer::answer_count);
+                direct           ? &FuseServer::answer_direct_write
+                : write.append() ? &FuseServer::answer_misplaced_write
+                                 : &FuseServer::answer_count);
 }
 
 // Nothing to do but to release POSIX locks, if this mount took any: close(2) is not to wait for another site.

@@ -99,7 +99,7 @@ void on_mknod(fuse_req_t caller, fuse_ino_t parent, const char* name, mode_t mod
 void on_create(fuse_req_t caller, fuse_ino_t parent, const char* name, mode_t mode, fuse_file_info* file) {
   FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kCreate, parent);
-  pending.handle = server.new_handle();
+  pending.handle = server.new_handle(file->flags);
   pending.flags = file->flags;
   pb::Create& create = *request.mutable_create();
   create.Clear();
@@ -253,7 +253,7 @@ void on_removexattr(fuse_req_t caller, fuse_ino_t id, const char* name) {
 void on_opendir(fuse_req_t caller, fuse_ino_t id, fuse_file_info* /*file*/) {
   FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kOpendir, id);
-  pending.handle = server.new_handle();
+  pending.handle = server.new_handle(0);
   request.mutable_opendir()->set_id(id);
   request.mutable_opendir()->set_handle(pending.handle);
   if (!server.opens_at_once(id, S_IFDIR))

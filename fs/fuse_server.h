@@ -41,6 +41,9 @@ namespace sharefs {
 class FuseServer;
 struct PendingRequest;
 
+// Whether writes on a handle that is opened with these flags pass by the page cache.
+bool writes_directly(int flags);
+
 // Answers the kernel with what came of a request.
 using Answer = void (FuseServer::*)(PendingRequest&, const pb::Outcome&, Bytes);
 
@@ -91,7 +94,13 @@ class FuseServer {
   // --- for the operations
   static FuseServer& of(fuse_req_t caller) { return *static_cast<FuseServer*>(fuse_req_userdata(caller)); }
   const FuseSession::Extras& extras() const { return session_.extras(); }
-  std::uint64_t new_handle() { return ++last_handle_; }
+  // `flags`: of the open; 0 for a directory.
+  std::uint64_t new_handle(int flags) {
+    return ++last_handle_ | (writes_directly(flags) ? kDirectHandle : 0);
+  }
+  // Whether it was opened so that writes pass by the page cache. The flags of a write need not say what those
+  // of the open said (F_SETFL), but the kernel goes by the open.
+  static bool is_direct(std::uint64_t handle) { return (handle & kDirectHandle) != 0; }
 
   struct Begun {
     PendingRequest& pending;
@@ -122,6 +131,7 @@ class FuseServer {
   void answer_statfs(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_count(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_direct_write(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_misplaced_write(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_offset(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_getlk(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_setlk(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
@@ -169,6 +179,8 @@ class FuseServer {
     std::deque<PendingRequest> all;
     std::vector<PendingRequest*> free;
   };
+
+  static constexpr std::uint64_t kDirectHandle = std::uint64_t{1} << 62;
 
   // --- reading (fuse_server.cc)
   void serve();
@@ -247,9 +259,6 @@ class FuseServer {
   Reactor::Clock::duration longest_wait_{};
   std::vector<char> directory_;  // a reply to readdir
 };
-
-// Whether writes on a handle that was opened with these flags pass by the page cache.
-bool writes_directly(int flags);
 
 // What libfuse calls for each request; the userdata is the FuseServer.
 const fuse_lowlevel_ops& fuse_operations();

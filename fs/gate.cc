@@ -16,6 +16,24 @@ bool is_writeback(const pb::Request& request) {
   return request.op_case() == pb::Request::kWrite && request.write().writeback();
 }
 
+// The inode whose bytes it changes; 0: none.
+InodeId changes_data_of(const pb::Request& request) {
+  switch (request.op_case()) {
+    case pb::Request::kWrite:
+      return request.write().id();
+    case pb::Request::kSetattr:
+      return request.setattr().id();
+    case pb::Request::kFallocate:
+      return request.fallocate().id();
+    case pb::Request::kCopyFileRange:
+      return request.copy_file_range().id_out();
+    case pb::Request::kOpen:
+      return request.open().id();
+    default:
+      return 0;
+  }
+}
+
 bool is_waiting_lock(const pb::Request& request) {
   return request.op_case() == pb::Request::kSetlock && request.setlock().wait();
 }
@@ -88,9 +106,29 @@ void Gate::finish(std::uint32_t index, std::uint32_t generation, const pb::Outco
   if (state_ != State::open) drained_check();
 }
 
+// A writeback comes before the changes of its inode that are held: whoever performs them recalls dirty pages
+// first, and would wait for this one, which holds what was stored before they were asked for.
 void Gate::hold(const pb::Request& request, Bytes data, Reply reply) {
-  records_.push_back({records_.size() + 1, request, std::string(as_text(data)), std::move(reply)});
+  const auto at =
+      !is_writeback(request)
+          ? records_.end()
+          : std::find_if(records_.begin(), records_.end(), [&](const Record& record) {
+              return changes_data_of(record.request) == request.write().id() && !is_writeback(record.request);
+            });
+  const auto number = static_cast<std::uint64_t>(at - records_.begin()) + 1;
+  const auto held = records_.insert(at, {number, request, std::string(as_text(data)), std::move(reply)});
+  for (auto later = held + 1; later != records_.end(); ++later) ++later->number;
+  if (number <= durable_through_) store_again(number, durable_through_ + 1);
   if (hooks_.held) hooks_.held(request);
+}
+
+// The rows of these records have moved.
+void Gate::store_again(std::uint64_t from, std::uint64_t through) {
+  Transaction transaction(database_);
+  Statement(database_, "DELETE FROM record WHERE attempt = ? AND number >= ?").bind(attempt_, from).run();
+  put_records(from, through);
+  transaction.commit();
+  durable_through_ = through;
 }
 
 // The caller of a held request waits no longer: nothing is to be performed for it.
@@ -102,13 +140,7 @@ bool Gate::cancel_held(const pb::Request& cancel) {
   const std::uint64_t number = found->number;
   const Reply reply = std::move(found->reply);
   for (auto later = records_.erase(found); later != records_.end(); ++later) --later->number;
-  if (number <= durable_through_) {
-    Transaction transaction(database_);
-    Statement(database_, "DELETE FROM record WHERE attempt = ? AND number >= ?").bind(attempt_, number).run();
-    put_records(number, durable_through_ - 1);
-    transaction.commit();
-    --durable_through_;
-  }
+  if (number <= durable_through_) store_again(number, durable_through_ - 1);
   reply_errno(reply, EINTR);
   return true;
 }

@@ -105,6 +105,7 @@ class Gate final : public Executor {
   void hold(const pb::Request& request, Bytes data, Reply reply);
   bool passes_closed(const pb::Request& request) const;
   bool cancel_held(const pb::Request& cancel);
+  void store_again(std::uint64_t from, std::uint64_t through);
   void put_records(std::uint64_t from, std::uint64_t through);
   void drained_check();
 

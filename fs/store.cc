@@ -184,18 +184,28 @@ void Store::Impl::note_extent(InodeId id, std::uint64_t offset, std::uint64_t le
   note_attributes(id);
 }
 
+namespace {
+
+bool changes_files(const pb::Request& request) {
+  return op_class(request.op_case()) == OpClass::mutation && !request.has_sync();
+}
+
+}  // namespace
+
 int Store::Impl::later(StoreCall& call, std::vector<DescriptorCache::Ref> pinned, Work work, Finish finish) {
   auto job = std::make_shared<Job>();
   job->reply = std::move(call.reply);
   for (const auto& ref : pinned) descriptors.pin(ref);
   working->fetch_add(1);
-  const auto run = [job, work = std::move(work), working = working] {
+  const auto since = changes_files(call.request) ? std::optional(ongoing->enlist()) : std::nullopt;
+  const auto run = [job, work = std::move(work), working = working, ongoing = ongoing, since] {
     try {
       job->error = work(*job);
     } catch (const std::exception& error) {
       log::error("a request on a worker failed: {}", error.what());
       job->error = EIO;
     }
+    if (since) ongoing->ended(*since);
     working->fetch_sub(1);
     working->notify_all();
   };
@@ -289,6 +299,19 @@ int Store::Impl::dispatch(StoreCall& call) {
 }
 
 int Store::Impl::perform(StoreCall& call) {
+  // One may be performed from within the reply to another, but that one has happened by then.
+  struct Ongoing {
+    OngoingChanges* changes;
+    explicit Ongoing(OngoingChanges* which) : changes(which) {
+      if (changes != nullptr) changes->begin();
+    }
+    ~Ongoing() {
+      if (changes != nullptr) changes->end();
+    }
+    Ongoing(const Ongoing&) = delete;
+    Ongoing& operator=(const Ongoing&) = delete;
+  };
+  const Ongoing mark(changes_files(call.request) ? ongoing.get() : nullptr);
   try {
     return dispatch(call);
   } catch (const std::system_error& error) {
@@ -306,6 +329,8 @@ Store::Store(Options options, InodeTable& inodes, OpenTable& opens, LockTable&, 
 Store::~Store() = default;
 
 void Store::observe(ChangeObserver* observer) { impl_->observer = observer; }
+
+std::int64_t Store::oldest_change() const { return impl_->ongoing->oldest(); }
 
 void Store::execute(const pb::Request& request, Bytes data, Reply reply) {
   impl_->execute(request, data, std::move(reply), 0);

@@ -43,6 +43,10 @@ class Store final : public Executor {
 
   void execute(const pb::Request& request, Bytes data, Reply reply) override;
 
+  // When the oldest of the changes that are under way began, ns since 1970; the greatest number if none is.
+  // Whatever is stamped before has happened as a whole. Any thread.
+  std::int64_t oldest_change() const;
+
   // Closes what the cache holds (before the store is unmounted, or its tree moved).
   void drop_descriptors();
 

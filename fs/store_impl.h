@@ -24,6 +24,7 @@
 
 #include "fs/descriptor_cache.h"
 #include "fs/live_state.h"
+#include "fs/ongoing_changes.h"
 #include "fs/store.h"
 
 namespace sharefs {
@@ -205,6 +206,7 @@ struct Store::Impl {
   std::size_t depth = 0;
   std::shared_ptr<bool> alive = std::make_shared<bool>(true);
   // Work of this store on workers; the destructor waits for it, since descriptors end with the store.
+  const std::shared_ptr<OngoingChanges> ongoing = std::make_shared<OngoingChanges>();
   std::shared_ptr<std::atomic<unsigned>> working = std::make_shared<std::atomic<unsigned>>(0);
   // atomics: attributes() is called on any thread
   std::atomic<bool> root_has_private_area{false};

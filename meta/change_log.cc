@@ -76,6 +76,7 @@ ChangeLog::ChangeLog(Database& database)
 void ChangeLog::start() {
   stop();
   entries_ = 0;
+  broken_.clear();
   active_ = true;
 }
 
@@ -99,8 +100,16 @@ void ChangeLog::changing(const Change& change) {
       return;
     }
   }
-  if (pending_.size() >= kBatch)
-    write_pending();  // may throw: then `change` is not noted and must not happen
+  if (pending_.size() >= kBatch) {
+    try {
+      write_pending();
+    } catch (const DatabaseError& error) {
+      broken_ = error.what();
+      active_ = false;
+      pending_.clear();
+      return;
+    }
+  }
   pending_.push_back(change);
   ++entries_;
   if (change.kind == Change::Kind::extent) bytes_since_cut_ = saturating_add(bytes_since_cut_, change.length);
@@ -122,6 +131,7 @@ void ChangeLog::write_pending() {
 }
 
 std::uint64_t ChangeLog::flush() {
+  if (!broken_.empty()) throw DatabaseError(broken_);
   write_pending();
   bytes_since_cut_ = 0;
   return next_ - 1;

@@ -34,7 +34,7 @@ struct Change {
 class ChangeObserver {
  public:
   virtual ~ChangeObserver() = default;
-  // Reactor thread; cheap, may throw DatabaseError (the mutation then fails with EIO and has no effect).
+  // Reactor thread; cheap. What it throws fails the mutation, which then has no effect.
   virtual void changing(const Change& change) = 0;
 };
 
@@ -49,11 +49,12 @@ class ChangeLog final : public ChangeObserver {
   void stop();   // the attempt is over: notes nothing more, and empties the log
   bool active() const { return active_; }
 
+  // Never throws: applications go on when the log cannot be written.
   void changing(const Change& change) override;
 
   // Writes what is pending and returns the sequence number of the last entry: a cut. Every effect whose entry
   // is at or below the cut has happened (reactor thread, no mutation on a worker in flight without its second
-  // entry).
+  // entry). Throws DatabaseError if entries could not be written, since start(): the attempt is over then.
   std::uint64_t flush();
 
   std::uint64_t entries() const { return entries_; }  // noted since start(), after merging
@@ -65,6 +66,7 @@ class ChangeLog final : public ChangeObserver {
   Database& database_;
   Statement insert_;
   bool active_ = false;
+  std::string broken_;  // why entries are missing; empty: none is
   std::uint64_t next_ = 1;
   std::uint64_t entries_ = 0;
   std::uint64_t bytes_since_cut_ = 0;

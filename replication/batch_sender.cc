@@ -70,6 +70,11 @@ void BatchSender::add_entry(InodeId parent, std::string_view name, InodeId id, s
 pb::DirectoryState& BatchSender::add_directory() { return *cells_.add_directories(); }
 
 void BatchSender::add_hole(InodeId id, std::uint64_t offset, std::uint64_t length) {
+  if (const int count = cells_.extents_size(); count > 0) {
+    auto& last = *cells_.mutable_extents(count - 1);
+    if (last.id() == id && last.hole() && last.offset() + last.length() == offset)
+      return last.set_length(last.length() + length);
+  }
   auto& extent = *cells_.add_extents();
   extent.set_id(id);
   extent.set_offset(offset);

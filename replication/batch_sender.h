@@ -42,6 +42,9 @@ class BatchSender {
 
   // Between cells that need not be in one batch: sends it if it is full.
   void checkpoint();
+  void check() { link_.check(); }  // throws once the attempt is cancelled
+  // Of a state that was added: what it has grown by.
+  void grown(std::size_t bytes) { cell_bytes_ += bytes; }
   void flush();  // sends what there is
 
   std::uint64_t batches() const { return number_.load(std::memory_order_relaxed); }  // any thread

@@ -57,6 +57,12 @@ void CellShipper::count(const Backing& backing) {
   counters_.image_bytes += data_bytes(backing);
 }
 
+// What is stamped with this or less has changed as a whole: a change that is under way may have stamped its
+// inode already, and its bytes are still to come.
+std::int64_t CellShipper::settled_before() const {
+  return std::min(ctime_floor(), store_.oldest_change() - 1);
+}
+
 pb::InodeState& CellShipper::add_state(InodeId id, const OpenedInode& opened) {
   pb::InodeState& state = sender_.add_state();
   *state.mutable_attr() = attributes(id, opened);
@@ -76,12 +82,13 @@ void CellShipper::state(InodeId id, const OpenedInode& opened, std::int64_t as_o
     pb::Xattr& xattr = *state.add_xattrs();
     xattr.set_name(name);
     xattr.set_value(value);
+    sender_.grown(name.size() + value.size() + 16);
   }
 }
 
 void CellShipper::whole(InodeId id, const OpenedInode& opened, const EntryName* entry, Holes holes) {
   const Backing& backing = opened.backing;
-  const std::int64_t as_of = ctime_floor();
+  const std::int64_t as_of = settled_before();
   bool announced = false;
   if (is_regular(backing)) {
     const std::uint64_t size = backing.stx_size;
@@ -103,11 +110,13 @@ void CellShipper::whole(InodeId id, const OpenedInode& opened, const EntryName* 
 void CellShipper::changed_blocks(InodeId id, const OpenedInode& opened, const pb::Need::Inode& need) {
   const int fd = opened.fd.get();
   const Backing& backing = opened.backing;
-  const std::int64_t as_of = ctime_floor();
+  const std::int64_t as_of = settled_before();
   const std::uint64_t size = backing.stx_size;
   const bool dense = has_no_holes(backing);
   block_.resize(kBlockBytes);
   for (std::uint64_t at = 0; at < size; at += kBlockBytes) {
+    sender_.check();
+    sender_.checkpoint();
     const std::uint64_t end = std::min(at + kBlockBytes, size);
     const auto index = static_cast<int>(at / kBlockBytes);
     const bool held = index < need.blocks_size() && std::min(at + kBlockBytes, need.size()) == end;

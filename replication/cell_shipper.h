@@ -43,7 +43,8 @@ class CellShipper {
   // Inodes whose states must be sent again, since the last call; see state().
   std::set<InodeId> take_too_fresh() { return std::exchange(too_fresh_, {}); }
   void count(const Backing& backing);  // an inode of the image, whether or not the target has it already
-  void passed(std::uint64_t bytes);    // of the image, which the target has already
+  std::int64_t settled_before() const;
+  void passed(std::uint64_t bytes);  // of the image, which the target has already
   pb::Attr attributes(InodeId id, const OpenedInode& opened) {
     return store_.attributes(id, opened.fd.get());
   }

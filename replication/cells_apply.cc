@@ -238,15 +238,19 @@ void CellsApply::apply_state(const OpenedInode& opened, const pb::InodeState& st
   inodes_.import_ctime(attr.id(), attr.ctime(), stat_inode(fd));
 }
 
+// Of a manifest: more would make its answer too large.
+constexpr std::uint64_t kMostBlocks = 4'000'000;
+
 pb::Need CellsApply::need(const pb::Manifest& manifest) {
   pb::Need need;
   need.set_attempt(manifest.attempt());
   need.set_number(manifest.number());
-  for (const auto& attr : manifest.inodes()) *need.add_inodes() = need_of(attr);
+  std::uint64_t room = kMostBlocks;
+  for (const auto& attr : manifest.inodes()) *need.add_inodes() = need_of(attr, room);
   return need;
 }
 
-pb::Need::Inode CellsApply::need_of(const pb::Attr& attr) {
+pb::Need::Inode CellsApply::need_of(const pb::Attr& attr, std::uint64_t& room) {
   pb::Need::Inode need;
   need.set_what(pb::Need::ALL);
   const UniqueFd path =
@@ -264,10 +268,14 @@ pb::Need::Inode CellsApply::need_of(const pb::Attr& attr) {
   if (!regular || here.stx_size == 0 || !S_ISREG(attr.mode())) return need;
   const UniqueFd fd = inodes_.open(attr.id(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
   if (!fd) return need;
+  const std::uint64_t blocks = here.stx_size / kBlockBytes + 1;
+  if (blocks > room) return need;
+  room -= blocks;
   need.set_what(pb::Need::BLOCKS);
   need.set_size(here.stx_size);
   std::vector<char> block(kBlockBytes);
   for (std::uint64_t at = 0; at < here.stx_size; at += kBlockBytes) {
+    if (tree_.interrupted()) throw std::runtime_error("the attempt has ended");
     const std::uint64_t wanted = std::min<std::uint64_t>(kBlockBytes, here.stx_size - at);
     std::uint64_t filled = 0;
     while (filled < wanted) {

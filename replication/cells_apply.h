@@ -45,7 +45,7 @@ class CellsApply {
   bool apply_inode(const pb::InodeState& state, const pb::EntryState* place, Pieces pieces, Bytes data);
   static void write(const OpenedInode& opened, Pieces pieces, Bytes data);
   void apply_state(const OpenedInode& opened, const pb::InodeState& state);
-  pb::Need::Inode need_of(const pb::Attr& attr);
+  pb::Need::Inode need_of(const pb::Attr& attr, std::uint64_t& room);
 
   InodeTable& inodes_;
   TargetTree& tree_;

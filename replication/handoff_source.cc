@@ -111,6 +111,10 @@ void HandoffSource::begin_attempt() {
   record_.tries = attempts_;
   state_ = SourceState::preparing;
 
+  try_step([this] { ask_target(); });
+}
+
+void HandoffSource::ask_target() {
   // Every attempt burns an epoch, durably, before anybody hears of it.
   Ownership ownership = parts_.state.ownership();
   record_.epoch = std::max(ownership.epoch, ownership.burnt) + 1;
@@ -146,7 +150,26 @@ void HandoffSource::handle(SourceEvent event) {
   const auto to = next(state_, event);
   if (!to) return;
   state_ = *to;
-  enter(state_);
+  try_step([this] { enter(state_); });
+}
+
+// What fails before the commit (a full disk under the state folder) ends the handoff, and nothing else. From
+// there on nobody but the database knows what holds: another process asks it.
+void HandoffSource::try_step(const std::function<void()>& step) {
+  try {
+    step();
+  } catch (const std::exception& error) {
+    if (!may_give_up(state_) || state_ == SourceState::committing) throw;
+    give_up(error.what(), false);
+  }
+}
+
+void HandoffSource::try_to_persist() {
+  try {
+    persist(Durability::normal);
+  } catch (const std::exception& error) {
+    spdlog::warn("the end of handoff {} is not in its history: {}", record_.attempt, error.what());
+  }
 }
 
 void HandoffSource::enter(SourceState state) {
@@ -214,7 +237,7 @@ void HandoffSource::ship(std::function<void(ImageSource&)> work, std::function<v
       [this, image = image_, done = std::move(done), error] {
         if (image != image_ || !may_give_up(state_)) return;
         if (!error->empty()) return give_up(*error, false);
-        done();
+        try_step(done);
       });
 }
 
@@ -539,7 +562,7 @@ void HandoffSource::roll_back() {
   record_.result = "failed";
   record_.error = give_up_reason_;
   record_.ended = wall_clock_ns();
-  persist(Durability::normal);
+  try_to_persist();
   waiting_ = true;
   if (parts_.transport.connected(options_.target)) {
     retry_timer_ = parts_.reactor.after(
@@ -559,7 +582,7 @@ void HandoffSource::conclude(std::string result, std::string error) {
   record_.error = std::move(error);
   record_.ended = wall_clock_ns();
   waiting_ = false;
-  persist(Durability::normal);
+  try_to_persist();
   spdlog::info("handoff {} to {}: {} {}", record_.attempt, options_.target, record_.result, record_.error);
   events_.ended();
 }
@@ -585,7 +608,8 @@ void HandoffSource::message(const Message& message) {
   const auto& head = message.head;
   switch (head.body_case()) {
     case pb::Envelope::kPrepared:
-      if (mine(head.prepared()) && state_ == SourceState::preparing) start_image(head.prepared());
+      if (mine(head.prepared()) && state_ == SourceState::preparing)
+        try_step([&] { start_image(head.prepared()); });
       break;
     case pb::Envelope::kCredit:
       if (mine(head.credit()) && image_) image_->credit(head.credit());

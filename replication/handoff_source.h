@@ -94,6 +94,9 @@ class HandoffSource {
   void give_up(std::string reason, bool retry);
   void roll_back();
   void stop_logging();
+  void try_step(const std::function<void()>& step);
+  void try_to_persist();
+  void ask_target();
   void conclude(std::string result, std::string error);
   void persist(Durability durability);
   void update_counters();

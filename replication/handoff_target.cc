@@ -19,6 +19,8 @@ namespace {
 // The source's word on why it gave up, which a person reads.
 constexpr std::size_t kLongestReason = 500;
 
+constexpr auto kRecordRetry = std::chrono::seconds(1);
+
 // What must be known to go on after a restart in `prepared` or `performing`.
 std::string live_key(std::uint64_t attempt) { return fmt::format("handoff.{}.live", attempt); }
 std::string total_key(std::uint64_t attempt) { return fmt::format("handoff.{}.records", attempt); }
@@ -317,6 +319,8 @@ void HandoffTarget::take_over() {
   image_->finish(orphans_of(live_));
   events_.ownership_taken(record_.epoch);
   restore_live_state(parts_, live_);
+  // What this site's mount has opened already, or keeps pages locked for, counts for the records.
+  parts_.peer.for_each_unanswered([this](const pb::Request& request) { parts_.coherence.held(request); });
   parts_.peer.resubmit_queries_to(parts_.gate);
   performer_ = std::make_unique<RecordPerformer>(parts_.state, parts_.coherence, record_.attempt);
 }
@@ -350,9 +354,17 @@ void HandoffTarget::perform() {
   performing_ = true;
   const auto number = next_;
   fault_point("target.record");
-  performer_->perform(
-      number, found->second.request, as_bytes(found->second.data),
-      [this, number](const pb::Outcome& outcome, Bytes data) { performed(number, outcome, data); });
+  try {
+    performer_->perform(
+        number, found->second.request, as_bytes(found->second.data),
+        [this, number](const pb::Outcome& outcome, Bytes data) { performed(number, outcome, data); });
+  } catch (const std::exception& error) {  // a full disk under the state folder
+    spdlog::error("record {} cannot be performed yet: {}", number, error.what());
+    performing_ = false;
+    parts_.reactor.after(kRecordRetry, [this, alive = std::weak_ptr<int>(alive_)] {
+      if (!alive.expired()) perform();
+    });
+  }
 }
 
 bool HandoffTarget::performed() const { return next_ > records_total_; }

@@ -212,8 +212,9 @@ void ImageTarget::manifest(pb::Manifest manifest) {
 
 void ImageTarget::image_end() {
   impl_->queue([impl = impl_.get()] {
-    impl->background->end();  // from here on callers may wait for what it does
     impl->tree.settle();
+    impl->tree.drop_hidden_names();
+    impl->background->end();  // from here on callers may wait for what it does
     const std::uint64_t sync_ns = impl->sync();
     if (fault_point("image.target.end")) throw std::runtime_error("fault point image.target.end");
     pb::Envelope envelope;

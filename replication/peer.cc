@@ -32,6 +32,24 @@ struct RequestKeyHash {
 };
 
 // The envelope of a request, without copying the request into it.
+// With --timeout. What gives something up, or was answered already, has to reach the owner: it would know of
+// open files and locks for ever that nobody has, or not of those that somebody has.
+bool may_fail(const pb::Request& request) {
+  switch (request.op_case()) {
+    case pb::Request::kRelease:
+    case pb::Request::kReleasedir:
+    case pb::Request::kFlush:
+    case pb::Request::kCancel:
+    case pb::Request::kForget:
+    case pb::Request::kDetach:
+      return false;
+    case pb::Request::kSetlock:
+      return request.setlock().range().type() != pb::LockRange::UNLOCKED;
+    default:
+      return !request.lazy();
+  }
+}
+
 zmq::message_t serialize_ask(const pb::Request& request) {
   pb::Envelope envelope;
   auto* ask = envelope.mutable_ask();
@@ -141,9 +159,11 @@ void Peer::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
   added.waits_for_others = request.setlock().wait() || request.has_attach();
   added.opens = request.has_open() ? request.open().handle() : request.opendir().handle();
   numbers.emplace(key, number);
-  if (options.timeout) {
+  if (options.timeout && may_fail(request)) {
     added.deadline = Reactor::Clock::now() + *options.timeout;
     arm_timeouts();
+  } else {
+    added.deadline = Reactor::Clock::time_point::max();
   }
   // Otherwise it goes with all the others as soon as the owner is there.
   if (resend_due || !transport.connected(owner)) return;
@@ -375,7 +395,7 @@ void Peer::Impl::check_timeouts() {
     if (one.waits_for_others && reachable) one.deadline = now + *options.timeout;
     if (one.deadline <= now)
       late.push_back(one.key);
-    else if (!one.waits_for_others)
+    else if (!one.waits_for_others && one.deadline != Reactor::Clock::time_point::max())
       break;
   }
   for (const auto& key : late)
@@ -393,6 +413,13 @@ void Peer::execute(const pb::Request& request, Bytes data, Reply reply) {
 }
 
 void Peer::set_owner(const SiteName& owner, Epoch epoch) { impl_->set_owner(owner, epoch); }
+void Peer::for_each_unanswered(const std::function<void(const pb::Request&)>& visit) {
+  for (const auto& [number, one] : impl_->pending) {
+    pb::Envelope envelope;
+    if (envelope.ParseFromArray(one.head.data(), static_cast<int>(one.head.size())))
+      visit(envelope.ask().request());
+  }
+}
 void Peer::resubmit_to(Executor& local) { impl_->resubmit_to(local); }
 void Peer::resubmit_queries_to(Executor& local) { impl_->resubmit_queries_to(local); }
 void Peer::on_moved(std::function<void(const SiteName&, Epoch)> moved) { impl_->on_moved = std::move(moved); }

@@ -57,6 +57,7 @@ class Peer final : public Executor {
   void remember(std::function<std::vector<pb::Request>(ClientId)> holdings);
 
   std::size_t unanswered() const;
+  void for_each_unanswered(const std::function<void(const pb::Request&)>& visit);
 
  private:
   struct Impl;

@@ -93,6 +93,7 @@ struct RequestServer::Impl {
   void free_answered(Window& window, std::uint64_t below);
   bool admit(const SiteName& site, std::uint64_t client);
   void expire(const SiteName& site, std::uint64_t except);
+  bool is_unanswered(const SiteName& from, const pb::Request& request) const;
   void end_takeover();
   void redirect(const SiteName& to, Epoch at);
   void answer(const SiteName& to, std::uint64_t client, std::uint64_t seq, const pb::Outcome& outcome,
@@ -113,6 +114,8 @@ struct RequestServer::Impl {
   std::deque<Waiting> waiting;                                       // asked during a takeover
   std::string joined;                                                // bytes that came in several parts
   Once once{*this};
+  std::function<void(const pb::Request&)> waits;
+  std::function<bool(const pb::Request&)> passes;
 };
 
 // ---- executions
@@ -206,12 +209,21 @@ void RequestServer::Impl::ask(const SiteName& from, Message& message) {
   if (mode == Mode::redirecting) return say_moved(from, request.client(), request.seq(), owner, epoch);
   const Bytes data = join_parts(message.parts, joined);
   if (const int error = check_request(request, data); error != 0) return refuse(from, request, error);
-  if (mode == Mode::taking_over && op_class(request.op_case()) != OpClass::query) {
+  if (mode == Mode::taking_over && op_class(request.op_case()) != OpClass::query &&
+      !(passes && passes(request))) {
+    if (waits && is_unanswered(from, request)) waits(request);
     if (waiting.size() >= kMaxWaiting) return refuse(from, request, EBUSY);
     waiting.push_back({from, std::move(message)});
     return;
   }
   perform(from, request, data);
+}
+
+// As far as the windows know: not a late copy.
+bool RequestServer::Impl::is_unanswered(const SiteName& from, const pb::Request& request) const {
+  const auto found = windows.find(request.client());
+  return found != windows.end() && found->second.site == from &&
+         request.seq() >= found->second.answered_below && !found->second.answered.contains(request.seq());
 }
 
 void RequestServer::Impl::perform(const SiteName& from, const pb::Request& request, Bytes data) {
@@ -335,6 +347,11 @@ RequestServer::~RequestServer() = default;
 
 bool RequestServer::admit(const SiteName& site, std::uint64_t client) { return impl_->admit(site, client); }
 void RequestServer::expire(const SiteName& site, std::uint64_t except) { impl_->expire(site, except); }
+void RequestServer::on_takeover(std::function<void(const pb::Request&)> waits,
+                                std::function<bool(const pb::Request&)> passes) {
+  impl_->waits = std::move(waits);
+  impl_->passes = std::move(passes);
+}
 void RequestServer::serve() { impl_->end_takeover(); }
 void RequestServer::redirect(const SiteName& owner, Epoch epoch) { impl_->redirect(owner, epoch); }
 void RequestServer::ask(const SiteName& from, Message message) {

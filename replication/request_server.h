@@ -36,6 +36,10 @@ class RequestServer {
   ~RequestServer();
 
   // Serves from now on (owner), or answers «moved» (not the owner; also the state after construction).
+  // While this site takes over. `waits`: the request is kept back until the records have been performed.
+  // `passes`: it must not be, since a record waits for it (a writeback that was recalled).
+  void on_takeover(std::function<void(const pb::Request&)> waits,
+                   std::function<bool(const pb::Request&)> passes);
   void serve();
   void redirect(const SiteName& owner, Epoch epoch);
   // A client of this site is served from now on, as after an Attach. False: the site has a later mount.

@@ -124,6 +124,11 @@ void ShipLink::round_applied(std::uint32_t round, std::uint64_t sync_ns) {
   changed_.notify_all();
 }
 
+void ShipLink::check() {
+  const std::lock_guard lock(mutex_);
+  if (cancelled_) throw ImageSource::Cancelled(*cancelled_);
+}
+
 void ShipLink::cancel(const std::string& reason) {
   const std::lock_guard lock(mutex_);
   if (!cancelled_) cancelled_ = reason;

@@ -27,6 +27,7 @@ class ShipLink {
   // Waits until `bytes` more fit into the credit and the rate, and counts them as in flight. A batch larger
   // than the whole credit goes alone.
   void acquire(std::uint64_t bytes);
+  void check();  // where nothing is sent for long
   void send(pb::Envelope head, std::vector<zmq::message_t> parts);
   void wait_image_complete();
   void wait_round_applied(std::uint32_t round);

@@ -153,6 +153,10 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
        // What the windows know never reaches a new owner's gate: RequestServer keeps it back until then.
        .answered = {},
        .opened = [this] { coherence.none_held(); }});
+  server.on_takeover([this](const pb::Request& request) { coherence.held(request); },
+                     [this](const pb::Request& request) {
+                       return request.write().writeback() && coherence.awaits(request);
+                     });
   // No automatic checkpoint, with its syncs, on this thread: it could fall into the pause.
   database.defer_checkpoints();
   ownership = state.ownership();
@@ -285,6 +289,8 @@ void Site::Impl::relocate(Relocation::Direction direction) {
   relocating.relocation.reset();
   relocating.relocation = std::make_unique<Relocation>(inodes, parts.store_directory, direction);
   store.drop_descriptors();
+  // Without file handles an inode is reached by its path, of which the root is the beginning.
+  if (!inodes.uses_handles()) relocating.relocation->all();
   relocate_some();
 }
 

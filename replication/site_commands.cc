@@ -138,7 +138,8 @@ void Site::Impl::remove(const nlohmann::json& request, const JsonReply& reply) {
       std::find_if(sites.begin(), sites.end(), [&](const auto& one) { return one.name == site; });
   if (found == sites.end())
     return reply(failure(fmt::format("there is no site {}: see sharefs status", site)));
-  if (source || target) return reply(failure("a handoff is running: wait for its end, or sharefs abort"));
+  if (source || (target && target->state() != TargetState::serving))
+    return reply(failure("a handoff is running: wait for its end, or sharefs abort"));
   const auto& mounts = opens.clients();
   if (transport.connected(site) &&
       std::any_of(mounts.begin(), mounts.end(), [&](const auto& one) { return one.second == site; }))

@@ -354,6 +354,32 @@ void TargetTree::freed(InodeId id) {
   inodes_.erase(id);
 }
 
+void TargetTree::drop_hidden_names() {
+  std::vector<std::string> left;
+  for (auto& entry : list_directory(parked_fd_.get())) left.push_back(std::move(entry.name));
+  while (!left.empty() && !interrupted_) {
+    const std::string name = std::move(left.back());
+    left.pop_back();
+    const auto backing = stat_name(parked_fd_.get(), name);
+    if (!backing || !is_directory(*backing)) continue;
+    const UniqueFd fd(openat(parked_fd_.get(), name.c_str(), kDirectoryFlags));
+    if (!fd) throw_errno("cannot open '" + name + "'");
+    const InodeId directory = inodes_.find(*backing).value_or(0);
+    for (const auto& entry : list_directory(fd.get())) {
+      const auto inner = stat_name(fd.get(), entry.name);
+      if (!inner) continue;
+      if (!is_directory(*inner)) {
+        if (inner->stx_nlink > 1) unlink_kept(directory, fd.get(), entry.name, *inner);
+      } else if (const auto id = inodes_.find(*inner)) {
+        park(fd.get(), entry.name, *inner, id);
+        left.push_back(hex_name(*id));
+      } else {
+        left.push_back(park_unnamed(fd.get(), entry.name));
+      }
+    }
+  }
+}
+
 void TargetTree::keep_orphans(const std::set<InodeId>& orphans) {
   for (const InodeId id : orphans) {
     if (!orphans_.contains(id)) {

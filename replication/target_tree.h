@@ -69,9 +69,13 @@ class TargetTree {
 
   // The attempt won. keep_orphans() moves these to orphans/; discard_rest() removes all that is parked or
   // another orphan, until interrupt() (any thread).
+  // What was parked with its directory may have been named again elsewhere since: such an inode must not be
+  // counted as having one name more. Once the image is complete.
+  void drop_hidden_names();
   void keep_orphans(const std::set<InodeId>& orphans);
   void discard_rest();
   void interrupt() { interrupted_ = true; }
+  bool interrupted() const { return interrupted_; }  // any thread
 
   int private_area() const { return area_.get(); }
 

@@ -27,7 +27,7 @@ constexpr std::uint32_t kProtocolVersion = 1;
 constexpr std::uint32_t protocol_major(std::uint32_t version) { return version / 1000; }
 
 // A frame larger than this ends the connection that it came on.
-constexpr std::size_t kMaxFrame = std::size_t{64} << 20;
+constexpr std::size_t kMaxFrame = std::size_t{256} << 20;
 // Opaque frames after the envelope; a message with more is dropped.
 constexpr std::size_t kMaxParts = 8;
 // Of the bytes of a request or an outcome.

@@ -289,6 +289,9 @@ class Operations:
         assert again == names[at:], f'from the offset after {names[at - 1]}: {again}, not {names[at:]}'
         return sorted(names)
 
+    def set_flags(self, fd, flags):
+        fcntl.fcntl(self._open[fd], fcntl.F_SETFL, flags)
+
     # --- locks
     def flock(self, fd, how, wait=False):
         fcntl.flock(self._open[fd], how | (0 if wait or how == fcntl.LOCK_UN else fcntl.LOCK_NB))

@@ -215,6 +215,25 @@ def who_is_cut_off_is_shown_nothing_old():
     assert cut_off.do('mapped', 0, 3) == ('ok', b'new')
 
 
+def a_file_becomes_an_append_only_one_while_it_is_open():
+    """As make does with its output: the kernel goes by how it was opened, and so must the answer to a write."""
+    cluster = Cluster(2)
+    for site in cluster:
+        actor, other = Actor(site.mountpoint), Actor(cluster[0].mountpoint)
+        assert actor.do('open', 1, site.name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)[0] == 'ok'
+        assert actor.do('write', 1, b'one') == ('ok', 3)
+        assert actor.do('set_flags', 1, os.O_APPEND)[0] == 'ok'
+        assert other.do('open', 2, site.name, os.O_WRONLY | os.O_APPEND)[0] == 'ok'
+        for _ in range(3):
+            assert actor.do('write', 1, b'two', timeout=20) == ('ok', 3)
+            assert other.do('write', 2, b'too') == ('ok', 3)
+        assert other.do('content', site.name) == ('ok', b'one' + b'twotoo' * 3)
+        assert actor.do('pread', 1, 100, 0) == ('ok', b'one' + b'twotoo' * 3)
+        assert actor.do('set_flags', 1, 0)[0] == 'ok'
+        assert actor.do('pwrite', 1, b'ONE', 0) == ('ok', 3)
+        assert other.do('content', site.name)[1].startswith(b'ONEtwo')
+
+
 def who_cannot_reach_a_new_owner_is_shown_nothing_old():
     """It hears of the handoff from the old owner, and the new one cannot recall what it shows."""
     cluster = Cluster(3, content=lambda store: [content.write(f'{store}/{name}', b'old') for name in 'fg'])
@@ -390,6 +409,7 @@ if __name__ == '__main__':
         'a_restart_keeps_inode_numbers': (a_restart_keeps_inode_numbers, 60),
         'another_site_waits_for_the_owner': (another_site_waits_for_the_owner, 90),
         'who_is_cut_off_is_shown_nothing_old': (who_is_cut_off_is_shown_nothing_old, 60),
+        'a_file_becomes_an_append_only_one_while_it_is_open': (a_file_becomes_an_append_only_one_while_it_is_open, 60),
         'who_cannot_reach_a_new_owner_is_shown_nothing_old': (who_cannot_reach_a_new_owner_is_shown_nothing_old, 60),
         'who_is_cut_off_can_be_killed': (who_is_cut_off_can_be_killed, 90),
         'a_mount_with_a_timeout_does_not_wait': (a_mount_with_a_timeout_does_not_wait, 60),
