@@ -151,6 +151,29 @@ TEST_F(GateTest, AWritebackThatARecallWaitsForPassesEvenThen) {
   EXPECT_FALSE(other.given());
 }
 
+TEST_F(GateTest, AWritebackIsHeldBeforeTheChangesOfItsInodeThatRecallIt) {
+  Answer answers[5];
+  gate_.close(kAttempt, nullptr);
+  ask(lookup(1), answers[0]);  // passes
+  ask(write_of(kClient, 2, 6, 0, 4), answers[1], "data");
+  write(3, answers[2]);  // of inode 5
+  gate_.make_durable();
+  auto back = write_of(kClient + 1, 4, 5, 0, 4);
+  back.mutable_write()->set_writeback(true);
+  ask(back, answers[3], "page");
+  EXPECT_EQ(stored_seqs(), (Seqs{2, 4, 3}));
+  back.set_seq(5);
+  ask(back, answers[4], "page");
+  gate_.make_durable();
+  EXPECT_EQ(stored_seqs(), (Seqs{2, 4, 5, 3}));
+  gate_.block_queries([] {});
+  const auto records = gate_.surrender();
+  ASSERT_EQ(records.size(), 4U);
+  for (std::size_t i = 0; i < records.size(); ++i) EXPECT_EQ(records[i].number, i + 1);
+  EXPECT_EQ(records[1].data, "page");
+  EXPECT_EQ(records[3].request.seq(), 3U);
+}
+
 TEST_F(GateTest, ANewOwnerAnswersQueriesBeforeItHasPerformedItsRecords) {
   gate_.hold_changes();
   Answer change, look;

@@ -375,6 +375,38 @@ TEST_P(ImageTest, MovingBackSendsOnlyWhatHasChanged) {
   EXPECT_LT(attempt_->source().counters().image_bytes_sent, 50 * 100'000u);
 }
 
+TEST_P(ImageTest, WhatWasMovedOutOfADeletedDirectoryHasNoHiddenName) {
+  std::filesystem::create_directories(a("gone/deep"));
+  std::filesystem::create_directories(a("kept"));
+  write_file(a("gone/one"), "one");
+  write_file(a("gone/deep/two"), "two");
+  write_file(a("gone/deep/lost"), "lost");
+  send_all();
+  attempt_.reset();
+  reactor_.run([&] {
+    Relocation up(*b_->inodes, b_->store_path(), Relocation::Direction::up);
+    up.all();
+    Relocation down(*a_->inodes, a_->store_path(), Relocation::Direction::down);
+    down.all();
+    b_->store->drop_descriptors();
+    a_->store->drop_descriptors();
+  });
+  std::swap(a_, b_);
+  // No log knows of this.
+  ASSERT_EQ(rename("gone/one", "kept/one"), 0);
+  ASSERT_EQ(rename("gone/deep/two", "kept/two"), 0);
+  std::filesystem::remove_all(a_->store_path() / "gone");
+  begin(true);
+  attempt_->image();
+  for (const char* name : {"one", "two"}) {
+    struct stat status {};
+    ASSERT_EQ(::stat((b_->tree() / "kept" / name).c_str(), &status), 0) << name;
+    EXPECT_EQ(status.st_nlink, 1U) << name;
+  }
+  finish();
+  expect_equal();
+}
+
 // ---- what a target does not believe
 
 class HostileTest : public ImageTest {

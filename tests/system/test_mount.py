@@ -306,6 +306,18 @@ def a_mount_with_a_timeout_does_not_wait():
             assert other.do('put', f'f{i}', bytes(4 + rounds))[0] == 'ok'
             assert one.do('stat', f'f{i}')[1]['size'] == 4 + rounds, 'attributes from before a change'
             assert one.do('content', f'f{i}') == ('ok', bytes(4 + rounds))
+    # What gives a lock up is told, however long that takes.
+    holder = Actor(beta.mountpoint)
+    assert holder.do('open', 2, 'f1', os.O_RDWR)[0] == 'ok' and holder.do('flock', 2, fcntl.LOCK_EX)[0] == 'ok'
+    assert holder.do('open', 3, 'f2', os.O_RDWR)[0] == 'ok' and holder.do('lock', 3, 'w', 0, 1)[0] == 'ok'
+    cluster.network.cut('beta')
+    holder.close()
+    time.sleep(3)
+    cluster.network.heal('beta')
+    third = Actor(alpha.mountpoint)
+    assert third.do('open', 2, 'f1', os.O_RDWR)[0] == 'ok' and third.do('open', 3, 'f2', os.O_RDWR)[0] == 'ok'
+    sandbox.eventually(lambda: third.do('flock', 2, fcntl.LOCK_EX)[0] == 'ok', 'the flock is free')
+    sandbox.eventually(lambda: third.do('lock', 3, 'w', 0, 1)[0] == 'ok', 'the POSIX lock is free')
     assert other.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
     one.send('flock', 1, fcntl.LOCK_EX, True)
     time.sleep(2.5)  # somebody has the lock: that is no owner that does not answer
@@ -331,9 +343,14 @@ def an_ordinary_user_has_it_all(user=sandbox.TESTER):
     refused = alpha.migrate(beta, check=False)
     assert refused['result'] == 'failed' and "'d0/unreadable'" in refused['error'] and 'chmod' in refused['error'], refused
     assert actors[0].do('unlink', 'd0/unreadable')[0] == 'ok'
+    for i in range(100):
+        assert actors[0].do('put', f'top{i}', b'x')[0] == 'ok'
+    assert actors[1].do('open', 1, 'top99', os.O_RDWR)[0] == 'ok' and actors[1].do('open', 2, 'd0/f', os.O_RDWR)[0] == 'ok'
     before = [actor.do('lstat', 'd0/f') for actor in actors]
     assert before[0] == before[1] and before[0][1]['uid'] == user, before
     alpha.migrate(beta, '--max-pause', '2s')
+    assert actors[1].do('pwrite', 1, b'y', 0) == ('ok', 1), 'an inode is not reached while the root is moved'
+    assert actors[1].do('pwrite', 2, b'm', 0) == ('ok', 1)
     for actor in actors:
         assert actor.do('content', 'readonly/f') == ('ok', b'x')
         assert actor.do('lstat', 'readonly')[1]['mode'] == '0o500'

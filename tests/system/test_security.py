@@ -120,6 +120,10 @@ def a_machine_that_does_not_come_back_is_removed():
     gamma.start()
     cluster.wait_connected()
     assert os.path.isdir(f'{gamma.mountpoint}/new')
+    beta.migrate(alpha)
+    gamma.stop()
+    alpha.cli('remove', DATA_SET, '--site', 'gamma')  # by one that has become the owner just now
+    assert others_of(alpha) == ['beta']
 
 
 def verify_ends_when_the_other_site_does():
