@@ -139,15 +139,16 @@ std::uint64_t ChangeLog::flush() {
 
 std::uint64_t ChangeLog::unshipped_bytes() const { return bytes_since_cut_; }
 
-std::vector<Change> read_changes(Database& database, std::uint64_t after, std::uint64_t through) {
-  std::vector<Change> changes;
+std::uint64_t read_changes(Database& database, std::uint64_t after, std::uint64_t through,
+                           const std::function<void(const Change&)>& take) {
   Statement select(
       database,
       "SELECT kind, inode, name, offset, length FROM change_log WHERE seq > ? AND seq <= ? ORDER BY seq");
   select.bind(after, through);
-  while (select.step())
-    changes.push_back({kind_of(select.blob(0)), select.id(1), select.text(2), select.id(3), select.id(4)});
-  return changes;
+  std::uint64_t count = 0;
+  for (; select.step(); ++count)
+    take({kind_of(select.blob(0)), select.id(1), select.text(2), select.id(3), select.id(4)});
+  return count;
 }
 
 }  // namespace sharefs

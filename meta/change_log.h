@@ -73,7 +73,9 @@ class ChangeLog final : public ChangeObserver {
   std::vector<Change> pending_;
 };
 
-// The entries in (after, through], in order. Any thread with a connection of its own.
-std::vector<Change> read_changes(Database& database, std::uint64_t after, std::uint64_t through);
+// Tells `take` the entries in (after, through], in order; returns how many. Any thread with a connection of
+// its own.
+std::uint64_t read_changes(Database& database, std::uint64_t after, std::uint64_t through,
+                           const std::function<void(const Change&)>& take);
 
 }  // namespace sharefs

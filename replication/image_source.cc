@@ -62,16 +62,18 @@ void ImageSource::send_image() {
 void ImageSource::ship_round(std::uint64_t after, std::uint64_t through, std::int64_t cut, bool final_round) {
   if (fault_point("round.source")) throw std::runtime_error("fault point round.source");
   if (!impl_->database) impl_->database.emplace(impl_->options.database);
-  const auto changes = read_changes(*impl_->database, after, through);
+  Round changed(impl_->inodes, impl_->sender, impl_->shipper, impl_->sent, impl_->walk);
+  const auto entries = read_changes(*impl_->database, after, through,
+                                    [&changed](const Change& change) { changed.note(change); });
   if (final_round) {
     impl_->shipper.tree_is_still();
   } else {
     impl_->shipper.tree_may_change();
   }
   const std::uint64_t bytes_before = impl_->sender.bytes();
-  Round(impl_->inodes, impl_->sender, impl_->shipper, impl_->sent, impl_->walk).ship(changes, cut);
+  changed.ship(cut);
   ShipCounters& counters = impl_->counters;
-  counters.log_entries += changes.size();
+  counters.log_entries += entries;
   counters.log_bytes += impl_->sender.bytes() - bytes_before;
   const std::uint32_t round = ++counters.rounds;
   if (final_round) return;

@@ -20,8 +20,8 @@ constexpr std::uint64_t kMaxFileSize = std::numeric_limits<std::int64_t>::max();
 
 }  // namespace
 
-void Round::ship(const std::vector<Change>& changes, std::int64_t cut) {
-  merge(changes);
+void Round::ship(std::int64_t cut) {
+  for (auto& [id, ranges] : extents_) ranges.merge();
   touched_.merge(shipper_.take_too_fresh());
   read_cells();
   find_new();
@@ -37,39 +37,46 @@ void Round::ship(const std::vector<Change>& changes, std::int64_t cut) {
   sender_.flush();
 }
 
-void Round::merge(const std::vector<Change>& changes) {
-  for (const Change& change : changes) {
-    switch (change.kind) {
-      case Change::Kind::entry:
-        names_[change.id].insert(change.name);
-        touched_.insert(change.id);
-        break;
-      case Change::Kind::attributes:
-        touched_.insert(change.id);
-        break;
-      case Change::Kind::extent: {
-        touched_.insert(change.id);
-        const std::uint64_t begin = std::min(change.offset, kMaxFileSize);
-        extents_[change.id].push_back({begin, begin + std::min(change.length, kMaxFileSize - begin)});
-        break;
-      }
-      case Change::Kind::freed:
-        freed_.insert(change.id);
-        break;
+void Round::note(const Change& change) {
+  switch (change.kind) {
+    case Change::Kind::entry:
+      names_[change.id].insert(change.name);
+      touched_.insert(change.id);
+      break;
+    case Change::Kind::attributes:
+      touched_.insert(change.id);
+      break;
+    case Change::Kind::extent: {
+      touched_.insert(change.id);
+      const std::uint64_t begin = std::min(change.offset, kMaxFileSize);
+      extents_[change.id].add({begin, begin + std::min(change.length, kMaxFileSize - begin)});
+      break;
+    }
+    case Change::Kind::freed:
+      freed_.insert(change.id);
+      break;
+  }
+}
+
+// A file that is written over and over has many entries and few ranges.
+void Round::Ranges::add(Range range) {
+  all.push_back(range);
+  if (all.size() < merge_at) return;
+  merge();
+  merge_at = std::max(merge_at, 2 * all.size());
+}
+
+void Round::Ranges::merge() {
+  std::sort(all.begin(), all.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  std::size_t merged = 0;
+  for (const Range& range : all) {
+    if (merged > 0 && range.begin <= all[merged - 1].end + kMergeGap) {
+      all[merged - 1].end = std::max(all[merged - 1].end, range.end);
+    } else {
+      all[merged++] = range;
     }
   }
-  for (auto& [id, ranges] : extents_) {
-    std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
-    std::vector<Range> merged;
-    for (const Range& range : ranges) {
-      if (!merged.empty() && range.begin <= merged.back().end + kMergeGap) {
-        merged.back().end = std::max(merged.back().end, range.end);
-      } else {
-        merged.push_back(range);
-      }
-    }
-    ranges = std::move(merged);
-  }
+  all.resize(merged);
 }
 
 void Round::read_cells() {
@@ -130,7 +137,7 @@ void Round::send_data() {
     if (new_.contains(id)) continue;
     const auto opened = open_inode(inodes_, id);
     if (!opened || !is_regular(opened->backing)) continue;
-    for (const Range& range : ranges) shipper_.extent(id, *opened, range.begin, range.end);
+    for (const Range& range : ranges.all) shipper_.extent(id, *opened, range.begin, range.end);
   }
 }
 

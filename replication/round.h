@@ -37,8 +37,9 @@ class Round {
   Round(InodeTable& inodes, BatchSender& sender, CellShipper& shipper, SentSet& sent, TreeWalk& walk)
       : inodes_(inodes), sender_(sender), shipper_(shipper), sent_(sent), walk_(walk) {}
 
-  // `cut`: ctime_floor() when the log was cut behind `changes`.
-  void ship(const std::vector<Change>& changes, std::int64_t cut);
+  // Every entry of the log up to the cut; then `cut`: ctime_floor() when that was made.
+  void note(const Change& change);
+  void ship(std::int64_t cut);
 
  private:
   struct Cell {
@@ -52,7 +53,13 @@ class Round {
     std::uint64_t begin, end;
   };
 
-  void merge(const std::vector<Change>& changes);
+  struct Ranges {
+    std::vector<Range> all;
+    std::size_t merge_at = 64;  // when there are so many
+    void add(Range range);
+    void merge();
+  };
+
   void read_cells();
   void find_new();
   void send_detached();
@@ -68,7 +75,7 @@ class Round {
   TreeWalk& walk_;
 
   std::map<InodeId, std::set<std::string>> names_;  // by directory
-  std::map<InodeId, std::vector<Range>> extents_;   // by inode
+  std::map<InodeId, Ranges> extents_;               // by inode
   std::set<InodeId> touched_;
   std::set<InodeId> freed_;
   std::vector<Cell> cells_;

@@ -18,7 +18,14 @@ Change extent(InodeId id, std::uint64_t offset, std::uint64_t length) {
 
 class ChangeLogTest : public testing::Test {
  protected:
-  std::vector<Change> rows() { return read_changes(reader_, 0, std::numeric_limits<std::int64_t>::max()); }
+  std::vector<Change> read(std::uint64_t after, std::uint64_t through) {
+    std::vector<Change> all;
+    const auto count =
+        read_changes(reader_, after, through, [&](const Change& change) { all.push_back(change); });
+    EXPECT_EQ(count, all.size());
+    return all;
+  }
+  std::vector<Change> rows() { return read(0, std::numeric_limits<std::int64_t>::max()); }
 
   Scratch scratch_;
   Database database_{scratch_ / "state.db"};
@@ -120,8 +127,8 @@ TEST_F(ChangeLogTest, an_entry_after_a_cut_is_never_merged_into_one_before_it) {
   log_.changing(extent(2, 0, 10));
   const auto second = log_.flush();
   EXPECT_EQ(second, first + 1);
-  EXPECT_EQ(read_changes(reader_, 0, first).size(), 1U);
-  EXPECT_EQ(read_changes(reader_, first, second).size(), 1U);
+  EXPECT_EQ(read(0, first).size(), 1U);
+  EXPECT_EQ(read(first, second).size(), 1U);
   EXPECT_EQ(log_.flush(), second) << "nothing new: the same cut";
 }
 
@@ -129,9 +136,9 @@ TEST_F(ChangeLogTest, what_is_not_flushed_is_not_within_any_cut) {
   log_.start();
   const auto cut = log_.flush();
   for (InodeId id = 1; id <= 1000; ++id) log_.changing({.kind = Kind::freed, .id = id});
-  EXPECT_TRUE(read_changes(reader_, 0, cut).empty());
+  EXPECT_TRUE(read(0, cut).empty());
   EXPECT_EQ(log_.entries(), 1000U);
-  const auto all = read_changes(reader_, cut, log_.flush());
+  const auto all = read(cut, log_.flush());
   ASSERT_EQ(all.size(), 1000U);
   for (InodeId id = 1; id <= 1000; ++id) EXPECT_EQ(all[id - 1].id, id);
 }
@@ -144,7 +151,7 @@ TEST_F(ChangeLogTest, numbers_of_an_abandoned_attempt_are_not_used_again) {
   log_.start();
   log_.changing({.kind = Kind::freed, .id = 2});
   EXPECT_GT(log_.flush(), cut);
-  EXPECT_TRUE(read_changes(reader_, 0, cut).empty());
+  EXPECT_TRUE(read(0, cut).empty());
 }
 
 TEST_F(ChangeLogTest, a_log_that_cannot_be_written_hinders_nobody_and_is_never_taken_for_whole) {
