@@ -23,9 +23,9 @@ namespace sharefs {
 
 class CellsApply {
  public:
-  // `doubtful`: see ImageTarget::Options.
-  CellsApply(InodeTable& inodes, TargetTree& tree, Power::Interval doubtful)
-      : inodes_(inodes), tree_(tree), doubtful_(doubtful) {}
+  // `doubtful` and `lost`: see ImageTarget::Options.
+  CellsApply(InodeTable& inodes, TargetTree& tree, Power::Interval doubtful, Power::Interval lost)
+      : inodes_(inodes), tree_(tree), doubtful_(doubtful), lost_(lost) {}
 
   // Throws Malformed, or std::system_error when the disk refuses.
   void apply(const pb::Cells& cells, Bytes data);
@@ -49,7 +49,7 @@ class CellsApply {
 
   InodeTable& inodes_;
   TargetTree& tree_;
-  const Power::Interval doubtful_;
+  const Power::Interval doubtful_, lost_;
 };
 
 }  // namespace sharefs

@@ -128,7 +128,12 @@ void HandoffSource::ask_target() {
     return give_up(fmt::format("{} is not reachable: is its daemon running?", options_.target),
                    attempts_ > 1);
   fault_point("source.prepare");
-  send(prepare(record_.attempt, record_.epoch, options_.needed));
+  auto question = prepare(record_.attempt, record_.epoch, options_.needed);
+  const auto lost = parts_.power.lost();
+  question.mutable_prepare()->set_power(parts_.power.number());
+  question.mutable_prepare()->set_lost_from(lost.from);
+  question.mutable_prepare()->set_lost_to(lost.to);
+  send(question);
 }
 
 pb::Envelope HandoffSource::prepare(std::uint64_t attempt, Epoch epoch, const TreeSize& needed) {

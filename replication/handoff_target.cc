@@ -25,6 +25,9 @@ constexpr auto kRecordRetry = std::chrono::seconds(1);
 std::string live_key(std::uint64_t attempt) { return fmt::format("handoff.{}.live", attempt); }
 std::string total_key(std::uint64_t attempt) { return fmt::format("handoff.{}.records", attempt); }
 
+// The source's power number (Hello.power) when an image of its was last received as a whole.
+std::string received_key(const SiteName& source) { return "received_at_power." + source; }
+
 // Whether an ordinary user can make files of all these owners and groups.
 bool owns_all(const pb::Prepare& prepare) {
   std::vector<gid_t> groups(static_cast<std::size_t>(std::max(::getgroups(0, nullptr), 0)));
@@ -85,7 +88,7 @@ std::string HandoffTarget::lack_of_space(const SiteParts& parts, const pb::Prepa
 
 HandoffTarget::HandoffTarget(const SiteParts& parts, SiteName source, const pb::Prepare& prepare,
                              bool holds_image, Events events)
-    : parts_(parts), source_(std::move(source)), events_(std::move(events)) {
+    : parts_(parts), source_(std::move(source)), source_power_(prepare.power()), events_(std::move(events)) {
   record_.attempt = prepare.attempt();
   record_.epoch = prepare.epoch();
   record_.source = source_;
@@ -93,10 +96,14 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, SiteName source, const pb::
   record_.role = "target";
   record_.started = record_.t0 = wall_clock_ns();
   image_ = std::make_unique<ImageTarget>(
-      ImageTarget::Options{.attempt = prepare.attempt(),
-                           .source = source_,
-                           .private_area = parts_.store_directory / kPrivateArea,
-                           .doubtful = parts_.power.doubtful()},
+      ImageTarget::Options{
+          .attempt = prepare.attempt(),
+          .source = source_,
+          .private_area = parts_.store_directory / kPrivateArea,
+          .doubtful = parts_.power.doubtful(),
+          .lost = parts_.state.setting(received_key(source_)) == std::to_string(source_power_)
+                      ? Power::Interval{}
+                      : Power::Interval{prepare.lost_from(), prepare.lost_to()}},
       parts_.inodes, parts_.reactor, [this](const pb::Envelope& envelope) { send(envelope); },
       [this](const std::string& reason) { fail(reason); });
   persist(Durability::normal);
@@ -116,7 +123,8 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, const HandoffRecord& stored
       ImageTarget::Options{.attempt = record_.attempt,
                            .source = source_,
                            .private_area = parts_.store_directory / kPrivateArea,
-                           .doubtful = {}},
+                           .doubtful = {},
+                           .lost = {}},
       parts_.inodes, parts_.reactor, [this](const pb::Envelope& envelope) { send(envelope); },
       [this](const std::string& reason) { fail(reason); });
   state_ = record_.phase == name(TargetState::performing) ? TargetState::performing : TargetState::prepared;
@@ -295,6 +303,7 @@ void HandoffTarget::commit(const pb::Commit& message) {
   Transaction transaction(parts_.state.database(), Durability::full);
   parts_.state.put_blob(total_key(record.attempt), std::to_string(record.records));
   parts_.state.set_setting(kMountsSetting, kMountsUnknown);
+  if (source_power_ != 0) parts_.state.set_setting(received_key(source_), std::to_string(source_power_));
   parts_.state.put_handoff(record, Durability::normal);
   parts_.state.set_ownership({.epoch = record.epoch, .owner = parts_.self, .burnt = record.epoch});
   if (fault_point("target.commit")) throw std::runtime_error("fault point target.commit");

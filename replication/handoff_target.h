@@ -80,6 +80,7 @@ class HandoffTarget {
   // constant after construction
   SiteParts parts_;
   SiteName source_;
+  std::uint64_t source_power_ = 0;  // 0: not known any more
   Events events_;
   // reactor thread
   std::unique_ptr<ImageTarget> image_;

@@ -56,7 +56,7 @@ struct ImageTarget::Impl {
         reactor(the_reactor),
         outlet(std::make_shared<Outlet>(Outlet{std::move(send), std::move(failed)})),
         tree(inodes, options.private_area),
-        cells(inodes, tree, options.doubtful),
+        cells(inodes, tree, options.doubtful, options.lost),
         early_sync(tree.private_area()) {
     thread = std::thread([this] { serve(); });
   }

@@ -34,6 +34,8 @@ class ImageTarget {
     SiteName source;
     std::filesystem::path private_area;  // holds tree/, parked/, orphans/
     Power::Interval doubtful{};  // ctimes of files that are not believed to have what their attributes say
+    // Ctimes, as the source shows them, of files that it may have lost what was received of before.
+    Power::Interval lost{};
   };
   // `send` posts an answer to the source (called on the reactor thread); `failed` is called once, on the
   // reactor thread, with one clear line when the attempt cannot go on (disk full, malformed batch, checksum).

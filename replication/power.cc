@@ -18,6 +18,7 @@ constexpr const char* kBoot = "boot";                 // of the machine, when `p
 constexpr const char* kEnded = "synced";              // the last process ended with everything synced
 constexpr const char* kSynced = "synced_before";      // ns since 1970
 constexpr const char* kDoubtful = "doubtful_ctimes";  // "FROM TO"
+constexpr const char* kLost = "lost_ctimes";          // "FROM TO"
 
 std::string boot_id() {
   std::string id;
@@ -41,11 +42,9 @@ Power::Power(State& state) : state_(state) {
   const bool lost = last.empty() || (state.setting(kBoot) != boot && state.setting(kEnded).empty());
   number_ = lost ? another_number() : std::stoull(last);
   if (lost) {
-    const Interval before = doubtful();
     const std::int64_t from = number_in(state.setting(kSynced));
-    const std::int64_t to = std::max(before.to, ctime_floor());
-    state.set_setting(kDoubtful, std::to_string(before.to > 0 ? std::min(before.from, from) : from) + " " +
-                                     std::to_string(to));
+    extend(kDoubtful, from);
+    if (!last.empty()) extend(kLost, from);
   }
   state.set_setting(kNumber, std::to_string(number_));
   state.set_setting(kBoot, boot);
@@ -58,12 +57,24 @@ void Power::synced(std::int64_t when) {
 
 void Power::ends_synced() { state_.set_setting(kEnded, "1"); }
 
-Power::Interval Power::doubtful() {
+Power::Interval Power::doubtful() { return interval(kDoubtful); }
+
+Power::Interval Power::lost() { return interval(kLost); }
+
+Power::Interval Power::interval(const char* setting) {
   Interval interval;
-  const std::string text = state_.setting(kDoubtful);
+  const std::string text = state_.setting(setting);
   long long from = 0, to = 0;
   if (std::sscanf(text.c_str(), "%lld %lld", &from, &to) == 2) interval = {from, to};
   return interval;
+}
+
+// To now.
+void Power::extend(const char* setting, std::int64_t from) {
+  const Interval before = interval(setting);
+  const std::int64_t to = std::max(before.to, ctime_floor());
+  state_.set_setting(
+      setting, std::to_string(before.to > 0 ? std::min(before.from, from) : from) + " " + std::to_string(to));
 }
 
 void Power::trust() { state_.set_setting(kDoubtful, ""); }

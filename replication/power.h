@@ -34,10 +34,16 @@ class Power {
     bool contains(std::int64_t ctime) const { return from <= ctime && ctime < to; }
   };
   Interval doubtful();
+  // The same of all power cuts, also for a store that is the authority: what others received of such files
+  // before may be what this one has lost.
+  Interval lost();
   // The store is the authority now, whatever it has.
   void trust();
 
  private:
+  Interval interval(const char* setting);
+  void extend(const char* setting, std::int64_t from);
+
   State& state_;
   std::uint64_t number_ = 0;
 };

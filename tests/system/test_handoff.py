@@ -336,9 +336,9 @@ def a_killed_caller_ends_at_once_and_is_not_performed():
     cluster = Cluster(2, content=functools.partial(content.small, files=20))
     alpha, beta = cluster
     beta.stop()
-    beta.start(faults='target.before_prepared=sleep:1300@1')
+    beta.start(faults='target.before_prepared=sleep:3000@1')
     cluster.wait_connected()
-    migration = alpha.migrate_in_background(beta, '--max-pause', '4s')
+    migration = alpha.migrate_in_background(beta, '--max-pause', '8s')
     # What beta has read before it sleeps can end only afterwards.
     sandbox.eventually(lambda: 'fault point' in beta.tail(), 'the gate is closed, and beta sleeps')
     callers = [subprocess.Popen(['mkdir', f'{site.mountpoint}/made-at-{site.name}-{i}'])

@@ -126,6 +126,27 @@ def what_an_old_image_has_lost_is_sent_again():
     cluster.verify(alpha, beta)
 
 
+def what_an_owner_has_lost_is_not_kept_by_its_target():
+    """A target received what was written last; then the owner lost the bytes, but not the times, with its power."""
+    cluster = power.cluster(2, content=big_files)
+    alpha, beta = cluster
+    alpha.stop()
+    alpha.start(faults='source.log_applied=kill@1')
+    cluster.wait_connected()
+    overwrite(alpha, b'1')
+    migration = alpha.migrate_in_background(beta, *MAX_PAUSE)
+    alpha.process.wait(40)
+    power.cut(alpha)
+    alpha.start()
+    migration.kill()
+    cluster.wait_connected()
+    alpha.migrate(beta, *MAX_PAUSE)
+    cluster.verify(beta, alpha)
+    beta.migrate(alpha, *MAX_PAUSE)
+    assert alpha.migrate(beta, *MAX_PAUSE)['image_bytes_sent'] == 0
+    cluster.verify(beta, alpha)
+
+
 def a_loss_is_told_after_taking_over():
     """A site that had not synced becomes the owner itself before its application asks."""
     cluster = power.cluster(2)
@@ -150,6 +171,7 @@ def a_loss_is_told_after_taking_over():
 if __name__ == '__main__':
     tests = {'owner_without_power': (owner_without_power, 120),
              'what_an_old_image_has_lost_is_sent_again': (what_an_old_image_has_lost_is_sent_again, 60),
+             'what_an_owner_has_lost_is_not_kept_by_its_target': (what_an_owner_has_lost_is_not_kept_by_its_target, 60),
              'a_loss_is_told_after_taking_over': (a_loss_is_told_after_taking_over, 60)}
     for point in HANDOFF:
         if point.name in POINTS:
