@@ -99,6 +99,18 @@ class ImageTest : public testing::TestWithParam<bool> {
     attempt_->round(true);
     attempt_->end(orphans);
   }
+  // The trees change their places; who they are is for the caller to swap.
+  void change_owner() {
+    attempt_.reset();
+    reactor_.run([&] {
+      Relocation up(*b_->inodes, b_->store_path(), Relocation::Direction::up);
+      up.all();
+      Relocation down(*a_->inodes, a_->store_path(), Relocation::Direction::down);
+      down.all();
+      b_->store->drop_descriptors();
+      a_->store->drop_descriptors();
+    });
+  }
   void send_all(bool holds_image = false) {
     begin(holds_image);
     attempt_->image();
@@ -349,15 +361,7 @@ TEST_P(ImageTest, MovingBackSendsOnlyWhatHasChanged) {
   }
   write_file(a("top"), "top");
   send_all();
-  attempt_.reset();
-  reactor_.run([&] {
-    Relocation up(*b_->inodes, b_->store_path(), Relocation::Direction::up);
-    up.all();
-    Relocation down(*a_->inodes, a_->store_path(), Relocation::Direction::down);
-    down.all();
-    b_->store->drop_descriptors();
-    a_->store->drop_descriptors();
-  });
+  change_owner();
   expect_equal(*a_, a_->tree(), *b_, b_->store_path());
   std::swap(a_, b_);
   Mutator mutator(*reactor_, *a_->store, 7);
@@ -382,15 +386,7 @@ TEST_P(ImageTest, WhatWasMovedOutOfADeletedDirectoryHasNoHiddenName) {
   write_file(a("gone/deep/two"), "two");
   write_file(a("gone/deep/lost"), "lost");
   send_all();
-  attempt_.reset();
-  reactor_.run([&] {
-    Relocation up(*b_->inodes, b_->store_path(), Relocation::Direction::up);
-    up.all();
-    Relocation down(*a_->inodes, a_->store_path(), Relocation::Direction::down);
-    down.all();
-    b_->store->drop_descriptors();
-    a_->store->drop_descriptors();
-  });
+  change_owner();
   std::swap(a_, b_);
   // No log knows of this.
   ASSERT_EQ(rename("gone/one", "kept/one"), 0);

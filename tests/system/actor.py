@@ -360,6 +360,14 @@ class Actor:
         self.send(operation, *arguments)
         return self.receive(timeout)
 
+    def has_answered(self):
+        return bool(select.select([self._process.stdout], [], [], 0)[0])
+
+    def kill(self):
+        """Returns when it has ended, whatever it waited for."""
+        self._process.kill()
+        self._process.wait(10)
+
     def describe(self):
         pass
 

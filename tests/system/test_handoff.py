@@ -336,22 +336,22 @@ def a_killed_caller_ends_at_once_and_is_not_performed():
     cluster = Cluster(2, content=functools.partial(content.small, files=20))
     alpha, beta = cluster
     beta.stop()
-    beta.start(faults='target.before_prepared=sleep:3000@1')
+    beta.start(faults='target.before_prepared=sleep:1300@1')  # for longer, and alpha would not believe that it lives
     cluster.wait_connected()
-    migration = alpha.migrate_in_background(beta, '--max-pause', '8s')
+    callers = [(Actor(site.mountpoint), f'made-at-{site.name}-{i}') for site in cluster for i in range(3)]
+    survivor = Actor(alpha.mountpoint)
+    migration = alpha.migrate_in_background(beta, '--max-pause', '4s')
     # What beta has read before it sleeps can end only afterwards.
-    sandbox.eventually(lambda: 'fault point' in beta.tail(), 'the gate is closed, and beta sleeps')
-    callers = [subprocess.Popen(['mkdir', f'{site.mountpoint}/made-at-{site.name}-{i}'])
-               for site in cluster for i in range(3)]
-    survivor = subprocess.Popen(['mkdir', f'{alpha.mountpoint}/made-by-a-survivor'])
+    sandbox.eventually(lambda: 'fault point' in beta.tail(), 'the gate is closed, and beta sleeps', every=0.01)
+    for actor, name in callers:
+        actor.send('mkdir', name)
+    survivor.send('mkdir', 'made-by-a-survivor')
     time.sleep(0.2)
-    for caller in callers:
-        caller.kill()
-    for caller in callers:
-        caller.wait(timeout=10)
-    assert survivor.poll() is None, 'they ended before the gate opened'
+    for actor, _ in callers:
+        actor.kill()
+    assert not survivor.has_answered(), 'they ended before the gate opened'
     assert migration.finish()['records'] == 1
-    assert survivor.wait(timeout=10) == 0
+    assert survivor.receive(10) == ('ok', None)
     made = [name for name in os.listdir(beta.mountpoint) if name.startswith('made-')]
     assert made == ['made-by-a-survivor'], made
     cluster.verify(beta, alpha)

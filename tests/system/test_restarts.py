@@ -307,9 +307,9 @@ def a_write_that_waits_for_space_is_seen_by_who_opened_meanwhile():
     raise AssertionError('no write waited for space')
 
 
-def in_the_pause(source, target):
+def in_the_pause(source, target, *faults):
     """A handoff whose gate has just closed, and stays so for a second."""
-    target.restart('target.final_end=sleep:1500')
+    target.restart(','.join(['target.final_end=sleep:1500', *faults]))
     sandbox.eventually(lambda: any(s['site'] == target.name and s['connected'] for s in source.status()['sites']), 'connected')
     migration = source.migrate_in_background(target, '--max-pause', '5s')
     sandbox.eventually(lambda: source.phase() in ('finishing', 'committing'), 'the gate is closed', every=0.01)
@@ -353,10 +353,7 @@ def what_records_have_locked_outlives_the_process_that_performed_them():
     holder, other, third = (Actor(alpha.mountpoint) for _ in range(3))
     assert holder.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
     assert other.do('open', 1, 'g', os.O_RDWR)[0] == 'ok' and other.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
-    beta.restart('target.final_end=sleep:1500,target.record=kill@3')
-    cluster.wait_connected()
-    migration = alpha.migrate_in_background(beta, '--max-pause', '5s')
-    sandbox.eventually(lambda: alpha.phase() in ('finishing', 'committing'), 'the gate is closed', every=0.01)
+    migration = in_the_pause(alpha, beta, 'target.record=kill@3')
     asked = ((holder, ('flock', 1, fcntl.LOCK_EX)), (other, ('flock', 1, fcntl.LOCK_UN)), (third, ('open', 1, 'h', os.O_RDWR)))
     for actor, what in asked:
         actor.send(*what)
