@@ -364,8 +364,9 @@ class Actor:
         return bool(select.select([self._process.stdout], [], [], 0)[0])
 
     def kill(self):
-        """Returns when it has ended, whatever it waited for."""
         self._process.kill()
+
+    def wait_ended(self):
         self._process.wait(10)
 
     def describe(self):
