@@ -324,13 +324,19 @@ def can_lock(site, name):
     return granted
 
 
+def before_the_pause():
+    """Applications of the owner: the first has `f` open, the second `g` open and locked, the third nothing."""
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{name}', b'data') for name in ('f', 'g', 'h')])
+    actors = [Actor(cluster[0].mountpoint) for _ in range(3)]
+    assert actors[0].do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+    assert actors[1].do('open', 1, 'g', os.O_RDWR)[0] == 'ok' and actors[1].do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
+    return cluster, *actors
+
+
 def what_is_locked_in_the_pause_is_known_to_another_process_of_the_new_owner():
     """The mount of the old owner says what it holds: also what it was given, or gave up, as a record."""
-    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{name}', b'data') for name in ('f', 'g', 'h')])
+    cluster, holder, other, third = before_the_pause()
     alpha, beta = cluster
-    holder, other, third = (Actor(alpha.mountpoint) for _ in range(3))
-    assert holder.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
-    assert other.do('open', 1, 'g', os.O_RDWR)[0] == 'ok' and other.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
     assert third.do('open', 1, 'h', os.O_RDWR)[0] == 'ok' and third.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
     migration = in_the_pause(alpha, beta)
     holder.send('flock', 1, fcntl.LOCK_EX)
@@ -348,11 +354,8 @@ def what_is_locked_in_the_pause_is_known_to_another_process_of_the_new_owner():
 
 def what_records_have_locked_outlives_the_process_that_performed_them():
     """The new owner is killed among its records: the live state that it goes on from is older than they are."""
-    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{name}', b'data') for name in ('f', 'g', 'h')])
+    cluster, holder, other, third = before_the_pause()
     alpha, beta = cluster
-    holder, other, third = (Actor(alpha.mountpoint) for _ in range(3))
-    assert holder.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
-    assert other.do('open', 1, 'g', os.O_RDWR)[0] == 'ok' and other.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
     migration = in_the_pause(alpha, beta, 'target.record=kill@3')
     asked = ((holder, ('flock', 1, fcntl.LOCK_EX)), (other, ('flock', 1, fcntl.LOCK_UN)), (third, ('open', 1, 'h', os.O_RDWR)))
     for actor, what in asked:
