@@ -40,7 +40,7 @@ struct VerifyArguments {
 };
 
 ControlClient require_daemon(const DataSetPaths& paths, const std::string& name) {
-  auto daemon = ControlClient::connect(paths.control_socket());
+  auto daemon = wait_for_daemon(paths, kDaemonAway);
   if (!daemon) {
     fail(fmt::format(
         "{} is not running on this site: start it with \"sharefs mount {} MOUNTPOINT\" or \"sharefs serve "

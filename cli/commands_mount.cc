@@ -257,9 +257,11 @@ int run_umount(const Home& home, const UmountArguments& arguments) {
   const bool running = DaemonLock::holder(paths) != 0;
   const bool mounted = !mountpoint.empty() && fuse_mount_at(mountpoint);
   if (!running && !mounted) fail(fmt::format("{} is not mounted and not served here", name));
-  auto daemon = running ? ControlClient::connect(paths.control_socket()) : std::nullopt;
+  auto daemon = running ? wait_for_daemon(paths, kDaemonEnds) : std::nullopt;
   if (!daemon) {
-    if (running) fail(fmt::format("the daemon of {} is just starting or ending: try again", name));
+    if (const pid_t pid = DaemonLock::holder(paths); pid != 0)
+      fail(
+          fmt::format("the daemon (process {}) neither listens nor ends: see {}", pid, paths.log().string()));
     remove_dead_mount(mountpoint);
     OpenState(paths).state.set_setting("mountpoint", "");
     tell_if_not_in_place(paths, name);

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <map>
 #include <stdexcept>
+#include <thread>
 
 #include "replication/json_line.h"
 
@@ -233,6 +234,15 @@ nlohmann::json ControlClient::ask(const nlohmann::json& request,
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) throw ConnectionLost("the daemon has ended");
     received_.append(buffer, static_cast<std::size_t>(got));
+  }
+}
+
+std::optional<ControlClient> wait_for_daemon(const DataSetPaths& paths, std::chrono::milliseconds timeout) {
+  const auto end = std::chrono::steady_clock::now() + timeout;
+  for (;;) {
+    if (auto daemon = ControlClient::connect(paths.control_socket())) return daemon;
+    if (DaemonLock::holder(paths) == 0 || std::chrono::steady_clock::now() > end) return std::nullopt;
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
 }
 

@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 
+#include "cli/home.h"
 #include "meta/reactor.h"
 
 namespace sharefs {
@@ -53,5 +54,9 @@ class ControlClient {
   int fd_;
   std::string received_;
 };
+
+// Blocking. Waits while a daemon is just starting or ending. nullopt: none runs, or it does not listen in
+// time.
+std::optional<ControlClient> wait_for_daemon(const DataSetPaths& paths, std::chrono::milliseconds timeout);
 
 }  // namespace sharefs

@@ -167,5 +167,33 @@ TEST(Control, NamesThatAreNotUtf8DoNotStopAReply) {
   EXPECT_NE(to_line({{"name", "\xff\xfe"}}).find("name"), std::string::npos);
 }
 
+// A command right after the daemon was started, or while it ends.
+TEST(WaitForDaemon, WaitsWhileItStartsOrEnds) {
+  const Scratch scratch;
+  const DataSetPaths paths{scratch.folder()};
+  EXPECT_FALSE(wait_for_daemon(paths, std::chrono::seconds(30)));
+  Reactor reactor;
+  std::thread starting;
+  {
+    const auto lock = DaemonLock::try_take(paths);
+    EXPECT_FALSE(wait_for_daemon(paths, std::chrono::milliseconds(20)));
+    starting = std::thread([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(30));
+      const ControlServer server(paths.control_socket(), reactor, [](const json&, const auto&) {});
+      reactor.run();
+    });
+    EXPECT_TRUE(wait_for_daemon(paths, std::chrono::seconds(30)));
+    reactor.stop();
+    starting.join();
+  }
+  auto lock = DaemonLock::try_take(paths);
+  std::thread ending([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    lock.reset();
+  });
+  EXPECT_FALSE(wait_for_daemon(paths, std::chrono::seconds(30)));
+  ending.join();
+}
+
 }  // namespace
 }  // namespace sharefs

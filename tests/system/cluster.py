@@ -82,7 +82,8 @@ class Site:
             raise AssertionError(f'{self.name}: the daemon ended with {self.process.returncode}: {self.tail(5)}')
         if self.mounted_at and self.mounted_at not in fuse_mounts():
             return False
-        return self.cli('status', DATA_SET, '--json', check=False, timeout=20).returncode == 0
+        shown = self.cli('status', DATA_SET, '--json', check=False, timeout=20)
+        return shown.returncode == 0 and json.loads(shown.stdout)['running']
 
     def running(self):
         return self.process is not None and self.process.poll() is None
