@@ -1,5 +1,6 @@
 #include "fs/name_cache.h"
 
+#include <fcntl.h>
 #include <limits.h>
 #include <linux/fs.h>
 #include <sys/stat.h>
@@ -33,6 +34,22 @@ bool asked_for_attributes(pb::Request::OpCase op) {
   return op == pb::Request::kLookup || op == pb::Request::kGetattr;
 }
 
+// The inode whose data a request changes; 0: none.
+InodeId data_changed(const pb::Request& request) {
+  switch (request.op_case()) {
+    case pb::Request::kWrite:
+      return request.write().id();
+    case pb::Request::kFallocate:
+      return request.fallocate().id();
+    case pb::Request::kCopyFileRange:
+      return request.copy_file_range().id_out();
+    case pb::Request::kSetattr:
+      return request.setattr().has_size() ? request.setattr().id() : 0;
+    default:
+      return 0;
+  }
+}
+
 // Every store knows attributes of such a name: an inode without any does not have it. (Of user attributes
 // some say that there can be none, EOPNOTSUPP.)
 bool is_everywhere(std::string_view xattr) {
@@ -53,6 +70,8 @@ void NameCache::execute(const pb::Request& request, Bytes data, Reply reply) {
     if (!answer_xattr(request.getxattr(), reply)) ask_xattr(request, std::move(reply));
   } else if (op == pb::Request::kListxattr) {
     if (!answer_xattrs(request.listxattr().id(), reply)) next_.execute(request, data, std::move(reply));
+  } else if (op == pb::Request::kRead) {
+    if (!answer_read(request.read(), reply)) ask_read(request, std::move(reply));
   } else if (op == pb::Request::kReaddir) {
     ask_listing(request, std::move(reply));
   } else if (changes_names(op)) {
@@ -112,6 +131,14 @@ bool NameCache::answer_xattrs(InodeId id, const Reply& reply) const {
   return true;
 }
 
+bool NameCache::answer_read(const pb::Read& read, const Reply& reply) const {
+  const std::string* content = contents_.find(read.id());
+  if (content == nullptr || !attributes_.contains(read.id()) || !trusted()) return false;
+  const auto begin = std::min<std::uint64_t>(read.offset(), content->size());
+  reply({}, as_bytes(std::string_view(*content).substr(begin, read.size())));
+  return true;
+}
+
 // Asks the owner, and keeps what it promises of names and attributes.
 void NameCache::ask(const pb::Request& request, Bytes data, Reply reply) {
   next_.execute(
@@ -141,6 +168,36 @@ void NameCache::ask_xattr(const pb::Request& request, Reply reply) {
         }
         reply(outcome, value);
       });
+}
+
+bool NameCache::has_size(InodeId id, std::uint64_t size) const {
+  const auto known = attributes_.find(id);
+  return known != attributes_.end() && known->second.attr.size() == size;
+}
+
+void NameCache::ask_read(const pb::Request& request, Reply reply) {
+  const auto& read = request.read();
+  if (!far_ || read.offset() != 0 || !attributes_.contains(read.id()))
+    return next_.execute(request, {}, std::move(reply));
+  next_.execute(request, {},
+                [this, fill = contents_.begin(read.id()), reply = std::move(reply)](
+                    const pb::Outcome& outcome, Bytes content) {
+                  const bool whole = outcome.error() == 0 && content.size() <= ContentCache::kLongest &&
+                                     has_size(fill->id, content.size());
+                  if (whole) fill->content = as_text(content);
+                  contents_.end(*fill, whole);
+                  reply(outcome, content);
+                });
+}
+
+// nullptr: the request does not tell the whole content.
+ContentCache::FillPtr NameCache::begin_whole(const pb::Request& request, Bytes data) {
+  if (!far_ || !request.has_write() || request.write().offset() != 0 || request.write().append() ||
+      data.size() > ContentCache::kLongest)
+    return nullptr;
+  const auto known = attributes_.find(request.write().id());
+  if (known == attributes_.end() || known->second.attr.size() > data.size()) return nullptr;
+  return contents_.begin(known->first, std::string(as_text(data)));
 }
 
 // The kernel takes what fits into its buffer, and asks for the rest again.
@@ -174,8 +231,10 @@ void NameCache::listed(InodeId directory, const pb::Outcome& outcome) {
 void NameCache::change(const pb::Request& request, Bytes data, Reply reply) {
   // Writing takes capabilities away and gives none; all else may change ACLs.
   const bool only_data = request.has_write() || request.has_fallocate() || request.has_copy_file_range();
+  const InodeId id = data_changed(request);
+  const auto whole = begin_whole(request, data);
   next_.execute(request, data,
-                [this, only_data, generation = generation_, reply = std::move(reply)](
+                [this, only_data, id, whole, generation = generation_, reply = std::move(reply)](
                     const pb::Outcome& outcome, Bytes result) {
                   if (believable(outcome, generation)) {
                     if (outcome.has_attr()) learn(outcome.attr(), outcome.promise(), only_data);
@@ -183,6 +242,11 @@ void NameCache::change(const pb::Request& request, Bytes data, Reply reply) {
                   } else {
                     forget_all();  // also after an error: some of it may have been done
                   }
+                  if (whole && !whole->spoiled && outcome.error() == 0 && !outcome.invalidate() &&
+                      outcome.count() == whole->content.size() && has_size(id, outcome.count()))
+                    contents_.end(*whole, true);
+                  else if (id != 0)
+                    contents_.changed(id);
                   reply(outcome, result);
                 });
 }
@@ -197,6 +261,7 @@ bool NameCache::believable(const pb::Outcome& outcome, std::uint64_t generation)
 void NameCache::learn(const pb::Attr& attr, std::uint64_t stamp, bool same_xattrs) {
   if (attr.mode() == 0) {  // gone
     attributes_.erase(attr.id());
+    contents_.changed(attr.id());
     return;
   }
   auto& known = attributes_[attr.id()];
@@ -251,6 +316,7 @@ void NameCache::changed(const pb::Request& request, const pb::Outcome& outcome) 
       name(request.lookup().parent(), request.lookup().name(), outcome.error() == 0 ? made : 0);
       break;
     case pb::Request::kCreate:
+      if ((request.create().flags() & O_TRUNC) != 0) contents_.changed(made);
       // A new file has no capability. (Its ACL may be its directory's.)
       if (is_absent(request.create().parent(), request.create().name()))
         attributes_[made].xattrs = {{.name = "security.capability", .present = false, .value = {}}};
@@ -303,6 +369,7 @@ void NameCache::forget(const std::vector<InodeId>& ids, std::uint64_t stamp) {
   last_recall_ = std::max(last_recall_, stamp);
   for (const InodeId id : ids) {
     attributes_.erase(id);
+    contents_.changed(id);
     drop_directory(id);
   }
 }
@@ -310,6 +377,7 @@ void NameCache::forget(const std::vector<InodeId>& ids, std::uint64_t stamp) {
 void NameCache::forget_all() {
   ++generation_;
   attributes_.clear();
+  contents_.changed_all();
   directories_.clear();
   names_ = 0;
   if (on_forget_all_) on_forget_all_();

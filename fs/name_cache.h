@@ -3,9 +3,10 @@
 // Between the mount and the Router. It answers Lookup, GetAttr, GetXattr and
 // ListXattr from what outcomes with a promise have told (fs/promises.h), and keeps what this mount's own
 // changes make of it; a directory that this mount made is known completely, so that looking for new names
-// costs nothing either. On the owner it saves little by itself, but what it keeps may be lent to the kernel.
-// A listing is asked of another site with attributes in any case: whoever lists a directory mostly looks at
-// what is in it, often after the kernel has stopped asking for them.
+// costs nothing either. Reads of small files of another site it answers from their contents, as long as the
+// attributes are promised. On the owner it saves little by itself, but what it keeps may be lent to the
+// kernel. A listing is asked of another site with attributes in any case: whoever lists a directory mostly
+// looks at what is in it, often after the kernel has stopped asking for them.
 //
 // Invariants
 //  - Only what carries a promise of the present owner is kept, and it is believed only while that owner has
@@ -27,6 +28,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "fs/content_cache.h"
 #include "meta/executor.h"
 #include "meta/reactor.h"
 
@@ -106,10 +108,14 @@ class NameCache final : public Executor {
   bool answer(const pb::Request& request, const Reply& reply) const;
   bool answer_xattr(const pb::GetXattr& asked, const Reply& reply) const;
   bool answer_xattrs(InodeId id, const Reply& reply) const;
+  bool answer_read(const pb::Read& read, const Reply& reply) const;
   void ask(const pb::Request& request, Bytes data, Reply reply);
   void ask_xattr(const pb::Request& request, Reply reply);
   void ask_listing(const pb::Request& request, Reply reply);
+  void ask_read(const pb::Request& request, Reply reply);
   void change(const pb::Request& request, Bytes data, Reply reply);
+  bool has_size(InodeId id, std::uint64_t size) const;
+  ContentCache::FillPtr begin_whole(const pb::Request& write, Bytes data);
   bool believable(const pb::Outcome& outcome, std::uint64_t generation) const;
   void learn(const pb::Attr& attr, std::uint64_t stamp, bool same_xattrs);
   void name(InodeId parent, std::string_view name, InodeId id);
@@ -131,6 +137,7 @@ class NameCache final : public Executor {
   std::unordered_map<InodeId, Known> attributes_;
   std::unordered_map<InodeId, Directory> directories_;
   std::size_t names_ = 0;  // in all directories
+  ContentCache contents_;  // of inodes in attributes_
   // Until when the kernel may answer by itself. Kept when everything is forgotten: the owner recalls what it
   // has promised all the same.
   std::unordered_map<InodeId, Reactor::Clock::time_point> lent_;

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <deque>
 #include <map>
+#include <optional>
 #include <random>
 #include <set>
 #include <string>
@@ -31,10 +32,11 @@ class NoLog final : public ChangeObserver {
   void changing(const Change& /*change*/) override {}
 };
 
-// One directory of files, whose sizes are how often they were written.
+// One directory of files, whose sizes are how often they were written; or what was written into them, if that
+// was anything.
 class TinyStore final : public Executor {
  public:
-  void execute(const pb::Request& request, Bytes /*data*/, Reply reply) override {
+  void execute(const pb::Request& request, Bytes data, Reply reply) override {
     pb::Outcome outcome;
     switch (request.op_case()) {
       case pb::Request::kLookup: {
@@ -75,7 +77,15 @@ class TinyStore final : public Executor {
       }
       case pb::Request::kWrite:
         change(request.write().id());
+        if (data.empty()) break;
+        versions[request.write().id()].emplace_back(as_text(data));
+        sizes[request.write().id()] = data.size();
+        outcome.set_count(data.size());
         break;
+      case pb::Request::kRead: {
+        const auto& all = versions[request.read().id()];
+        return reply(outcome, all.empty() ? Bytes() : as_bytes(all.back()));
+      }
       case pb::Request::kSetxattr:
         change(request.setxattr().id());
         break;
@@ -107,6 +117,7 @@ class TinyStore final : public Executor {
   std::function<void()> end_work;
   std::map<std::string, InodeId> names;
   std::map<InodeId, std::uint64_t> sizes;
+  std::map<InodeId, std::vector<std::string>> versions;
   InodeId last_id = 100;
 };
 
@@ -118,12 +129,19 @@ class PromisesTest : public ::testing::Test {
   class Asking final : public Executor {
    public:
     Asking(PromisesTest& test, std::size_t index) : test_(test), index_(index) {}
-    void execute(const pb::Request& request, Bytes /*data*/, Reply reply) override {
-      test_.up[index_].push_back([this, request, reply = std::move(reply)] {
-        test_.promises.execute(request, {}, [this, reply](const pb::Outcome& outcome, Bytes) {
-          test_.down[index_].push_back([reply, outcome] { reply(outcome, {}); });
-        });
-      });
+    void execute(const pb::Request& request, Bytes data, Reply reply) override {
+      test_.up[index_].push_back(
+          [this, request, data = std::string(as_text(data)), reply = std::move(reply)] {
+            test_.promises.execute(
+                request, as_bytes(data),
+                [this, reply, slow = request.has_read()](const pb::Outcome& outcome, Bytes result) {
+                  // A worker reads: its answer may come after others.
+                  auto& wire = slow ? test_.workers[index_] : test_.down[index_];
+                  wire.push_back([reply, outcome, result = std::string(as_text(result))] {
+                    reply(outcome, as_bytes(result));
+                  });
+                });
+          });
     }
 
    private:
@@ -190,7 +208,7 @@ class PromisesTest : public ::testing::Test {
   void deliver_all() {
     for (bool again = true; again;) {
       again = false;
-      for (auto* wires : {&up, &down})
+      for (auto* wires : {&up, &workers, &down})
         for (auto& wire : *wires)
           while (!wire.empty()) {
             deliver(wire);
@@ -256,7 +274,7 @@ class PromisesTest : public ::testing::Test {
       [this](const RecallOrder& order, std::function<void(bool)> done) { recall(order, std::move(done)); },
       std::chrono::milliseconds(100)};
   std::vector<std::unique_ptr<Site>> sites;
-  std::array<Wire, 3> up, down;
+  std::array<Wire, 3> up, down, workers;
   std::function<void()> delivered;  // called after each message
   Wire notifier;                    // what the owner's kernel has been told to drop
   std::set<std::size_t> silent;     // sites that do not answer recalls
@@ -528,6 +546,125 @@ TEST_F(PromisesTest, NobodyIsShownWhatWasBeforeAnAcknowledgedChange) {
   EXPECT_EQ(answered, asked);
   EXPECT_GT(recalls, 100);
   EXPECT_GT(lent, 100);
+}
+
+TEST_F(PromisesTest, ASmallFileIsReadWithoutAskingUntilItChanges) {
+  const InodeId id = store.names["old"];
+  const auto read = [&](std::uint64_t offset = 0, std::uint32_t size = 4096) -> std::optional<std::string> {
+    std::optional<std::string> result;
+    auto request = request_of(1, 1);
+    request.mutable_read()->set_id(id);
+    request.mutable_read()->set_offset(offset);
+    request.mutable_read()->set_size(size);
+    sites[0]->cache.execute(request, {}, [&](const pb::Outcome&, Bytes bytes) { result = as_text(bytes); });
+    auto answer = result;
+    deliver_all();
+    return answer;
+  };
+  const auto put = [&](ClientId client, const std::string& data, std::uint64_t offset = 0) {
+    Answer& answer = answers.emplace_back();
+    const auto request = test::write_of(client, 1, id, offset, static_cast<std::uint32_t>(data.size()));
+    if (client == kOwn)
+      promises.execute(request, as_bytes(data), answer.reply());
+    else
+      sites[0]->cache.execute(request, as_bytes(data), answer.reply());
+    deliver_all();
+  };
+  put(kOwn, "first");
+  EXPECT_EQ(read(), std::nullopt);
+  EXPECT_EQ(read(), std::nullopt) << "its attributes were not promised when it was read";
+  ask(0, lookup(1, "old"));
+  deliver_all();
+  EXPECT_EQ(read(2), std::nullopt) << "not read from the start";
+  EXPECT_EQ(read(), std::nullopt);
+  EXPECT_EQ(read(), "first");
+  EXPECT_EQ(read(2, 2), "rs");
+  EXPECT_EQ(read(9), "");
+  put(kOwn, "second");
+  EXPECT_EQ(read(), std::nullopt);
+  ask(0, lookup(1, "old"));
+  deliver_all();
+  put(1, "third!");
+  EXPECT_EQ(read(), "third!") << "what this mount wrote itself";
+  put(1, "4th");
+  EXPECT_EQ(read(), std::nullopt) << "some of the bytes before may be left";
+  put(1, "fifth", 1);
+  EXPECT_EQ(read(), std::nullopt);
+  ask(0, getattr(1, id));
+  deliver_all();
+  read();
+  EXPECT_NE(read(), std::nullopt);
+  sites[0]->trusted = false;
+  EXPECT_EQ(read(), std::nullopt);
+  sites[0]->trusted = true;
+  put(1, std::string(ContentCache::kLongest + 1, 'x'));
+  read(0, 1 << 20);
+  EXPECT_EQ(read(), std::nullopt) << "it is not small any more";
+}
+
+// All contents have one length, so that nothing but the promise tells one from another.
+TEST_F(PromisesTest, NobodyReadsWhatWasBeforeAnAcknowledgedWrite) {
+  const auto seed = std::random_device()();
+  std::mt19937 random(seed);
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  const auto pick = [&](std::size_t below) {
+    return std::uniform_int_distribution<std::size_t>(0, below - 1)(random);
+  };
+  store.names["other"] = ++store.last_id;
+  const std::array<std::string, 2> names{"old", "other"};
+  std::map<InodeId, std::size_t> acknowledged;  // index of the newest version
+  const auto index_of = [&](InodeId id, const std::string& content) {
+    const auto& all = store.versions[id];
+    return static_cast<std::size_t>(all.rend() - std::find(all.rbegin(), all.rend(), content)) - 1;
+  };
+  for (const auto& name : names) {
+    store.versions[store.names[name]] = {"00000000"};
+    store.sizes[store.names[name]] = 8;
+  }
+  unsigned last = 0, reads = 0, sent = 0, asked = 0, answered = 0;
+  for (int step = 0; step < 100'000 && !HasFailure(); ++step) {
+    const auto what = pick(240);
+    if (what < 180) {
+      const auto wire = what % 9;
+      auto& some = wire < 3 ? up[wire] : wire < 6 ? down[wire - 3] : workers[wire - 6];
+      if (!some.empty()) deliver(some);
+      continue;
+    }
+    const auto who = pick(4);
+    const ClientId client = who == kOwnSite ? kOwn : who + 1;
+    const auto& name = names[pick(names.size())];
+    const InodeId id = store.names[name];
+    if (!notifier.empty()) deliver(notifier);
+    if (what < 208) {
+      sites[who]->cache.execute(lookup(client, name), {}, [](const pb::Outcome&, Bytes) {});
+    } else if (what < 236) {
+      auto request = request_of(client, 1);
+      request.mutable_read()->set_id(id);
+      request.mutable_read()->set_size(4096);
+      ++reads;
+      ++asked;
+      const std::size_t before = who == kOwnSite ? 0 : up[who].size();
+      sites[who]->cache.execute(
+          request, {}, [&, who, id, least = acknowledged[id]](const pb::Outcome&, Bytes bytes) {
+            ++answered;
+            EXPECT_GE(index_of(id, std::string(as_text(bytes))), least)
+                << who << " reads " << as_text(bytes) << " from before an acknowledged write";
+          });
+      if (who == kOwnSite || up[who].size() != before) ++sent;
+    } else {
+      std::string content = std::to_string(++last);
+      content.insert(0, 8 - content.size(), '0');
+      ++asked;
+      sites[who]->cache.execute(test::write_of(client, 1, id, 0, 8), as_bytes(content),
+                                [&, id, content](const pb::Outcome&, Bytes) {
+                                  ++answered;
+                                  acknowledged[id] = std::max(acknowledged[id], index_of(id, content));
+                                });
+    }
+  }
+  deliver_all();
+  EXPECT_EQ(answered, asked);
+  EXPECT_LT(sent, reads * 9 / 10) << "some are answered without asking";
 }
 
 TEST_F(PromisesTest, AttributesAreLentToAKernelThatHoldsTheInode) {
