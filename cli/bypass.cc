@@ -11,7 +11,7 @@
 #include <iostream>
 #include <optional>
 
-#include "cli/mounts.h"
+#include "fs/mounts.h"
 
 namespace sharefs {
 namespace fs = std::filesystem;

@@ -17,10 +17,10 @@
 #include "cli/control.h"
 #include "cli/daemon.h"
 #include "cli/failure.h"
-#include "cli/mounts.h"
 #include "cli/progress.h"
 #include "cli/setup.h"
 #include "cli/units.h"
+#include "fs/mounts.h"
 
 namespace sharefs {
 namespace fs = std::filesystem;
@@ -61,6 +61,12 @@ void remove_dead_mount(const fs::path& mountpoint) {
   }
   std::cerr << fmt::format("sharefs: note: removed the mount of an ended daemon from {}\n",
                            mountpoint.string());
+}
+
+// By this data set, and not covered by another mount.
+bool is_mounted(const fs::path& mountpoint, const std::string& name) {
+  const auto mount = mountpoint.empty() ? std::nullopt : mount_at(mountpoint);
+  return mount && mount->type == "fuse.sharefs" && mount->source == name;
 }
 
 // The disk of the store may not be mounted, or the directory may have become something else.
@@ -253,15 +259,14 @@ int run_umount(const Home& home, const UmountArguments& arguments) {
   const std::string name =
       home.has(arguments.target) ? arguments.target : data_set_mounted_at(home, arguments.target);
   const DataSetPaths paths = home.require(name);
+  const bool ran = DaemonLock::holder(paths) != 0;
+  auto daemon = wait_for_daemon(paths, kDaemonEnds);
+  if (const pid_t pid = DaemonLock::holder(paths); !daemon && pid != 0)
+    fail(fmt::format("the daemon (process {}) neither listens nor ends: see {}", pid, paths.log().string()));
   const fs::path mountpoint = OpenState(paths).state.setting("mountpoint");
-  const bool running = DaemonLock::holder(paths) != 0;
-  const bool mounted = !mountpoint.empty() && fuse_mount_at(mountpoint);
-  if (!running && !mounted) fail(fmt::format("{} is not mounted and not served here", name));
-  auto daemon = running ? wait_for_daemon(paths, kDaemonEnds) : std::nullopt;
+  const bool mounted = is_mounted(mountpoint, name);
   if (!daemon) {
-    if (const pid_t pid = DaemonLock::holder(paths); pid != 0)
-      fail(
-          fmt::format("the daemon (process {}) neither listens nor ends: see {}", pid, paths.log().string()));
+    if (!ran && !mounted) fail(fmt::format("{} is not mounted and not served here", name));
     remove_dead_mount(mountpoint);
     OpenState(paths).state.set_setting("mountpoint", "");
     tell_if_not_in_place(paths, name);

@@ -7,10 +7,10 @@
 
 #include "cli/commands.h"
 #include "cli/control.h"
-#include "cli/mounts.h"
 #include "cli/progress.h"
 #include "cli/setup.h"
 #include "cli/units.h"
+#include "fs/mounts.h"
 #include "replication/json_line.h"
 
 namespace sharefs {

@@ -13,8 +13,8 @@
 #include <stdexcept>
 
 #include "cli/failure.h"
-#include "cli/mounts.h"
 #include "cli/units.h"
+#include "fs/mounts.h"
 #include "meta/types.h"
 #include "replication/relocate.h"
 #include "replication/transport.h"

@@ -1,7 +1,6 @@
 #include "fs/fuse_mount.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -19,6 +18,7 @@
 
 #include "fs/fuse_helper.h"
 #include "fs/fuse_session.h"
+#include "fs/mounts.h"
 
 namespace sharefs {
 namespace {
@@ -173,20 +173,12 @@ UniqueFd mount_as_root(const std::filesystem::path& mountpoint, const std::strin
   }
 }
 
-void detach_path(const std::filesystem::path& mountpoint) {
-  if (is_root()) {
-    ::umount2(mountpoint.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW);
-  } else {
-    run_fusermount({"-u", "-q", "-z", "--", mountpoint.string()});
-  }
-}
-
 // Makes sure that something can be mounted there; returns the mode of the directory.
 unsigned prepare(const std::filesystem::path& mountpoint) {
   struct stat status {};
   int result = ::stat(mountpoint.c_str(), &status);
   if (result != 0 && errno == ENOTCONN) {
-    detach_path(mountpoint);  // a dead mount
+    unmount(mountpoint, Unmount::lazy);  // a dead mount
     result = ::stat(mountpoint.c_str(), &status);
   }
   if (result != 0 && errno == ENOENT) refuse(mountpoint, "the directory does not exist (create it first)");
@@ -205,15 +197,17 @@ FuseMount::FuseMount(const std::filesystem::path& mountpoint, const std::string&
   const std::vector<std::string> single = split(options);
   device_ = is_root() ? mount_as_root(mountpoint_, source, single, root_mode)
                       : mount_with_helper(mountpoint_, source, single);
+  if (const auto mounted = fuse_mount_at(mountpoint_)) mounted_as_ = mounted->device;
 }
 
 FuseMount::~FuseMount() { detach(); }
 
+// Ours may have been taken away already, and go on in another namespace or in files that are open; then what
+// is at that path is somebody else's: the disk of the store, when it is mounted over that.
 void FuseMount::detach() {
   if (mountpoint_.empty()) return;
-  // Something else may be mounted there by now if the kernel ended ours before.
-  pollfd state{.fd = device_.get(), .events = 0, .revents = 0};
-  if (::poll(&state, 1, 0) != 1 || (state.revents & POLLERR) == 0) detach_path(mountpoint_);
+  const auto top = mount_at(mountpoint_);
+  if (top && top->device == mounted_as_) unmount(mountpoint_, Unmount::lazy);
   mountpoint_.clear();
 }
 

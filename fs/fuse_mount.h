@@ -31,6 +31,7 @@ class FuseMount {
 
  private:
   std::filesystem::path mountpoint_;  // canonical
+  std::string mounted_as_;            // MountEntry::device
   UniqueFd device_;
 };
 

@@ -148,6 +148,39 @@ def mounted_over_the_store_itself():
     assert os.path.exists(f'{alpha.store}/dir0'), 'the files are not in the store after unmounting'
 
 
+def umount_takes_away_nothing_but_the_mount():
+    """It goes on in another mount namespace or in an open file, while the disk of the store is what is at its path."""
+    cluster = Cluster(1, content=content.small)
+    alpha, = cluster
+    alpha.stop()
+    sandbox.run('mount', '--bind', alpha.store, alpha.store)
+    try:
+        for how in ('namespace', 'lazy', 'by hand'):
+            alpha.start(at=alpha.store)
+            assert len([m for m in sandbox.mounts() if alpha.store in m]) == 2, sandbox.mounts()
+            command = ['sleep', '100']
+            if how == 'namespace':
+                command = ['unshare', '--mount', '--propagation', 'private', *command]
+            holder = subprocess.Popen(command, cwd='/' if how == 'namespace' else alpha.store)
+            try:
+                if how == 'namespace':
+                    ours = os.readlink('/proc/self/ns/mnt')
+                    sandbox.eventually(lambda: os.readlink(f'/proc/{holder.pid}/ns/mnt') != ours, 'another namespace')
+                else:
+                    sandbox.eventually(lambda: os.path.exists(f'/proc/{holder.pid}/cwd'), 'the holder runs')
+                if how == 'by hand':
+                    sandbox.run('umount', '-l', alpha.store)
+                alpha.cli('umount', DATA_SET, *(['--lazy'] if how == 'lazy' else []))
+                alpha.process.wait(30)
+                alpha.process = None
+            finally:
+                holder.kill()
+                holder.wait()
+            assert len([m for m in sandbox.mounts() if alpha.store in m]) == 1, (how, sandbox.mounts())
+    finally:
+        sandbox.run('umount', alpha.store)
+
+
 def a_restart_keeps_inode_numbers():
     cluster = Cluster(2, content=content.small)
     alpha, beta = cluster
@@ -423,6 +456,7 @@ if __name__ == '__main__':
         'adopting_leaves_the_files_where_they_are': (adopting_leaves_the_files_where_they_are, 30),
         'a_strangers_file_in_an_old_image_is_not_lost': (a_strangers_file_in_an_old_image_is_not_lost, 60),
         'mounted_over_the_store_itself': (mounted_over_the_store_itself, 60),
+        'umount_takes_away_nothing_but_the_mount': (umount_takes_away_nothing_but_the_mount, 60),
         'a_restart_keeps_inode_numbers': (a_restart_keeps_inode_numbers, 60),
         'another_site_waits_for_the_owner': (another_site_waits_for_the_owner, 90),
         'who_is_cut_off_is_shown_nothing_old': (who_is_cut_off_is_shown_nothing_old, 60),

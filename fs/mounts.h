@@ -10,12 +10,15 @@ namespace sharefs {
 
 struct MountEntry {
   std::filesystem::path mountpoint;
+  std::string device;  // major:minor, of one mounted file system alone
   std::string type;
   std::string source;
 };
 
 std::vector<MountEntry> read_mounts();
-// The topmost FUSE mount at exactly this path; nullopt if the topmost mount there is none of FUSE.
+// The topmost mount at exactly this path.
+std::optional<MountEntry> mount_at(const std::filesystem::path& mountpoint);
+// The same, if it is one of FUSE.
 std::optional<MountEntry> fuse_mount_at(const std::filesystem::path& mountpoint);
 // The mount that holds this path.
 std::optional<MountEntry> mount_of(const std::filesystem::path& path);

@@ -1,4 +1,4 @@
-#include "cli/mounts.h"
+#include "fs/mounts.h"
 
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -43,7 +43,7 @@ std::vector<MountEntry> read_mounts() {
     std::istringstream words(line);
     std::string word;
     MountEntry mount;
-    for (int field = 0; field < 5; ++field) words >> word;  // id, parent, device, root, mountpoint
+    words >> word >> word >> mount.device >> word >> word;  // id, parent, device, root, mountpoint
     mount.mountpoint = unescape(word);
     while (words >> word && word != "-") {
     }
@@ -54,11 +54,16 @@ std::vector<MountEntry> read_mounts() {
   return mounts;
 }
 
-std::optional<MountEntry> fuse_mount_at(const fs::path& mountpoint) {
+std::optional<MountEntry> mount_at(const fs::path& mountpoint) {
   std::optional<MountEntry> found;
   for (auto& mount : read_mounts()) {  // later lines are mounted on top of earlier ones
     if (mount.mountpoint == mountpoint) found = std::move(mount);
   }
+  return found;
+}
+
+std::optional<MountEntry> fuse_mount_at(const fs::path& mountpoint) {
+  auto found = mount_at(mountpoint);
   if (found && !found->type.starts_with("fuse")) found.reset();
   return found;
 }

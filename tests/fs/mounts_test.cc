@@ -1,10 +1,10 @@
-#include "cli/mounts.h"
+#include "fs/mounts.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 
-#include "tests/cli/scratch.h"
+#include "tests/fs/temporary_directory.h"
 
 namespace sharefs {
 namespace {
@@ -17,6 +17,8 @@ TEST(Mounts, ProcIsMountedAndNotOfFuse) {
   EXPECT_EQ(proc->type, "proc");
   EXPECT_FALSE(fuse_mount_at("/proc"));
   EXPECT_FALSE(is_dead_mount("/proc"));
+  EXPECT_EQ(mount_at("/proc")->type, "proc");
+  EXPECT_FALSE(mount_at("/proc/self"));
 }
 
 TEST(Mounts, WithinMeansBelowOrTheSameByWholeNames) {
@@ -28,19 +30,21 @@ TEST(Mounts, WithinMeansBelowOrTheSameByWholeNames) {
 }
 
 TEST(Mounts, AMountpointIsNamedWithoutLinksAndTrailingSlashes) {
-  const Scratch scratch;
-  const auto real = scratch.directory("real");
-  std::filesystem::create_directory_symlink(real, scratch / "link");
-  EXPECT_EQ(resolve_mountpoint(scratch / "link"), real);
+  const TemporaryDirectory scratch;
+  const auto folder = std::filesystem::canonical(scratch.path());
+  const auto real = folder / "real";
+  std::filesystem::create_directory(real);
+  std::filesystem::create_directory_symlink(real, folder / "link");
+  EXPECT_EQ(resolve_mountpoint(folder / "link"), real);
   EXPECT_EQ(resolve_mountpoint(real.string() + "/"), real);
-  EXPECT_EQ(resolve_mountpoint(scratch / "link/../real"), real);
-  EXPECT_EQ(resolve_mountpoint(scratch / "missing"), scratch / "missing");
+  EXPECT_EQ(resolve_mountpoint(folder / "link/../real"), real);
+  EXPECT_EQ(resolve_mountpoint(folder / "missing"), folder / "missing");
 }
 
 TEST(Mounts, UnmountingWhatIsNotMountedIsAnError) {
-  const Scratch scratch;
-  EXPECT_NE(unmount(scratch.folder(), Unmount::busy_fails), "");
-  EXPECT_NE(unmount(scratch.folder(), Unmount::lazy), "");
+  const TemporaryDirectory scratch;
+  EXPECT_NE(unmount(scratch.path(), Unmount::busy_fails), "");
+  EXPECT_NE(unmount(scratch.path(), Unmount::lazy), "");
 }
 
 }  // namespace
