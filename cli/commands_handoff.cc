@@ -80,18 +80,21 @@ nlohmann::json handoff_of(const nlohmann::json& status) {
 // Follows a running handoff through the daemon's status until it has a result.
 class HandoffWatch {
  public:
-  HandoffWatch(const DataSetPaths& paths, ControlClient daemon, std::uint64_t before, std::uint64_t started)
-      : paths_(paths), daemon_(std::move(daemon)), before_(before), started_(started) {}
+  // `started`: what the daemon answered to migrate.
+  HandoffWatch(const DataSetPaths& paths, ControlClient daemon, const nlohmann::json& started)
+      : paths_(paths),
+        daemon_(std::move(daemon)),
+        attempt_(count_of(started, "attempt")),
+        epoch_(count_of(started, "epoch")) {}
 
   // Empty: interrupted by the operator.
   nlohmann::json follow() {
     ProgressDisplay display(isatty(STDERR_FILENO) != 0);
     while (!interrupted) {
       auto handoff = handoff_of(ask_status());
-      // Each further try is an attempt of its own: ours is the one that was started, or any but the one
-      // before it.
-      const auto attempt = count_of(handoff, "attempt");
-      const bool ours = attempt == started_ || attempt != before_;
+      // Each further try is an attempt of its own, at a later epoch. A site that cannot reach the owner shows
+      // the last handoff of its own.
+      const bool ours = count_of(handoff, "attempt") == attempt_ || count_of(handoff, "epoch") >= epoch_;
       if (ours && !text_of(handoff, "result").empty()) return handoff;
       if (!handoff.empty() && text_of(handoff, "result").empty()) display.show(handoff);
       std::this_thread::sleep_for(kPoll);
@@ -123,8 +126,7 @@ class HandoffWatch {
 
   const DataSetPaths& paths_;
   std::optional<ControlClient> daemon_;
-  const std::uint64_t before_;   // the attempt shown before ours began
-  const std::uint64_t started_;  // our first attempt
+  const std::uint64_t attempt_, epoch_;  // of our first try
 };
 
 std::string preflight_text(const nlohmann::json& preflight) {
@@ -182,7 +184,6 @@ int start_and_follow(const Home& home, const MigrateArguments& arguments) {
   const DataSetPaths paths = home.require(arguments.name);
   ControlClient daemon = require_daemon(paths, arguments.name);
   const InterruptNote note;
-  const auto before = handoff_of(daemon.ask({{"command", "status"}}, kAnswer));
   const auto answer = daemon.ask(request);  // measures the tree first, which may take a while
   fail_on_error(answer);
   if (arguments.dry_run) {
@@ -194,7 +195,7 @@ int start_and_follow(const Home& home, const MigrateArguments& arguments) {
     }
     return 0;
   }
-  HandoffWatch watch(paths, std::move(daemon), count_of(before, "attempt"), count_of(answer, "attempt"));
+  HandoffWatch watch(paths, std::move(daemon), answer);
   return follow_to_end(watch, arguments);
 }
 

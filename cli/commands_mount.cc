@@ -72,6 +72,7 @@ bool is_mounted(const fs::path& mountpoint, const std::string& name) {
 // The disk of the store may not be mounted, or the directory may have become something else.
 void check_store(const std::string& name, const fs::path& store, const std::string& id) {
   const auto marker = read_store_marker(store);
+  refuse_foreign_area(store);
   if (marker == id) return;
   if (marker) fail(fmt::format("{} is the store of another data set now, not of {}", store.string(), name));
   fail(fmt::format("{} is not the store of {} ({} is missing): is its disk mounted?", store.string(), name,

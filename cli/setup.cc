@@ -15,6 +15,7 @@
 #include "cli/failure.h"
 #include "cli/units.h"
 #include "fs/mounts.h"
+#include "fs/private_area.h"
 #include "meta/types.h"
 #include "replication/relocate.h"
 #include "replication/transport.h"
@@ -25,6 +26,9 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::string_view kMarker = "data_set";
+
+// What setting «began» says from the first step of join to its last.
+constexpr std::string_view kJoining = "join";
 
 void make_private_folder(const fs::path& folder) {
   std::error_code error;
@@ -88,6 +92,7 @@ void check_store_place(const Home& home, const fs::path& store) {
     fail(fmt::format("{} cannot be used as a store: {}", store.string(), strerror(errno)));
   }
   refuse_inside_another_store(store);
+  refuse_foreign_area(store);
 }
 
 std::string site_name(const std::string& given) {
@@ -98,7 +103,15 @@ std::string site_name(const std::string& given) {
 }
 
 // Before anything is made, and before others are told an address at which nobody can be reached.
-void check_address(const Address& address) {
+void check_address(const Home& home, const std::string& name, const Address& address) {
+  const auto port = [](const std::string& listen) { return listen.substr(listen.rfind(':') + 1); };
+  for (const auto& one : home.data_sets()) {
+    const std::string listen = OpenState(home.paths(one)).state.setting("listen");
+    if (listen.empty() || port(listen) != port(address.listen)) continue;
+    if (one == name) return;  // its own daemon may listen there now
+    fail(fmt::format("port {} of this machine is that of data set \"{}\": give --listen another one",
+                     port(listen), one));
+  }
   try {
     check_can_listen(address.listen);
   } catch (const std::exception& error) {
@@ -183,7 +196,11 @@ Address parse_address(const std::string& text) {
   const auto [end, error] = std::from_chars(text.data() + colon + 1, last, port);
   if (error != std::errc() || end != last || port < 1 || port > 65535) throw usage();
   const bool bracketed = host.starts_with('[') && host.ends_with(']');
-  if (!bracketed && host.find_first_of(" /:;@") != std::string::npos) throw usage();
+  try {
+    check_endpoint(text);
+  } catch (const std::runtime_error&) {
+    throw usage();
+  }
 
   in_addr ipv4{};
   const bool numeric = bracketed || inet_pton(AF_INET, host.c_str(), &ipv4) == 1;
@@ -194,6 +211,13 @@ Address parse_address(const std::string& text) {
   if (host == "localhost")
     return {fmt::format("tcp://127.0.0.1:{}", port), fmt::format("tcp://127.0.0.1:{}", port)};
   return {fmt::format("tcp://*:{}", port), text};
+}
+
+void refuse_foreign_area(const fs::path& store) {
+  const UniqueFd directory(open(store.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (directory && !open_private_area(directory.get()) && errno != ENOENT)
+    fail(fmt::format("{} is not this user's own private directory: see who made it, and delete it",
+                     (store / kPrivateArea).string()));
 }
 
 std::optional<std::string> read_store_marker(const fs::path& store) {
@@ -220,17 +244,27 @@ void init_data_set(const Home& home, const InitOptions& options) {
   if (error) fail(fmt::format("{}: {}", options.store.string(), error.message()));
   if (!fs::is_directory(store)) fail(fmt::format("{} is not a directory", store.string()));
   check_store_place(home, store);
-  if (address) check_address(*address);
+  if (address) check_address(home, options.name, *address);
 
   const DataSetPaths paths = home.paths(options.name);
   const auto marker = read_store_marker(store);
   const fs::path area = store / kPrivateArea;
   std::string id;
-  if (fs::exists(paths.database())) id = OpenState(paths).state.setting("data_set_id");
+  if (fs::exists(paths.database())) {
+    OpenState open(paths);
+    id = open.state.setting("data_set_id");
+    if (open.state.setting("began") == kJoining)
+      fail(fmt::format(
+          "a \"sharefs join\" of another data set \"{}\" was begun and not finished: repeat it, or "
+          "delete {}",
+          options.name, paths.folder.string()));
+  }
   const bool ours = marker ? marker == id : id.empty() ? !fs::exists(area) || fs::is_empty(area) : true;
   if (!ours) {
-    fail(fmt::format("{} is the store of another data set already (it has {})", store.string(),
-                     area.string()));
+    fail(fmt::format(
+        "{} is the store of another data set already (it has {}: delete that if the data set is not "
+        "wanted any more)",
+        store.string(), area.string()));
   }
   make_private_folder(paths.folder);
   OpenState open(paths);
@@ -250,7 +284,8 @@ Token make_invitation(const DataSetPaths& paths, const std::optional<std::string
     if (known != address.endpoint && !known.empty() && !state.sites().empty())
       fail(fmt::format("other sites know this one as {}: it keeps that address (invite without --listen)",
                        known));
-    if (state.setting("listen") != address.listen) check_address(address);
+    if (state.setting("listen") != address.listen)
+      check_address(Home(paths.folder.parent_path()), paths.folder.filename().string(), address);
     state.set_setting("listen", address.listen);
     state.set_setting("endpoint", address.endpoint);
   }
@@ -284,7 +319,7 @@ Joined join_data_set(const Home& home, const JoinOptions& options) {
   if (token.expires < now_seconds()) {
     fail("the token has expired: ask for a new one (\"sharefs invite\" on a site of the data set)");
   }
-  check_address(address);
+  check_address(home, token.data_set, address);
   make_private_folder(home.paths(token.data_set).folder);
   std::error_code error;
   fs::create_directories(options.store, error);
@@ -296,6 +331,7 @@ Joined join_data_set(const Home& home, const JoinOptions& options) {
 
   // The keys are kept before they are sent: a join whose answer got lost is repeated with the same ones.
   OpenState open(home.paths(token.data_set));
+  open.state.set_setting("began", kJoining);
   put_settings(open.state, id, site, store, address);
   pb::Join join;
   join.mutable_site()->set_name(site);

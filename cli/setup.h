@@ -46,6 +46,8 @@ struct Joined {
 // Asks the inviting site to be admitted, then keeps what it answered.
 Joined join_data_set(const Home& home, const JoinOptions& options);
 
+// Fails if what is called like the private area was made by somebody else, who may write to the directory.
+void refuse_foreign_area(const std::filesystem::path& store);
 // The `data_set` file of the private area: which data set a store belongs to (its id, in decimal).
 std::optional<std::string> read_store_marker(const std::filesystem::path& store);
 // Some of the store's files are not in their places, but in its private area (replication/relocate.h).

@@ -17,6 +17,7 @@
 #include "fs/identity_flusher.h"
 #include "fs/identity_journal.h"
 #include "fs/identity_rows.h"
+#include "fs/private_area.h"
 
 namespace sharefs {
 namespace {
@@ -299,8 +300,7 @@ UniqueFd InodeTable::Impl::open_way(InodeId id, int flags, std::uint32_t* type, 
       steps.push_back({cache.identity(*entry).name, entry->ino, entry->born});
       id = entry->parent;
       if (id != 0) continue;
-      at =
-          UniqueFd(::openat(root.get(), std::string(kPrivateArea).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+      at = sharefs::open_private_area(root.get());
       if (!at) at = UniqueFd(::openat(root.get(), "..", O_PATH | O_DIRECTORY | O_CLOEXEC));
     }
     if (!at) return {};
@@ -537,14 +537,16 @@ bool InodeTable::uses_handles() const { return impl_->handles; }
 
 UniqueFd InodeTable::open_private_area() const {
   const std::lock_guard lock(impl_->mutex);
-  const int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
-  UniqueFd inside(::openat(impl_->root.get(), std::string(kPrivateArea).c_str(), flags));
+  UniqueFd inside = sharefs::open_private_area(impl_->root.get());
   if (inside) return inside;
+  const int error = errno;
   // Only a directory above that calls this root its `tree` is one.
-  UniqueFd above(::openat(impl_->root.get(), "..", flags));
+  UniqueFd above(::openat(impl_->root.get(), "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   Backing tree{}, root{};
-  if (above && look(above.get(), "tree", tree) && look(impl_->root.get(), "", root) && same_inode(tree, root))
+  if (above && look(above.get(), "tree", tree) && look(impl_->root.get(), "", root) &&
+      same_inode(tree, root) && is_private(above.get()))
     return above;
+  errno = error;
   return {};
 }
 

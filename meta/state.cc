@@ -130,14 +130,16 @@ std::vector<std::string> State::invitations(std::int64_t now) {
   return keys;
 }
 
-bool State::use_invitation(const std::string& public_key) {
-  DurablePart part(database_);
-  Statement(database_, "UPDATE invitation SET used = 1 WHERE public_key = ? AND used = 0")
-      .bind(public_key)
+bool State::admit_site(const std::string& invitation, std::int64_t now, const SiteRecord& site) {
+  Transaction transaction(database_, Durability::full);
+  Statement(database_, "UPDATE invitation SET used = 1 WHERE public_key = ? AND used = 0 AND expires > ?")
+      .bind(invitation, now)
       .run();
-  const bool used = database_.changes() == 1;
-  part.commit();
-  return used;
+  if (database_.changes() != 1) return false;
+  Statement(database_, "DELETE FROM site WHERE public_key = ?").bind(site.public_key).run();
+  put_site(site);
+  transaction.commit();
+  return true;
 }
 
 void State::put_handoff(const HandoffRecord& handoff, Durability durability) {

@@ -65,7 +65,9 @@ class State {
   std::vector<SiteRecord> removed_sites();                                   // without endpoints
   void add_invitation(const std::string& public_key, std::int64_t expires);  // seconds since 1970
   std::vector<std::string> invitations(std::int64_t now);                    // now: seconds since 1970
-  bool use_invitation(const std::string& public_key);  // false: unknown or used; durable
+  // The invitation is used up, and the site known, at once and durably; it takes the place of one with the
+  // same key. False, and nothing has changed: the invitation is unknown, used, or has expired.
+  bool admit_site(const std::string& invitation, std::int64_t now, const SiteRecord& site);
 
   void put_handoff(const HandoffRecord& handoff, Durability durability);
   std::optional<HandoffRecord> handoff(std::uint64_t attempt);

@@ -73,11 +73,23 @@ void set_common_options(zmq::socket_t& socket, const std::string& endpoint) {
   if (endpoint.find('[') != std::string::npos) socket.set(zmq::sockopt::ipv6, true);
 }
 
+// Also what other sites say, so nothing that ZeroMQ would take for more than a host.
 void check_endpoint(const std::string& endpoint) {
   constexpr std::string_view kScheme = "tcp://";
+  constexpr std::string_view kHost = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.-_";
+  constexpr std::string_view kDigits = "0123456789";
   const auto colon = endpoint.rfind(':');
-  const bool ok = endpoint.starts_with(kScheme) && endpoint.size() <= 256 && colon > kScheme.size() &&
-                  colon + 1 < endpoint.size() && endpoint.find(';') == std::string::npos;
+  bool ok = endpoint.starts_with(kScheme) && endpoint.size() <= 256 && colon > kScheme.size() &&
+            colon != std::string::npos && colon + 1 < endpoint.size();
+  if (ok) {
+    std::string_view host = std::string_view(endpoint).substr(kScheme.size(), colon - kScheme.size());
+    const std::string_view port = std::string_view(endpoint).substr(colon + 1);
+    const bool address = host.starts_with('[') && host.ends_with(']');
+    if (address) host = host.substr(1, host.size() - 2);
+    const auto strange = host.find_first_not_of(address ? std::string(kHost) + ":%" : std::string(kHost));
+    ok = (host == "*" || (!host.empty() && strange == std::string_view::npos)) && port.size() <= 5 &&
+         (port == "*" || port.find_first_not_of(kDigits) == std::string_view::npos);
+  }
   if (!ok) throw std::runtime_error(fmt::format("«{}» is no endpoint: write tcp://HOST:PORT", endpoint));
 }
 
@@ -173,7 +185,13 @@ void Link::maintain(Clock::time_point now) {
   const bool dead = up() ? std::min(unchanged, liveness.silence(now)) > kReconnectAfter
                          : unchanged > (handshake_failed_ ? Clock::duration(kReconnectAfterRefusal)
                                                           : Clock::duration(kReconnectWhenDown));
-  if (dead) reconnect();
+  if (!dead) return;
+  try {
+    reconnect();
+  } catch (const zmq::error_t& error) {  // of descriptors there may be none left; tried again
+    if (!std::exchange(failure_logged_, true))
+      log::warn("cannot connect to {} at {}: {}", site_, endpoint_, error.what());
+  }
 }
 
 void Link::close_lane(std::size_t lane) {

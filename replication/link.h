@@ -33,8 +33,6 @@ void stop_monitor(zmq::socket_t& socket);
 
 // What every socket of a site has in common: bounds, no lingering.
 void set_common_options(zmq::socket_t& socket, const std::string& endpoint);
-// Throws std::runtime_error unless the endpoint is tcp://HOST:PORT.
-void check_endpoint(const std::string& endpoint);
 // Throws std::runtime_error unless the key is a Z85 CURVE key.
 void check_key(const std::string& key);
 

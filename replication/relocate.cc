@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "fs/caller.h"
+#include "fs/private_area.h"
 #include "replication/inode_io.h"
 
 namespace sharefs {
@@ -25,10 +26,11 @@ constexpr const char* kTree = "tree";
 constexpr const char* kMarker = "relocation";
 constexpr const char* kNewMarker = "relocation.new";
 constexpr int kDirectoryFlags = O_RDONLY | O_DIRECTORY | O_CLOEXEC;
+constexpr mode_t kPrivate = 0700;
 
-UniqueFd open_directory(int base, const std::string& path) {
-  UniqueFd fd(openat(base, path.c_str(), kDirectoryFlags));
-  if (!fd) throw_errno("cannot open '" + path + "'");
+UniqueFd open_directory(const std::filesystem::path& path) {
+  UniqueFd fd(open(path.c_str(), kDirectoryFlags));
+  if (!fd) throw_errno("cannot open '" + path.string() + "'");
   return fd;
 }
 
@@ -81,11 +83,13 @@ Relocation::Impl::Impl(InodeTable& inode_table, const std::filesystem::path& sto
     : inodes(inode_table) {
   become_self();
   const bool up = direction == Direction::up;
-  from = open_directory(AT_FDCWD, store.string());
-  area = open_directory(from.get(), std::string(kPrivateArea));
-  if (mkdirat(area.get(), kTree, 0700) != 0 && errno != EEXIST)
+  from = open_directory(store);
+  area = open_private_area(from.get());
+  if (!area) throw_errno("cannot use the private area of the store");
+  if (mkdirat(area.get(), kTree, kPrivate) != 0 && errno != EEXIST)
     throw_errno("cannot create the tree's directory");
-  to = open_directory(area.get(), kTree);
+  to = UniqueFd(openat(area.get(), kTree, kDirectoryFlags | O_NOFOLLOW));
+  if (!to) throw_errno("cannot open the tree's directory");
   if (up) std::swap(from, to);
 
   const char* const marker = up ? "up" : "down";
@@ -96,6 +100,9 @@ Relocation::Impl::Impl(InodeTable& inode_table, const std::filesystem::path& sto
     copy_attributes(from.get(), to.get());
     set_times(to.get(), old_root);
     write_marker(area.get(), marker);
+    // What is put into the store of an old image is not part of the data set: nobody does by mistake, or with
+    // a purpose.
+    if (!up && fchmod(from.get(), kPrivate) != 0) throw_errno("cannot close the store");
   }
   inodes.set_root(UniqueFd(fcntl(to.get(), F_DUPFD_CLOEXEC, 0)));
   inodes.import_ctime(kRootInode, ctime, stat_inode(to.get()));
@@ -157,7 +164,8 @@ Relocation::Relocation(InodeTable& inodes, const std::filesystem::path& store, D
 Relocation::~Relocation() = default;
 
 bool Relocation::under_way(const std::filesystem::path& store) {
-  const UniqueFd area(open((store / kPrivateArea).c_str(), kDirectoryFlags));
+  const UniqueFd root(open(store.c_str(), kDirectoryFlags));
+  const UniqueFd area = root ? open_private_area(root.get()) : UniqueFd();
   return area && !read_marker(area.get()).empty();
 }
 

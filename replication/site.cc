@@ -161,7 +161,13 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
   database.defer_checkpoints();
   ownership = state.ownership();
   subscribe();
-  for (const auto& site : state.sites()) transport.add_site(site.name, site.endpoint, site.public_key);
+  for (const auto& site : state.sites()) {
+    try {
+      transport.add_site(site.name, site.endpoint, site.public_key);
+    } catch (const std::runtime_error& error) {
+      spdlog::error("{} is left out: {}", site.name, error.what());
+    }
+  }
   peer.remember([this](ClientId mount) { return holdings.requests(mount); });
   peer.on_stray_promise([this] { names.forget_all(); });
   names.on_forget_all([this] {
@@ -544,7 +550,11 @@ void Site::Impl::stop(const std::function<void()>& stopped) {
   } catch (const std::exception& error) {
     spdlog::error("the files are not all in place: {}", error.what());
   }
-  state.set_setting("mountpoint", "");
+  try {
+    state.set_setting("mountpoint", "");
+  } catch (const std::exception& error) {  // a full disk keeps nobody from leaving
+    spdlog::error("{}", error.what());
+  }
   if (!attached) return stopped();
   attached = false;
   const auto once = std::make_shared<bool>(false);

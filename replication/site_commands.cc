@@ -71,19 +71,33 @@ void Site::Impl::ask_owner(const nlohmann::json& request, JsonReply reply, unsig
     return;
   }
   const auto number = next_number++;
-  commands.emplace(number, std::move(reply));
+  commands.emplace(number, Command{.asked = ownership.owner, .reply = std::move(reply)});
   pb::Envelope envelope;
   envelope.mutable_command()->set_number(number);
   envelope.mutable_command()->set_text(to_line(request));
   transport.send(ownership.owner, Lane::requests, envelope);
-  const bool brief = request.value("command", "") == "handoff";
-  await_reply(number, ownership.owner, brief ? kStatusPatience : kAnswerPatience);
+  const std::string name = request.value("command", "");
+  // Before a handoff the owner looks at the whole tree, however long that takes.
+  if (name != "migrate")
+    await_reply(number, ownership.owner, name == "handoff" ? kStatusPatience : kAnswerPatience);
+}
+
+// Messages to it or from it are lost.
+void Site::Impl::end_commands(const SiteName& asked) {
+  std::vector<JsonReply> replies;
+  for (const auto& [number, command] : commands)
+    if (command.asked == asked) replies.push_back(command.reply);
+  std::erase_if(commands, [&](const auto& one) { return one.second.asked == asked; });
+  for (const auto& reply : replies)
+    reply(failure(fmt::format(
+        "the connection to {} was lost: see sharefs status, what was asked of it may be done all the same",
+        asked)));
 }
 
 void Site::Impl::await_reply(std::uint64_t number, const SiteName& from, Reactor::Clock::duration patience) {
   reactor.after(patience, [this, number, from] {
     auto node = commands.extract(number);
-    if (!node.empty()) node.mapped()(failure(fmt::format("{} does not answer", from)));
+    if (!node.empty()) node.mapped().reply(failure(fmt::format("{} does not answer", from)));
   });
 }
 
@@ -144,8 +158,9 @@ void Site::Impl::remove(const nlohmann::json& request, const JsonReply& reply) {
   if (transport.connected(site) &&
       std::any_of(mounts.begin(), mounts.end(), [&](const auto& one) { return one.second == site; }))
     return reply(failure(fmt::format("{} has it mounted: sharefs umount there first", site)));
-  reply({{"result", "removed"}});  // to itself, perhaps
-  forget_site(site, found->public_key);
+  state.remove_site(site, found->public_key);
+  reply({{"result", "removed"}});  // to itself, perhaps: before its connection goes
+  drop_site(site);
   transport.greet_all();
 }
 
@@ -200,7 +215,7 @@ void Site::Impl::measured(const HandoffSource::Options& wanted, const JsonReply&
   }
   source = std::make_unique<HandoffSource>(parts, wanted, source_events());
   source->start();
-  reply({{"attempt", source->attempt()}});
+  reply({{"attempt", source->attempt()}, {"epoch", handoff_json()["epoch"]}});
 }
 
 // Asks the target what it would say to the handoff, and tells what can be known before.
@@ -219,10 +234,11 @@ void Site::Impl::dry_run(const HandoffSource::Options& wanted, JsonReply reply) 
                              {"smallest_pause_ms", (3 * round_trip + 2 * sync).count()},
                              {"epoch", ownership.epoch}};
   const auto number = next_number++;
-  commands.emplace(number, [found, reply = std::move(reply)](nlohmann::json answer) {
-    if (!answer.contains("error")) answer.update(found);
-    reply(std::move(answer));
-  });
+  commands.emplace(number, Command{.asked = wanted.target,
+                                   .reply = [found, reply = std::move(reply)](nlohmann::json answer) {
+                                     if (!answer.contains("error")) answer.update(found);
+                                     reply(std::move(answer));
+                                   }});
   auto envelope =
       HandoffSource::prepare(number, std::max(ownership.epoch, ownership.burnt) + 1, wanted.needed);
   envelope.mutable_prepare()->set_dry_run(true);

@@ -120,6 +120,7 @@ struct Site::Impl {
   pb::Hello hello() const;
   void connected(const SiteName& site, const pb::Hello& hello, bool interrupted);
   void merge_sites(const SiteName& from, const pb::Hello& said);
+  void drop_site(const SiteName& site);
   void forget_site(const SiteName& site, const std::string& public_key);
   void forget_handoffs_from(const SiteName& site);
   void lost(const SiteName& site);
@@ -127,7 +128,8 @@ struct Site::Impl {
   void join(const std::string& route, const std::string& public_key, const pb::Join& join);
   void prepare(const SiteName& from, const pb::Prepare& prepare);
   std::string objection(const SiteName& from, const pb::Prepare& prepare) const;
-  void judged(const SiteName& from, const pb::Prepare& prepare, const std::string& why_not);
+  void judged(const SiteName& from, const pb::Prepare& prepare, std::string why_not);
+  void become_target(const SiteName& from, const pb::Prepare& prepare);
   bool holds_image() const;
   void inquire(const SiteName& from, const pb::Inquire& inquire);
   void completed_already(const SiteName& from, const pb::Envelope& head);
@@ -141,6 +143,7 @@ struct Site::Impl {
   void measured(const HandoffSource::Options& options, const JsonReply& reply);
   void dry_run(const HandoffSource::Options& options, JsonReply reply);
   void remove(const nlohmann::json& request, const JsonReply& reply);
+  void end_commands(const SiteName& asked);
   void await_reply(std::uint64_t number, const SiteName& from, Reactor::Clock::duration patience);
   nlohmann::json handoff_json();
   nlohmann::json status_json();
@@ -198,7 +201,11 @@ struct Site::Impl {
   std::uint64_t latest_attempt = 0;  // that another site has asked this one to take part in
   std::uint64_t next_number = 1;     // of recalls, commands and verifications sent
   std::map<std::uint64_t, SentRecall> recalls;
-  std::map<std::uint64_t, JsonReply> commands;
+  struct Command {
+    SiteName asked;
+    JsonReply reply;
+  };
+  std::map<std::uint64_t, Command> commands;
   std::set<SiteName> restarted;  // while this site held their live state without being the owner yet
   std::map<SiteName, ClientId> incarnations;            // the present processes of other sites, as last heard
   std::map<SiteName, std::uint64_t> powers;             // Hello.power of other sites, as last heard

@@ -33,8 +33,8 @@ void Site::Impl::subscribe() {
       return source->message(message);
     auto node = commands.extract(prepared.attempt());  // of a dry run
     if (node.empty()) return;
-    if (!prepared.error().empty()) return node.mapped()({{"error", prepared.error()}});
-    node.mapped()({{"holds_image", prepared.holds_image()}, {"space", prepared.space()}});
+    if (!prepared.error().empty()) return node.mapped().reply({{"error", prepared.error()}});
+    node.mapped().reply({{"holds_image", prepared.holds_image()}, {"space", prepared.space()}});
   });
   for (auto kind : {E::kCredit, E::kNeed, E::kImageComplete, E::kRoundApplied, E::kLogApplied, E::kRefused,
                     E::kRecordDone, E::kTakenOver})
@@ -93,7 +93,7 @@ void Site::Impl::subscribe() {
   transport.subscribe(E::kCommandReply, [this](const SiteName&, const Message& message) {
     auto node = commands.extract(message.head.command_reply().number());
     if (!node.empty())
-      node.mapped()(nlohmann::json::parse(message.head.command_reply().text(), nullptr, false));
+      node.mapped().reply(nlohmann::json::parse(message.head.command_reply().text(), nullptr, false));
   });
   transport.subscribe(E::kVerifyAsk, [this](const SiteName& from, const Message& message) {
     const auto reply = std::make_shared<pb::VerifyReply>();
@@ -151,6 +151,8 @@ void Site::Impl::merge_sites(const SiteName& from, const pb::Hello& said) {
   for (const auto& site : said.removed()) {
     if (site.public_key() == state.setting("public_key"))
       spdlog::warn("{} says that this site was removed from the data set", from);
+    else if (site.name() == ownership.owner)
+      spdlog::warn("{} says that the owner, {}, was removed: not believed", from, site.name());
     else if (site.name() != from && removed.insert(site.public_key()).second)
       forget_site(site.name(), site.public_key());
   }
@@ -174,7 +176,10 @@ void Site::Impl::forget_site(const SiteName& site, const std::string& public_key
     return one.name == site && one.public_key == public_key;
   });
   state.remove_site(site, public_key);
-  if (!known) return;  // removed before this site heard of it; or another one has its name now
+  if (known) drop_site(site);  // or removed before this site heard of it; or another one has its name now
+}
+
+void Site::Impl::drop_site(const SiteName& site) {
   spdlog::info("{} is not part of the data set any more", site);
   transport.remove_site(site);
   expire(site, 0);
@@ -220,6 +225,7 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool int
     peer.connected(site);
     send_recalls_again(site);
     verify_lost(site);
+    end_commands(site);
   }
   if (source && source->target() == site) source->connected(interrupted);
   if (target) target->connected(site, another_process);
@@ -261,6 +267,7 @@ void Site::Impl::lost(const SiteName& site) {
   if (site == ownership.owner) show_nothing_old();
   if (source && source->target() == site) source->lost();
   verify_lost(site);
+  end_commands(site);
 }
 
 void Site::Impl::load_invitations() {
@@ -288,22 +295,44 @@ void Site::Impl::join(const std::string& route, const std::string& public_key, c
                     "another key, and join again",
                     site.name));
   auto others = state.sites();
-  // A join whose answer got lost is made again, with the same key and another token.
-  std::erase_if(others, [&](const auto& other) { return other.public_key == site.public_key; });
+  // A join whose answer got lost is made again, with the same key and another token, perhaps another name.
+  const auto same_key = std::find_if(others.begin(), others.end(),
+                                     [&](const auto& one) { return one.public_key == site.public_key; });
+  const auto earlier = same_key == others.end() ? std::nullopt : std::optional(*same_key);
+  if (earlier && transport.connected(earlier->name))
+    return refuse(fmt::format("{} has this key, and is connected", earlier->name));
+  if (earlier) others.erase(same_key);
   others.push_back(
       {.name = parts.self, .endpoint = state.setting("endpoint"), .public_key = state.setting("public_key")});
   for (const auto& other : others) {
     if (other.name == site.name)
-      return refuse(fmt::format("there is a site named {} already: choose another with --site", site.name));
+      return refuse(
+          fmt::format("there is a site named {} already: choose another with --site, or, if its machine is "
+                      "gone, take it out "
+                      "with \"sharefs remove --site {}\" there",
+                      site.name, site.name));
     if (other.endpoint == site.endpoint)
       return refuse(fmt::format("{} has the address {} already: choose another with --listen", other.name,
                                 site.endpoint));
   }
+  const auto now = wall_clock_ns() / 1'000'000'000;
+  const auto valid = state.invitations(now);
+  if (std::find(valid.begin(), valid.end(), public_key) == valid.end())
+    return refuse("the token was used before, or has expired: ask for a new one with sharefs invite");
+  // Nobody is noted that this site could not talk to, now and when it is started again.
+  try {
+    if (earlier && earlier->name != site.name) transport.remove_site(earlier->name);
+    transport.add_site(site.name, site.endpoint, site.public_key);
+  } catch (const std::runtime_error& malformed) {
+    return refuse(malformed.what());
+  }
+  try {
+    state.admit_site(public_key, now, site);
+  } catch (const std::exception& error) {
+    transport.remove_site(site.name);
+    return refuse(fmt::format("{} cannot keep the site: {}", parts.self, error.what()));
+  }
   transport.remove_invitation(public_key);
-  if (!state.use_invitation(public_key))
-    return refuse("the token was used before: ask for a new one with sharefs invite");
-  state.put_site(site);
-  transport.add_site(site.name, site.endpoint, site.public_key);
   for (const auto& other : others) {
     auto* known = reply->add_sites();
     known->set_name(other.name);
@@ -353,29 +382,31 @@ void Site::Impl::prepare(const SiteName& from, const pb::Prepare& prepare) {
                  });
 }
 
-void Site::Impl::judged(const SiteName& from, const pb::Prepare& prepare, const std::string& why_not) {
-  if (!why_not.empty() || prepare.dry_run()) {
-    pb::Envelope envelope;
-    auto* prepared = envelope.mutable_prepared();
-    prepared->set_attempt(prepare.attempt());
-    prepared->set_error(why_not);
-    if (prepare.dry_run()) {
+void Site::Impl::judged(const SiteName& from, const pb::Prepare& prepare, std::string why_not) {
+  pb::Envelope envelope;
+  auto* prepared = envelope.mutable_prepared();
+  try {
+    if (why_not.empty() && prepare.dry_run()) {
       prepared->set_holds_image(holds_image());
       prepared->set_space(std::filesystem::space(parts.store_directory).available);
+    } else if (why_not.empty()) {
+      return become_target(from, prepare);
     }
-    transport.send(from, Lane::requests, envelope);
-    return;
+  } catch (const std::exception& error) {
+    why_not = fmt::format("{}: {}", parts.self, error.what());
   }
+  prepared->set_attempt(prepare.attempt());
+  prepared->set_error(why_not);
+  transport.send(from, Lane::requests, envelope);
+}
+
+void Site::Impl::become_target(const SiteName& from, const pb::Prepare& prepare) {
   // It became the owner again since it gave ownership away: it knows the outcomes of that handoff.
   forget_handoffs_from(from);
   restarted.clear();
   if (target) target->abandon("a newer attempt replaced it");
   target.reset();
-  try {
-    finish_relocation();
-  } catch (const std::exception& error) {
-    return judged(from, prepare, fmt::format("{}: {}", parts.self, error.what()));
-  }
+  finish_relocation();
   Ownership burnt = ownership;
   burnt.burnt = prepare.epoch();
   state.set_ownership(burnt);

@@ -13,6 +13,8 @@
 #include <climits>
 #include <vector>
 
+#include "fs/private_area.h"
+
 namespace sharefs {
 
 namespace {
@@ -63,7 +65,7 @@ std::string hex_name(InodeId id) {
 
 TargetTree::TargetTree(InodeTable& inodes, const std::filesystem::path& private_area) : inodes_(inodes) {
   area_ = UniqueFd(::open(private_area.c_str(), kDirectoryFlags));
-  if (!area_) throw_errno("cannot open " + private_area.string());
+  if (!area_ || !is_private(area_.get())) throw_errno("cannot use the private area of the store");
   parked_fd_ = open_folder(area_.get(), "parked");
   orphans_fd_ = open_folder(area_.get(), "orphans");
   parked_ = ids_in(parked_fd_.get());

@@ -428,7 +428,8 @@ void Transport::add_site(const SiteName& site, const std::string& endpoint, cons
   if (taken || public_key == impl_->options.keys.public_key)
     throw std::runtime_error(fmt::format("the key of site {} is another one's already", site));
   auto& link = impl_->links[site];
-  if (!link)
+  const bool added = !link;
+  if (added)
     link = std::make_unique<Link>(site, impl_->context, impl_->reactor, impl_->options.keys,
                                   [impl = impl_.get()](Link& changed) { impl->link_changed(changed); });
   impl_->senders.erase(link->public_key());
@@ -437,6 +438,10 @@ void Transport::add_site(const SiteName& site, const std::string& endpoint, cons
   try {
     link->connect_to(endpoint, public_key);
   } catch (const zmq::error_t& error) {
+    if (added) {
+      impl_->senders.erase(public_key);
+      impl_->links.erase(site);
+    }
     throw std::runtime_error(
         fmt::format("cannot connect to site {} at {}: {}", site, endpoint, error.what()));
   }

@@ -134,6 +134,8 @@ class Transport {
   std::unique_ptr<Impl> impl_;
 };
 
+// Throws std::runtime_error if this is not tcp://HOST:PORT.
+void check_endpoint(const std::string& endpoint);
 // Throws std::runtime_error with one clear line if this machine cannot listen there now: not an address of
 // its own, or a port that is in use.
 void check_can_listen(const std::string& endpoint);

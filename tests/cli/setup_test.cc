@@ -122,6 +122,38 @@ TEST_F(SetupTest, AnAddressAtWhichThisMachineCannotListenIsRefusedBeforeAnything
             std::string::npos);
 }
 
+TEST_F(SetupTest, TwoDataSetsOfOneMachineDoNotGetOnePort) {
+  const auto endpoint = free_endpoint();
+  init("projects", scratch_.directory("data"), endpoint);
+  EXPECT_NE(error_of([&] { init("other", scratch_.directory("more"), endpoint); }).find("\"projects\""),
+            std::string::npos);
+  EXPECT_EQ(error_of([&] { make_invitation(home().paths("projects"), endpoint); }), "");
+}
+
+TEST_F(SetupTest, APrivateAreaThatSomebodyElseMadeIsNotTaken) {
+  const auto store = scratch_.directory("data");
+  const auto refused = [&] { return error_of([&] { init("projects", store); }).find("see who made it"); };
+  fs::create_directory_symlink(scratch_.directory("victim"), store / ".sharefs");
+  EXPECT_NE(refused(), std::string::npos);
+  fs::remove(store / ".sharefs");
+  fs::create_directory(store / ".sharefs");
+  fs::permissions(store / ".sharefs", fs::perms::owner_all | fs::perms::group_exec);
+  EXPECT_NE(refused(), std::string::npos);
+  if (::geteuid() == 0) {
+    fs::permissions(store / ".sharefs", fs::perms::owner_all);
+    ASSERT_EQ(::chown((store / ".sharefs").c_str(), 65534, 65534), 0);
+    EXPECT_NE(refused(), std::string::npos);
+  }
+}
+
+TEST_F(SetupTest, InitDoesNotTakeOverWhatAJoinHasBegun) {
+  const auto store = scratch_.directory("data");
+  init("projects", store);
+  OpenState(home().paths("projects")).state.set_setting("data_set", "");
+  OpenState(home().paths("projects")).state.set_setting("began", "join");
+  EXPECT_NE(error_of([&] { init("projects", store); }).find("was begun"), std::string::npos);
+}
+
 TEST_F(SetupTest, AddressesSayWhereToBindAndWhereToConnect) {
   EXPECT_EQ(parse_address("tcp://10.0.0.1:7440").listen, "tcp://10.0.0.1:7440");
   EXPECT_EQ(parse_address("tcp://10.0.0.1:7440").endpoint, "tcp://10.0.0.1:7440");
@@ -134,7 +166,7 @@ TEST_F(SetupTest, AddressesSayWhereToBindAndWhereToConnect) {
   EXPECT_EQ(parse_address("tcp://[::1]:7440").listen, "tcp://[::1]:7440");
   for (const char* wrong :
        {"", "7440", "host:7440", "tcp://host", "tcp://:7440", "tcp://host:0", "tcp://host:65536",
-        "tcp://host:x", "udp://host:1", "tcp://a/b:1", "tcp://a b:1"}) {
+        "tcp://host:x", "udp://host:1", "tcp://a/b:1", "tcp://a b:1", "tcp://be+ta:1", "tcp://bêta:1"}) {
     EXPECT_THROW(parse_address(wrong), UsageError) << wrong;
   }
 }

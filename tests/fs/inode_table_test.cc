@@ -257,6 +257,7 @@ TEST_P(InodeTableTest, an_imported_inode_keeps_the_id_and_ctime_of_its_former_ow
 
 TEST_P(InodeTableTest, an_orphan_is_found_in_the_private_area) {
   fs::create_directories(store() / ".sharefs/orphans");
+  fs::permissions(store() / ".sharefs", fs::perms::owner_all);
   make("a");
   const InodeId a = identify("a");
   EXPECT_FALSE(table_->is_orphan(a));
@@ -270,6 +271,7 @@ TEST_P(InodeTableTest, an_orphan_is_found_in_the_private_area) {
 
 TEST_P(InodeTableTest, the_root_can_move) {
   fs::create_directories(store() / ".sharefs/tree");
+  fs::permissions(store() / ".sharefs", fs::perms::owner_all);
   make(".sharefs/tree/a");
   UniqueFd tree(::open((store() / ".sharefs/tree").c_str(), O_RDONLY | O_DIRECTORY));
   const std::uint64_t ino = look(".sharefs/tree").stx_ino;

@@ -103,14 +103,30 @@ TEST_F(StateTest, a_site_that_was_removed_is_remembered_by_its_key) {
   EXPECT_EQ(removed[1].public_key, "an older key");
 }
 
+TEST_F(StateTest, a_site_that_is_admitted_again_under_another_name_is_one_site) {
+  state_->add_invitation("first", 100);
+  state_->add_invitation("second", 100);
+  state_->put_site({"other", "tcp://o:1", "ko"});
+  EXPECT_TRUE(state_->admit_site("first", 50, {"a", "tcp://a:1", "ka"}));
+  EXPECT_TRUE(state_->admit_site("second", 50, {"z", "tcp://z:1", "ka"}));
+  const auto sites = state_->sites();
+  ASSERT_EQ(sites.size(), 2U);
+  EXPECT_EQ(sites[0].name, "other");
+  EXPECT_EQ(sites[1].name, "z");
+}
+
 TEST_F(StateTest, an_invitation_is_used_once_and_expires) {
   state_->add_invitation("key", 100);
   state_->add_invitation("late", 10);
   EXPECT_EQ(state_->invitations(50), std::vector<std::string>{"key"});
-  EXPECT_FALSE(state_->use_invitation("unknown"));
-  EXPECT_TRUE(state_->use_invitation("key"));
+  EXPECT_FALSE(state_->admit_site("unknown", 50, {"a", "tcp://a:1", "ka"}));
+  EXPECT_FALSE(state_->admit_site("late", 50, {"a", "tcp://a:1", "ka"}));
+  EXPECT_TRUE(state_->sites().empty());
+  EXPECT_TRUE(state_->admit_site("key", 50, {"a", "tcp://a:1", "ka"}));
   reopen();
-  EXPECT_FALSE(state_->use_invitation("key"));
+  EXPECT_EQ(state_->sites().size(), 1U);
+  EXPECT_FALSE(state_->admit_site("key", 50, {"b", "tcp://b:1", "kb"}));
+  EXPECT_EQ(state_->sites().size(), 1U);
   EXPECT_TRUE(state_->invitations(50).empty());
   EXPECT_THROW(state_->add_invitation("key", 200), DatabaseError) << "a used key must not be revived";
 }

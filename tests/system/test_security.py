@@ -17,7 +17,10 @@ import sandbox
 from actor import Actor
 from cluster import DATA_SET, PORT, Cluster
 from loads import Load
+from sandbox import eventually
 from tree import SAME_CONTENT, assert_same, digest
+
+PAUSE = ('--max-pause', '2s')
 
 
 def a_token_is_valid_once():
@@ -71,6 +74,59 @@ def a_join_whose_answer_got_lost_can_be_made_again():
     cluster.join(beta)
     beta.start()
     cluster.wait_connected()
+
+
+def a_join_can_be_made_again_under_another_name():
+    cluster = Cluster(2, mount=False)
+    alpha, beta = cluster
+    alpha.start()
+    cluster.join(beta)
+    with sqlite3.connect(f'{beta.home}/{DATA_SET}/state.db') as database:
+        database.execute("DELETE FROM setting WHERE key = 'data_set'")
+    database.close()
+    beta.cli('join', cluster.invite(), '--store', beta.store, '--site', 'bravo', '--listen', beta.listen)
+    assert [site['site'] for site in alpha.status()['sites']] == ['bravo'], alpha.status()
+    alpha.restart()
+    beta.start()
+    eventually(lambda: alpha.status()['sites'][0]['connected'], 'bravo is connected')
+
+
+def an_expired_token_is_refused_by_the_site_that_made_it():
+    cluster = Cluster(2, mount=False)
+    alpha, beta = cluster
+    alpha.start()
+    token = cluster.invite()
+    with sqlite3.connect(f'{alpha.home}/{DATA_SET}/state.db') as database:  # as if the other clock were wrong
+        database.execute('UPDATE invitation SET expires = 1')
+    database.close()
+    refused = cluster.join(beta, token, check=False)
+    assert refused.returncode == 1 and 'expired' in refused.stderr, refused
+    assert alpha.status()['sites'] == []
+
+
+def a_store_that_others_may_write_to_moves_nothing_of_theirs():
+    """Its private area, replaced by a user's own with a link in it, is not used."""
+    cluster = Cluster(2, content=content.small)
+    alpha, beta = cluster
+    os.chmod(alpha.mountpoint, 0o777)
+    alpha.migrate(beta, *PAUSE)
+    beta.migrate(alpha, *PAUSE)
+    victim = f'{sandbox.WORK}/victim'
+    os.mkdir(victim, 0o700)
+    open(f'{victim}/secret', 'w').close()
+    alpha.migrate(beta, *PAUSE)
+    eventually(lambda: not [name for name in os.listdir(alpha.store) if name != '.sharefs'], 'the store is put away')
+    replaced = subprocess.run(
+        ['setpriv', '--reuid', '65534', '--clear-groups', 'sh', '-c',
+         f'cd {alpha.store} && mv .sharefs .x && mkdir -m 700 .sharefs && ln -s {victim} .sharefs/tree'],
+        capture_output=True)
+    assert replaced.returncode != 0, 'whoever may write to the data set may write to the put-away store'
+    os.chmod(alpha.store, 0o777)
+    subprocess.run(['setpriv', '--reuid', '65534', '--clear-groups', 'sh', '-c',
+                    f'cd {alpha.store} && mv .sharefs .x && mkdir -m 700 .sharefs && ln -s {victim} .sharefs/tree'],
+                   check=True)
+    beta.migrate_in_background(alpha, *PAUSE).finish(check=False, timeout=20)
+    assert os.listdir(victim) == ['secret'], 'a user has moved what only root may move'
 
 
 def a_machine_that_does_not_come_back_is_removed():
@@ -316,6 +372,11 @@ if __name__ == '__main__':
         'a_token_is_valid_once': (a_token_is_valid_once, 60),
         'two_sites_have_no_name_or_address_in_common': (two_sites_have_no_name_or_address_in_common, 60),
         'a_join_whose_answer_got_lost_can_be_made_again': (a_join_whose_answer_got_lost_can_be_made_again, 60),
+        'a_join_can_be_made_again_under_another_name': (a_join_can_be_made_again_under_another_name, 60),
+        'an_expired_token_is_refused_by_the_site_that_made_it':
+            (an_expired_token_is_refused_by_the_site_that_made_it, 60),
+        'a_store_that_others_may_write_to_moves_nothing_of_theirs':
+            (a_store_that_others_may_write_to_moves_nothing_of_theirs, 60),
         'a_changed_token_is_refused': (a_changed_token_is_refused, 60),
         'a_machine_that_does_not_come_back_is_removed': (a_machine_that_does_not_come_back_is_removed, 90),
         'verify_ends_when_the_other_site_does': (verify_ends_when_the_other_site_does, 60),

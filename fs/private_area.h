@@ -1,0 +1,16 @@
+// The private area of a store: the directory `.sharefs` in its root, with tree/, parked/ and orphans/.
+#pragma once
+
+#include "fs/inode_table.h"
+
+namespace sharefs {
+
+// Opens the private area of the store, or none, with errno. Whoever may write to the store's root may put
+// something else in its place: EPERM if it is not a directory of this user's own which nobody else may enter,
+// and what is in it therefore nobody else's work. Any thread.
+UniqueFd open_private_area(int store);
+
+// Whether this descriptor is such a directory; errno is EPERM if not.
+bool is_private(int directory);
+
+}  // namespace sharefs
