@@ -10,7 +10,10 @@
 //  the reply to
 //    that change carries Outcome.invalidate, and its site drops the pages then. The same when such a change
 //    arrives while the recall is out, or is held by the gate.
-//  - A writeback is performed at once: it recalls nobody and waits for nobody. Queries never wait.
+//  - A writeback is performed at once, since a recall may wait for it. Before it is acknowledged (msync), the
+//  others drop their pages like those of any other change; but it does not wait for a client that itself
+//  writes back, while a change waits for such a client, whose pages are not all written yet. Queries never
+//  wait.
 //  - A client that does not answer within the lease is not waited for; it is told what it missed once it is
 //  heard.
 //

@@ -39,7 +39,8 @@ std::optional<DataChanges::Range> DataChanges::changed(const pb::Request& reques
   switch (request.op_case()) {
     case pb::Request::kWrite: {
       const pb::Write& write = request.write();
-      if (write.writeback() || write.size() == 0) return std::nullopt;
+      if (write.size() == 0) return std::nullopt;
+      if (write.writeback()) return Range{write.id(), write.offset(), write.size(), false, true};
       if (write.append()) return Range{write.id(), 0, 0, write.sync()};
       return Range{write.id(), write.offset(), write.size(), write.sync()};
     }
@@ -66,7 +67,8 @@ std::optional<DataChanges::Range> DataChanges::changed(const pb::Request& reques
 
 bool DataChanges::take(const pb::Request& request, const Range& range, Bytes data, Reply& reply) {
   const ClientId client = request.client();
-  if (const auto held = held_.find({client, range.id}); held != held_.end()) held_.erase(held);
+  if (const auto held = held_.find({client, range.id}); !range.writeback && held != held_.end())
+    held_.erase(held);
   if (!range.worker &&
       (opens_.clients().size() < 2 || opens_.openers(range.id, client, /*writable_only=*/false).empty())) {
     return false;
@@ -77,6 +79,10 @@ bool DataChanges::take(const pb::Request& request, const Range& range, Bytes dat
   change->append = request.op_case() == pb::Request::kWrite && request.write().append();
   change->reply = std::move(reply);
   unanswered_[range.id].push_back(change);
+  if (range.writeback) {
+    perform(change, request, data);
+    return true;
+  }
   // Recalls that are out may not wait for this client any more; their pages are dropped with our reply.
   change->invalidate = awaits(client, range.id);
   if (change->invalidate) stop_waiting_for(client, range.id);
@@ -140,6 +146,9 @@ void DataChanges::ask(const ChangePtr& change, Stage stage, const std::vector<Cl
     bool busy = false;
     for (const ChangePtr& other : unanswered_[id]) {
       if (other->client != client) continue;
+      // What writes back does not wait for whoever writes back: that would be for each other. All else may:
+      // it is answered without waiting for this change.
+      if (other->range.writeback && !change->range.writeback) continue;
       other->invalidate = true;
       busy = true;
     }
@@ -213,7 +222,7 @@ void DataChanges::answer(const ChangePtr& change) {
 
 void DataChanges::held(const pb::Request& request) {
   const auto range = changed(request);
-  if (!range) return;
+  if (!range || range->writeback) return;
   held_.insert({request.client(), range->id});
   stop_waiting_for(request.client(), range->id);
 }

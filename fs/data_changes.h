@@ -35,6 +35,7 @@ class DataChanges {
     std::uint64_t offset = 0;
     std::uint64_t length = 0;  // 0: to the end
     bool worker = false;       // may be performed on a worker, after execute() returned
+    bool writeback = false;
   };
   using Perform = std::function<void(const pb::Request&, Bytes, Reply)>;
 

@@ -62,7 +62,8 @@ void Gate::execute(const pb::Request& request, Bytes data, Reply reply) {
 bool Gate::passes_closed(const pb::Request& request) const {
   if (state_ == State::holding_changes) {
     if (is_query(request)) return true;
-    if (draining_ && (is_writeback(request) || request.op_case() == pb::Request::kCancel)) return true;
+    if (draining_ && request.op_case() == pb::Request::kCancel) return true;
+    if ((draining_ || attempt_ == 0) && is_writeback(request)) return true;
   }
   if (state_ != State::holding_changes && state_ != State::holding_everything) return false;
   return is_writeback(request) && hooks_.awaited && hooks_.awaited(request);
@@ -207,13 +208,17 @@ void Gate::make_durable() {
   fault_point("gate.records-durable");
 }
 
-void Gate::open() {
+void Gate::open(const std::function<void(Executor&)>& first) {
   if (state_ == State::open || state_ == State::reopening) return;
   state_ = State::reopening;
   after_ = nullptr;
   draining_ = false;
   on_drained_ = nullptr;
   on_queries_drained_ = nullptr;
+  if (first) {
+    Passing passing(*this);
+    first(passing);
+  }
   while (!records_.empty()) {
     for (Record& record : std::exchange(records_, {})) {
       if (hooks_.answered && hooks_.answered(record)) continue;

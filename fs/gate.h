@@ -14,8 +14,7 @@
 //  - Until the drain is finished, writebacks and Cancel pass a closed gate: what drains may wait for them.
 //  After it
 //    nothing changes files or live state any more, since both have been read for the new owner; only a
-//    writeback that a recall waits for (Hooks::awaited) passes, which happens on a new owner that performs
-//    records.
+//    writeback that a recall waits for (Hooks::awaited) passes.
 //  - A SetLock that waits is not counted: it is performed when it passes, and then is live state in the
 //  LockTable.
 //
@@ -25,6 +24,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "meta/database.h"
@@ -70,8 +70,9 @@ class Gate final : public Executor {
   // from a timer as long as the gate is closed, so that little is left to write then.
   void make_durable();
   // Roll-back: performs the records in order through the store, deletes them, and lets everything pass again.
-  // Requests that arrive meanwhile do not overtake.
-  void open();
+  // Requests that arrive meanwhile do not overtake. `first` is given an executor that passes already, for
+  // what was asked before anything that is held.
+  void open(const std::function<void(Executor& passing)>& first = {});
   // Commit: gives the records away. The gate stays closed; the new owner's results are given to each `reply`.
   // Requests arriving later wait for pass_to().
   std::vector<Record> surrender();
@@ -82,8 +83,9 @@ class Gate final : public Executor {
   // On a site that is not the owner: holds everything, queries too.
   void hold_everything();
   // On a new owner before its records are performed: holds what would change anything; open() lets go.
-  // Queries pass: a kernel keeps the page locked that it reads, and a record may have to wait until that page
-  // has been recalled. These requests are not written to SQLite: their callers ask again after a crash.
+  // Queries and writebacks pass: a kernel keeps the page locked that it reads or writes back, and a record
+  // may have to wait until that page has been recalled. These requests are not written to SQLite: their
+  // callers ask again after a crash.
   void hold_changes();
 
   bool closed() const { return state_ != State::open; }
@@ -99,6 +101,16 @@ class Gate final : public Executor {
     std::uint32_t generation = 0;
     bool query = false;
     std::uint32_t next_free = 0;
+  };
+  class Passing final : public Executor {
+   public:
+    explicit Passing(Gate& gate) : gate_(gate) {}
+    void execute(const pb::Request& request, Bytes data, Reply reply) override {
+      gate_.pass(request, data, std::move(reply));
+    }
+
+   private:
+    Gate& gate_;
   };
   void pass(const pb::Request& request, Bytes data, Reply reply);
   void finish(std::uint32_t slot, std::uint32_t generation, const pb::Outcome& outcome, Bytes data);

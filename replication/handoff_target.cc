@@ -130,7 +130,7 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, const HandoffRecord& stored
   state_ = record_.phase == name(TargetState::performing) ? TargetState::performing : TargetState::prepared;
   if (state_ == TargetState::performing) {
     records_total_ = std::stoull("0" + parts_.state.blob(total_key(record_.attempt)));
-    performer_ = std::make_unique<RecordPerformer>(parts_.state, parts_.coherence, record_.attempt);
+    make_performer();
     // The source sends again only what it has no outcome of.
     const auto begun = parts_.state.records(record_.attempt);
     for (const auto& stored_record : begun)
@@ -330,8 +330,13 @@ void HandoffTarget::take_over() {
   restore_live_state(parts_, live_);
   // What this site's mount has opened already, or keeps pages locked for, counts for the records.
   parts_.peer.for_each_unanswered([this](const pb::Request& request) { parts_.coherence.held(request); });
-  parts_.peer.resubmit_queries_to(parts_.gate);
-  performer_ = std::make_unique<RecordPerformer>(parts_.state, parts_.coherence, record_.attempt);
+  parts_.peer.resubmit_urgent_to(*parts_.server.once(parts_.gate));
+  make_performer();
+}
+
+void HandoffTarget::make_performer() {
+  once_ = parts_.server.once(parts_.coherence);
+  performer_ = std::make_unique<RecordPerformer>(parts_.state, *once_, record_.attempt);
 }
 
 void HandoffTarget::record(Message message) {

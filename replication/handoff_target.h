@@ -65,6 +65,7 @@ class HandoffTarget {
   void say_log_applied(std::uint64_t number);
   void note_figures(std::string_view json);
   void commit(const pb::Commit& message);
+  void make_performer();
   void take_over();
   void record(Message message);
   void perform();
@@ -84,6 +85,7 @@ class HandoffTarget {
   Events events_;
   // reactor thread
   std::unique_ptr<ImageTarget> image_;
+  std::unique_ptr<Executor> once_;  // performs the records
   std::unique_ptr<RecordPerformer> performer_;
   TargetState state_ = TargetState::receiving;
   HandoffRecord record_;

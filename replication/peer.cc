@@ -93,7 +93,7 @@ struct Peer::Impl {
   void attach_again(std::uint64_t client);
   void retry_soon(Pending& pending);
   void resubmit_to(Executor& local);
-  void resubmit_queries_to(Executor& local);
+  void resubmit_urgent_to(Executor& local);
   void finish(PendingMap::iterator which, const pb::Outcome& outcome, Bytes data);
   void fail(PendingMap::iterator which, int error);
   void fail_client(std::uint64_t client, int error);
@@ -358,20 +358,23 @@ void Peer::Impl::resubmit_to(Executor& local) {
   }
 }
 
-void Peer::Impl::resubmit_queries_to(Executor& local) {
-  std::vector<std::pair<pb::Envelope, Reply>> queries;
+void Peer::Impl::resubmit_urgent_to(Executor& local) {
+  std::vector<std::pair<pb::Envelope, Pending>> urgent;
   for (auto one = pending.begin(); one != pending.end();) {
     pb::Envelope envelope;
     const auto& head = one->second.head;
-    const bool query = envelope.ParseFromArray(head.data(), static_cast<int>(head.size())) &&
-                       op_class(envelope.ask().request().op_case()) == OpClass::query;
-    if (query) {
-      numbers.erase(one->second.key);
-      queries.emplace_back(std::move(envelope), std::move(one->second.reply));
+    const bool parsed = envelope.ParseFromArray(head.data(), static_cast<int>(head.size()));
+    const pb::Request& request = envelope.ask().request();
+    if (!parsed || (op_class(request.op_case()) != OpClass::query && !request.write().writeback())) {
+      ++one;
+      continue;
     }
-    one = query ? pending.erase(one) : std::next(one);
+    numbers.erase(one->second.key);
+    urgent.emplace_back(std::move(envelope), std::move(one->second));
+    one = pending.erase(one);
   }
-  for (auto& [envelope, reply] : queries) local.execute(envelope.ask().request(), {}, std::move(reply));
+  for (auto& [envelope, one] : urgent)
+    local.execute(envelope.ask().request(), join_parts(one.data, joined), std::move(one.reply));
 }
 
 // ---- timeouts
@@ -421,7 +424,7 @@ void Peer::for_each_unanswered(const std::function<void(const pb::Request&)>& vi
   }
 }
 void Peer::resubmit_to(Executor& local) { impl_->resubmit_to(local); }
-void Peer::resubmit_queries_to(Executor& local) { impl_->resubmit_queries_to(local); }
+void Peer::resubmit_urgent_to(Executor& local) { impl_->resubmit_urgent_to(local); }
 void Peer::on_moved(std::function<void(const SiteName&, Epoch)> moved) { impl_->on_moved = std::move(moved); }
 
 void Peer::on_stray_promise(std::function<void()> stray) { impl_->on_stray_promise = std::move(stray); }

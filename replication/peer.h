@@ -39,8 +39,9 @@ class Peer final : public Executor {
   // Who is asked from now on; whatever is unanswered is sent again to it. An older epoch than known is
   // ignored.
   void set_owner(const SiteName& owner, Epoch epoch);
-  // This site has become the owner, and has records to perform: queries need not wait for those.
-  void resubmit_queries_to(Executor& local);
+  // This site has become the owner, and has records to perform: queries and writebacks do not wait for those,
+  // which may wait for the pages that a kernel keeps locked until these are answered.
+  void resubmit_urgent_to(Executor& local);
   // This site becomes the owner: hands every unanswered request, in order, to `local` and sends nothing more.
   void resubmit_to(Executor& local);
   // Called when an outcome comes that nobody waits for any more, and that promises something: whoever asked

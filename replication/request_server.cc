@@ -69,14 +69,14 @@ struct RequestServer::Impl {
   // Performs what the windows do not know.
   class Once final : public Executor {
    public:
-    explicit Once(Impl& impl) : impl_(impl) {}
+    Once(Impl& impl, Executor& local) : impl_(impl), local_(local) {}
     void execute(const pb::Request& request, Bytes data, Reply reply) override {
-      impl_.execute_once(request, data, std::move(reply));
+      impl_.execute_once(request, data, std::move(reply), local_);
     }
-    Executor* local = nullptr;
 
    private:
     Impl& impl_;
+    Executor& local_;
   };
 
   Impl(Transport& the_transport, Executor& the_local) : transport(the_transport), local(the_local) {}
@@ -84,7 +84,7 @@ struct RequestServer::Impl {
   void ask(const SiteName& from, Message& message);
   void perform(const SiteName& from, const pb::Request& request, Bytes data);
   void let_in(const SiteName& from, const pb::Request& request, const std::shared_ptr<Execution>& execution);
-  void execute_once(const pb::Request& request, Bytes data, Reply reply);
+  void execute_once(const pb::Request& request, Bytes data, Reply reply, Executor& performer);
   void run(std::shared_ptr<Execution> execution, const pb::Request& request, Bytes data);
   static std::shared_ptr<Execution> new_execution(const SiteName& asker, const pb::Request& request);
   void finished(Execution& execution, const pb::Outcome& outcome, Bytes data);
@@ -113,9 +113,7 @@ struct RequestServer::Impl {
   std::map<SiteName, std::vector<std::weak_ptr<Execution>>> ending;  // what expired clients asked
   std::deque<Waiting> waiting;                                       // asked during a takeover
   std::string joined;                                                // bytes that came in several parts
-  Once once{*this};
   std::function<void(const pb::Request&)> waits;
-  std::function<bool(const pb::Request&)> passes;
 };
 
 // ---- executions
@@ -210,7 +208,7 @@ void RequestServer::Impl::ask(const SiteName& from, Message& message) {
   const Bytes data = join_parts(message.parts, joined);
   if (const int error = check_request(request, data); error != 0) return refuse(from, request, error);
   if (mode == Mode::taking_over && op_class(request.op_case()) != OpClass::query &&
-      !(passes && passes(request))) {
+      !request.write().writeback()) {
     if (waits && is_unanswered(from, request)) waits(request);
     if (waiting.size() >= kMaxWaiting) return refuse(from, request, EBUSY);
     waiting.push_back({from, std::move(message)});
@@ -322,21 +320,28 @@ void RequestServer::Impl::redirect(const SiteName& to, Epoch at) {
 }
 
 // For what this site's own mount asked an earlier owner: it may have been a record, or be one of another
-// asker.
-void RequestServer::Impl::execute_once(const pb::Request& request, Bytes data, Reply reply) {
+// asker. And for records: a writeback among them may have been performed already, and its page have been
+// written again since.
+void RequestServer::Impl::execute_once(const pb::Request& request, Bytes data, Reply reply,
+                                       Executor& performer) {
   const auto found = windows.find(request.client());
-  if (found != windows.end() && op_class(request.op_case()) != OpClass::query) {
-    const Window& window = found->second;
-    if (const auto kept = window.answered.find(request.seq()); kept != window.answered.end())
-      return reply(kept->second.outcome, as_bytes(kept->second.data));
-    if (const auto running = window.running.find(request.seq()); running != window.running.end()) {
-      if (const auto execution = running->second.lock()) {
-        execution->replies.push_back(std::move(reply));
-        return;
-      }
+  if (found == windows.end() || op_class(request.op_case()) == OpClass::query)
+    return performer.execute(request, data, std::move(reply));
+  Window& window = found->second;
+  if (const auto kept = window.answered.find(request.seq()); kept != window.answered.end())
+    return reply(kept->second.outcome, as_bytes(kept->second.data));
+  if (const auto running = window.running.find(request.seq()); running != window.running.end()) {
+    if (const auto execution = running->second.lock()) {
+      execution->replies.push_back(std::move(reply));
+      return;
     }
   }
-  once.local->execute(request, data, std::move(reply));
+  const auto execution = new_execution({}, request);
+  execution->replies.push_back(std::move(reply));
+  window.running[request.seq()] = execution;
+  performer.execute(request, data, [this, execution](const pb::Outcome& outcome, Bytes bytes) {
+    finished(*execution, outcome, bytes);
+  });
 }
 
 // ---- the public face
@@ -347,10 +352,8 @@ RequestServer::~RequestServer() = default;
 
 bool RequestServer::admit(const SiteName& site, std::uint64_t client) { return impl_->admit(site, client); }
 void RequestServer::expire(const SiteName& site, std::uint64_t except) { impl_->expire(site, except); }
-void RequestServer::on_takeover(std::function<void(const pb::Request&)> waits,
-                                std::function<bool(const pb::Request&)> passes) {
+void RequestServer::on_takeover(std::function<void(const pb::Request&)> waits) {
   impl_->waits = std::move(waits);
-  impl_->passes = std::move(passes);
 }
 void RequestServer::serve() { impl_->end_takeover(); }
 void RequestServer::redirect(const SiteName& owner, Epoch epoch) { impl_->redirect(owner, epoch); }
@@ -358,10 +361,8 @@ void RequestServer::ask(const SiteName& from, Message message) {
   if (message.head.has_ask()) impl_->ask(from, message);
 }
 
-Executor& RequestServer::once(Executor& local) {
-  impl_->once.local = &local;
-  impl_->end_takeover();
-  return impl_->once;
+std::unique_ptr<Executor> RequestServer::once(Executor& local) {
+  return std::make_unique<Impl::Once>(*impl_, local);
 }
 
 void RequestServer::note(const pb::Request& request, const pb::Outcome& outcome, Bytes data) {

@@ -37,9 +37,8 @@ class RequestServer {
 
   // Serves from now on (owner), or answers «moved» (not the owner; also the state after construction).
   // While this site takes over. `waits`: the request is kept back until the records have been performed.
-  // `passes`: it must not be, since a record waits for it (a writeback that was recalled).
-  void on_takeover(std::function<void(const pb::Request&)> waits,
-                   std::function<bool(const pb::Request&)> passes);
+  // Writebacks are not: a record may wait for them.
+  void on_takeover(std::function<void(const pb::Request&)> waits);
   void serve();
   void redirect(const SiteName& owner, Epoch epoch);
   // A client of this site is served from now on, as after an Attach. False: the site has a later mount.
@@ -54,10 +53,9 @@ class RequestServer {
   void restore(const std::vector<pb::Client>& windows);
   // A record of a handoff has been performed here: its reply belongs into the window.
   void note(const pb::Request& request, const pb::Outcome& outcome, Bytes data);
-  // All records are performed: lets go what waited, and returns an executor that answers from the windows
-  // what they know and performs everything else at `local` (for what this site's own mount asked the old
-  // owner meanwhile).
-  Executor& once(Executor& local);
+  // Answers from the windows what they know, and performs everything else at `local`: for records, and for
+  // what this site's own mount asked the old owner. Lives no longer than this and `local`.
+  std::unique_ptr<Executor> once(Executor& local);
   // Answers from the window if the request has been performed; false: it has not.
   bool answer_known(const SiteName& site, const pb::Request& request);
 

@@ -153,10 +153,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
        // What the windows know never reaches a new owner's gate: RequestServer keeps it back until then.
        .answered = {},
        .opened = [this] { coherence.none_held(); }});
-  server.on_takeover([this](const pb::Request& request) { coherence.held(request); },
-                     [this](const pb::Request& request) {
-                       return request.write().writeback() && coherence.awaits(request);
-                     });
+  server.on_takeover([this](const pb::Request& request) { coherence.held(request); });
   // No automatic checkpoint, with its syncs, on this thread: it could fall into the pause.
   database.defer_checkpoints();
   ownership = state.ownership();
@@ -380,9 +377,10 @@ HandoffTarget::Events Site::Impl::target_events() {
                 // Mounts that ended while they were being handed over.
                 for (const auto& site : std::exchange(restarted, {})) expire(site, incarnations[site]);
                 expire(parts.self, client);
-                gate.open();
+                // What this mount asked the owner before comes before what it has asked since.
+                gate.open([this](Executor& passing) { peer.resubmit_to(*server.once(passing)); });
                 holdings.clear();
-                peer.resubmit_to(server.once(gate));
+                server.serve();
                 transport.greet_all();
               },
           .abandoned = drop};

@@ -266,6 +266,58 @@ TEST_F(DataChangesTest, AwaitsTheWritebacksOfRecalledPages) {
   EXPECT_FALSE(coherence_.awaits(writeback));
 }
 
+TEST_F(DataChangesTest, AWritebackIsPerformedAtOnceAndAcknowledgedWhenOthersHaveDroppedTheirPages) {
+  attach_all({kA, kB, kC});
+  opened(kA);
+  opened(kB, kFile, O_RDONLY);
+  opened(kC);
+  Answer& answer = ask(write_of(kA, 900, kFile, 4096, 4096, true));
+  EXPECT_EQ(writes_performed(), 1U);
+  EXPECT_FALSE(answer.given());
+  ASSERT_EQ(ordered(), (Clients{kB, kC}));
+  EXPECT_EQ(orders_[0].what.offset, 4096U);
+  EXPECT_EQ(orders_[0].what.length, 4096U);
+  follow(kB);
+  EXPECT_FALSE(answer.given());
+  follow(kC);
+  EXPECT_TRUE(answer.given());
+}
+
+// Each kernel drops a page only when it has written it back.
+TEST_F(DataChangesTest, TwoThatWriteBackTheSamePageDoNotWaitForEachOther) {
+  attach_all({kA, kB});
+  opened(kA);
+  opened(kB);
+  Answer& first = ask(write_of(kA, 900, kFile, 0, 4096, true));
+  ASSERT_EQ(ordered(), (Clients{kB}));
+  Answer& second = ask(write_of(kB, 901, kFile, 0, 4096, true));
+  EXPECT_TRUE(second.given());
+  EXPECT_EQ(writes_performed(), 2U);
+  EXPECT_FALSE(first.given()) << "B may have other dirty pages";
+  follow(kB);
+  EXPECT_TRUE(first.given());
+  EXPECT_TRUE(first.outcome.invalidate()) << "its pages are not those of the second";
+}
+
+TEST_F(DataChangesTest, AChangeWaitsForThePagesOfWhoeverIsWritingBack) {
+  attach_all({kA, kB, kC});
+  opened(kA);
+  opened(kB);
+  opened(kC, kFile, O_RDONLY);
+  Answer& back = ask(write_of(kB, 900, kFile, 0, 4096, true));
+  ASSERT_EQ(ordered(), (Clients{kA, kC}));
+  Answer& change = write(kA);
+  EXPECT_EQ(writes_performed(), 1U) << "B may have more dirty pages than that one";
+  EXPECT_FALSE(back.given());
+  follow(kC);
+  EXPECT_TRUE(back.given()) << "A's kernel has locked its pages";
+  follow(kB);
+  EXPECT_EQ(writes_performed(), 2U);
+  follow(kB);
+  follow(kC);
+  EXPECT_TRUE(change.given());
+}
+
 TEST_F(DataChangesTest, ASilentClientIsWaitedForOneLeaseAndToldLater) {
   attach_all({kA, kB});
   opened(kA);

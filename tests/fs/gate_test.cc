@@ -176,10 +176,11 @@ TEST_F(GateTest, AWritebackIsHeldBeforeTheChangesOfItsInodeThatRecallIt) {
 
 TEST_F(GateTest, ANewOwnerAnswersQueriesBeforeItHasPerformedItsRecords) {
   gate_.hold_changes();
-  Answer change, look;
+  Answer change, look, back;
   write(1, change);
   ask(lookup(2), look);
-  EXPECT_TRUE(look.given()) << "a record may wait for the page that is read";
+  ask(write_of(kClient, 3, 5, 0, 4096, true), back);
+  EXPECT_TRUE(look.given() && back.given()) << "a record may wait for the page that is read or written back";
   EXPECT_FALSE(change.given());
   gate_.make_durable();
   EXPECT_TRUE(stored_seqs().empty());
@@ -229,6 +230,19 @@ TEST_F(GateTest, RecordsArePerformedInOrderAndNobodyOvertakes) {
   EXPECT_EQ(store_.calls[0].data, "data");
   for (const Answer& answer : answers) EXPECT_TRUE(answer.given());
   EXPECT_FALSE(gate_.closed());
+}
+
+TEST_F(GateTest, WhatWasAskedBeforeIsPerformedBeforeWhatIsHeld) {
+  gate_.hold_changes();
+  Answer answers[3];
+  write(2, answers[0]);
+  gate_.open([&](Executor& passing) {
+    passing.execute(write_of(kClient, 1, 5, 0, 4), {},
+                    [&](const pb::Outcome&, Bytes) { write(3, answers[1]); });
+    EXPECT_FALSE(answers[1].given());
+  });
+  EXPECT_EQ(store_.seqs(), (Seqs{1, 2, 3}));
+  EXPECT_TRUE(answers[1].given());
 }
 
 TEST_F(GateTest, RecordsAreDurableWhenAskedForAndGoneAfterReopening) {

@@ -73,7 +73,7 @@ class PeerTest : public ::testing::Test {
   // As at a handoff: the windows go along.
   void move_ownership(Server& from, Server& to, Epoch epoch) {
     to.requests.restore(from.requests.windows());
-    to.requests.once(to.store);
+    to.requests.serve();
     from.requests.redirect(to.site.name, epoch);
   }
 
@@ -260,18 +260,22 @@ TEST_F(PeerTest, WaitingForALockOfAConnectedOwnerDoesNotTimeOut) {
   EXPECT_EQ(answers.back(), (std::pair<std::uint64_t, int>(10, 0)));
 }
 
-TEST_F(PeerTest, QueriesAreHandedOverBeforeTheRecordsArePerformed) {
+TEST_F(PeerTest, QueriesAndWritebacksAreHandedOverBeforeTheRecordsArePerformed) {
   start();
   one->store.hold = true;
   send(write_request(kClient, 10, 4), "mine");
   send(read_request(kClient, 11));
+  auto writeback = write_request(kClient, 12, 4);
+  writeback.mutable_write()->set_writeback(true);
+  send(writeback, "page");
   FakeStore local;
-  peer->resubmit_queries_to(local);
-  EXPECT_EQ(local.order, (std::vector<std::uint64_t>{11}));
+  peer->resubmit_urgent_to(local);
+  EXPECT_EQ(local.order, (std::vector<std::uint64_t>{11, 12}));
+  EXPECT_EQ(local.last_data, "page");
   EXPECT_EQ(peer->unanswered(), 1u);
   peer->resubmit_to(local);
-  EXPECT_EQ(local.order, (std::vector<std::uint64_t>{11, 10}));
-  EXPECT_EQ(answers.size(), 3u);
+  EXPECT_EQ(local.order, (std::vector<std::uint64_t>{11, 12, 10}));
+  EXPECT_EQ(answers.size(), 4u);
 }
 
 TEST_F(PeerTest, UnansweredRequestsAreHandedToThisSiteWhenItTakesOver) {

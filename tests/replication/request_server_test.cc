@@ -218,7 +218,7 @@ TEST_F(RequestServerTest, WindowsGoToTheNextOwner) {
   server.redirect("elsewhere", 2);
   EXPECT_TRUE(server.windows().empty());
   server.restore(windows);
-  server.once(store);
+  server.serve();
   const auto performed = store.performed();
   ask(write_request(kClient, 12, 0));
   EXPECT_EQ(store.performed(), performed);
@@ -235,6 +235,35 @@ TEST_F(RequestServerTest, QueriesAreAnsweredWhileRecordsArePerformed) {
   EXPECT_EQ(ask(read_request(kClient, 11)).seq(), 11u);
 }
 
+// A record may wait for the page that a kernel writes back; the writeback itself may be among the records.
+TEST_F(RequestServerTest, AWritebackIsPerformedAtOnceWhileRecordsArePerformedAndNotAgainAsARecord) {
+  server.serve();
+  attach();
+  server.restore(server.windows());  // the takeover begins
+  auto writeback = write_request(kClient, 10, 0);
+  writeback.mutable_write()->set_writeback(true);
+  EXPECT_EQ(ask(writeback).seq(), 10u);
+  const auto performed = store.performed();
+  int answered = 0;
+  server.once(store)->execute(writeback, {}, [&](const pb::Outcome&, Bytes) { ++answered; });
+  EXPECT_EQ(answered, 1);
+  EXPECT_EQ(store.performed(), performed);
+
+  // The other way round, and both at once.
+  auto next = write_request(kClient, 12, 0);
+  next.mutable_write()->set_writeback(true);
+  store.hold = true;
+  server.once(store)->execute(next, {}, [&](const pb::Outcome&, Bytes) { ++answered; });
+  const auto before = answers.size();
+  send(asker, next);
+  run_for(reactor, 50ms);
+  EXPECT_EQ(store.held(), 1u);
+  store.release();
+  ASSERT_TRUE(run_until(reactor, [&] { return answers.size() == before + 1; }));
+  EXPECT_EQ(answered, 2);
+  EXPECT_EQ(store.performed(), performed + 1);
+}
+
 TEST_F(RequestServerTest, WhatIsAskedWhileRecordsArePerformedWaitsAndIsNotDoneTwice) {
   server.serve();
   attach();
@@ -249,18 +278,18 @@ TEST_F(RequestServerTest, WhatIsAskedWhileRecordsArePerformedWaitsAndIsNotDoneTw
   outcome.set_count(4711);
   server.note(write_request(kClient, 10, 0), outcome, {});
 
-  auto& once = server.once(store);
+  server.serve();
   ASSERT_TRUE(run_until(reactor, [&] { return answers.size() == before + 2; }));
   EXPECT_EQ(store.performed(), performed + 1);
   EXPECT_EQ(answers[before].head.answer().outcome().count(), 4711u);
 
   // This site's own mount may have asked the old owner the same.
   std::uint64_t count = 0;
-  once.execute(write_request(kClient, 10, 0), {},
-               [&](const pb::Outcome& said, Bytes) { count = said.count(); });
+  server.once(store)->execute(write_request(kClient, 10, 0), {},
+                              [&](const pb::Outcome& said, Bytes) { count = said.count(); });
   EXPECT_EQ(count, 4711u);
   EXPECT_EQ(store.performed(), performed + 1);
-  once.execute(write_request(kClient, 14, 0), {}, [](const pb::Outcome&, Bytes) {});
+  server.once(store)->execute(write_request(kClient, 14, 0), {}, [](const pb::Outcome&, Bytes) {});
   EXPECT_EQ(store.performed(), performed + 2);
 }
 

@@ -253,6 +253,16 @@ class Operations:
     def mapped(self, start, length):
         return self._mapped[start:start + length]
 
+    def share(self, fd, length):
+        """As map, and writable."""
+        self._mapped = mmap.mmap(self._open[fd], length, mmap.MAP_SHARED)
+
+    def store(self, offset, data):
+        self._mapped[offset:offset + len(data)] = data
+
+    def msync(self):
+        self._mapped.flush()
+
     def map_write(self, fd, offset, data, length):
         with mmap.mmap(self._open[fd], length, mmap.MAP_SHARED) as m:
             m[offset:offset + len(data)] = data

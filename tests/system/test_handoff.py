@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Handoffs between living sites: nothing that an application can see changes, what is reported is true."""
 
+import fcntl
 import functools
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -296,6 +298,74 @@ def held_writes_to_one_page_do_not_wait_for_each_other():
             assert f.read(16) == b'ggggggggaaaaaaaa', site.name
 
 
+class SlowTakeover:
+    """A handoff from alpha to beta that keeps a write of alpha's as a record, and lets time pass behind the commit."""
+
+    def __init__(self, sites, files):
+        self.cluster = Cluster(sites, content=lambda store: [content.write(f'{store}/{f}', b'o' * 4096) for f in files])
+        self.alpha, self.beta = self.cluster[0], self.cluster[1]
+        self.alpha.restart(faults='source.after_commit=sleep:1000')
+        self.beta.restart(faults='target.before_prepared=sleep:1500')
+        for site in self.cluster.sites[2:]:
+            site.restart()
+        self.cluster.wait_connected()
+        self.writer = Actor(self.alpha.mountpoint)
+        assert self.writer.do('open', 1, 'g', os.O_RDWR)[0] == 'ok'
+
+    def begin(self, silent=None):
+        """Returns when beta is the owner, and has not performed the record. The site `silent` is stopped before."""
+        self.handoff = self.alpha.migrate_in_background(self.beta, '--max-pause', '20s')
+        sandbox.eventually(lambda: self.alpha.phase() == 'finishing', 'the gate is closed', every=0.02)
+        self.writer.send('pwrite', 1, b'WRIT', 100)
+        if silent:
+            silent.signal(signal.SIGSTOP)
+        sandbox.eventually(self._committed, 'the commit', every=0.005)
+
+    def _committed(self):
+        with sqlite3.connect(f'file:{self.alpha.home}/{DATA_SET}/state.db?mode=ro', uri=True) as database:
+            return database.execute('SELECT owner FROM ownership').fetchone()[0] == 'beta'
+
+
+def a_page_that_is_written_back_during_a_takeover_destroys_nothing():
+    """The new owner's own mount has a dirty page in which the record's bytes go."""
+    scene = SlowTakeover(2, 'g')
+    mapper = Actor(scene.beta.mountpoint)
+    assert mapper.do('open', 1, 'g', os.O_RDWR)[0] == 'ok' and mapper.do('share', 1, 4096)[0] == 'ok'
+    assert mapper.do('mapped', 0, 4)[0] == 'ok'
+    scene.begin()
+    assert mapper.do('store', 0, b'MMAP')[0] == 'ok'
+    start = time.monotonic()
+    assert mapper.do('msync')[0] == 'ok' and scene.writer.receive() == ('ok', 4)
+    assert time.monotonic() - start < 4, 'they waited for each other until a lease ended'
+    scene.handoff.finish()
+    for actor in (mapper, scene.writer):
+        assert actor.do('pread', 1, 104, 0)[1] == b'MMAP' + b'o' * 96 + b'WRIT', actor.do('pread', 1, 104, 0)
+
+
+def what_was_asked_before_a_takeover_is_performed_before_what_was_asked_since():
+    """A lock that was given up while nobody owned is not given up again once it is held anew."""
+    scene = SlowTakeover(3, 'fgh')
+    gamma = scene.cluster[2]
+    app, third, far = Actor(scene.beta.mountpoint), Actor(scene.beta.mountpoint), Actor(gamma.mountpoint)
+    assert far.do('open', 1, 'g', os.O_RDWR)[0] == 'ok'  # is recalled for the record
+    assert app.do('open', 1, 'f', os.O_RDWR)[0] == 'ok' and app.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
+    assert app.do('pread', 1, 3, 0)[0] == 'ok'
+    try:
+        scene.begin(silent=gamma)
+        assert app.do('close', 1)[0] == 'ok'
+        assert app.do('open', 2, 'f', os.O_RDWR, timeout=20)[0] == 'ok'
+        time.sleep(1.5)
+        app.send('flock', 2, fcntl.LOCK_EX)
+        time.sleep(0.1)
+    finally:
+        gamma.signal(signal.SIGCONT)
+    assert app.receive(timeout=30)[0] == 'ok'
+    scene.handoff.finish()
+    assert scene.writer.receive() == ('ok', 4)
+    assert third.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+    assert third.do('flock', 1, fcntl.LOCK_EX)[0] != 'ok', 'two hold one lock'
+
+
 def an_unreachable_pause_is_refused():
     cluster = Cluster(2, content=functools.partial(content.small, files=20))
     cluster[1].stop()
@@ -409,6 +479,10 @@ if __name__ == '__main__':
         'a_name_that_is_not_text_can_be_complained_of': (a_name_that_is_not_text_can_be_complained_of, 60),
         'held_writes_to_one_page_do_not_wait_for_each_other':
             (held_writes_to_one_page_do_not_wait_for_each_other, 60),
+        'a_page_that_is_written_back_during_a_takeover_destroys_nothing':
+            (a_page_that_is_written_back_during_a_takeover_destroys_nothing, 60),
+        'what_was_asked_before_a_takeover_is_performed_before_what_was_asked_since':
+            (what_was_asked_before_a_takeover_is_performed_before_what_was_asked_since, 60),
         'an_unreachable_pause_is_refused': (an_unreachable_pause_is_refused, 60),
         'writers_that_outrun_the_link_are_slowed': (writers_that_outrun_the_link_are_slowed, 120),
         'a_killed_caller_ends_at_once_and_is_not_performed':

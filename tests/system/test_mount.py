@@ -148,6 +148,35 @@ def mounted_over_the_store_itself():
     assert os.path.exists(f'{alpha.store}/dir0'), 'the files are not in the store after unmounting'
 
 
+def what_is_stored_in_a_mapping_is_seen_everywhere_after_msync():
+    """And no other site's older page destroys it."""
+    cluster = Cluster(3)
+    with open(f'{cluster[0].mountpoint}/page', 'wb') as f:
+        f.write(b'.' * 8192)
+    actors = [Actor(site.mountpoint) for site in cluster]
+    for actor in actors:
+        assert actor.do('open', 1, 'page', os.O_RDWR)[0] == 'ok' and actor.do('share', 1, 8192)[0] == 'ok'
+    expected = bytearray(b'.' * 8192)
+    for i in range(30):
+        for actor in actors:
+            for seen in (actor.do('mapped', 0, 8192), actor.do('pread', 1, 8192, 0)):
+                assert seen == ('ok', bytes(expected)), f'round {i}: {seen[1][:400]}'
+        data = b'%03d' % i
+        expected[10 * i:10 * i + 3] = data
+        writer = actors[i % 3]
+        assert writer.do('store', 10 * i, data)[0] == 'ok' and writer.do('msync')[0] == 'ok'
+    # Both write back one page at once: whose page comes later stays, and nobody waits for the other.
+    start = time.monotonic()
+    for i in range(20):
+        for number, actor in enumerate(actors[:2]):
+            assert actor.do('store', 4096 + number, b'%d' % (i % 10))[0] == 'ok'
+        for actor in actors[:2]:
+            actor.send('msync')
+        for actor in actors[:2]:
+            assert actor.receive()[0] == 'ok'
+    assert time.monotonic() - start < 4, 'they waited for each other until a lease ended'
+
+
 def umount_takes_away_nothing_but_the_mount():
     """It goes on in another mount namespace or in an open file, while the disk of the store is what is at its path."""
     cluster = Cluster(1, content=content.small)
@@ -456,6 +485,8 @@ if __name__ == '__main__':
         'adopting_leaves_the_files_where_they_are': (adopting_leaves_the_files_where_they_are, 30),
         'a_strangers_file_in_an_old_image_is_not_lost': (a_strangers_file_in_an_old_image_is_not_lost, 60),
         'mounted_over_the_store_itself': (mounted_over_the_store_itself, 60),
+        'what_is_stored_in_a_mapping_is_seen_everywhere_after_msync':
+            (what_is_stored_in_a_mapping_is_seen_everywhere_after_msync, 60),
         'umount_takes_away_nothing_but_the_mount': (umount_takes_away_nothing_but_the_mount, 60),
         'a_restart_keeps_inode_numbers': (a_restart_keeps_inode_numbers, 60),
         'another_site_waits_for_the_owner': (another_site_waits_for_the_owner, 90),
