@@ -96,6 +96,9 @@ void FuseServer::answer_entry(PendingRequest& pending, const pb::Outcome& outcom
 }
 
 // The caller may be gone (a signal); then nobody will ever release the handle but us.
+// Shared, to be stored into.
+bool is_mappable(int flags) { return (flags & O_ACCMODE) == O_RDWR; }
+
 void FuseServer::answer_create(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
   if (failed(pending, outcome)) return;
   const fuse_entry_param entry = entry_of(outcome.attr());
@@ -103,7 +106,7 @@ void FuseServer::answer_create(PendingRequest& pending, const pb::Outcome& outco
   if (fuse_reply_create(pending.caller, &entry, &file) == 0) {
     known_.add(entry.ino);
     known_.opened(entry.ino, sole_period_);
-    if (!file.direct_io) known_.note_cached(entry.ino);
+    if (!file.direct_io) known_.note_cached(entry.ino, is_mappable(pending.flags));
   } else {
     ask_release(entry.ino, pending.handle);
   }
@@ -133,7 +136,7 @@ fuse_file_info FuseServer::opened_file(const PendingRequest& pending, InodeId id
   file.direct_io = writes_directly(pending.flags);
   const bool promised = keeps_pages_ && keeps_pages_(id);
   file.keep_cache = (sole_ && known_.opened(id, sole_period_)) || promised;
-  if (!file.direct_io) known_.note_cached(id);
+  if (!file.direct_io) known_.note_cached(id, is_mappable(pending.flags));
   return file;
 }
 
@@ -238,8 +241,15 @@ void FuseServer::answer_count(PendingRequest& pending, const pb::Outcome& outcom
 // again while it was on its way, and what that one maps would stay what was before.
 void FuseServer::answer_direct_write(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
   if (outcome.error() != 0 || !known_.may_be_cached(pending.id)) return answer_count(pending, outcome, data);
+  link(pending);  // its caller can be killed meanwhile
+  pending.late = true;
   drop_pages(pending.id, pending.offset, pending.size,
-             [caller = pending.caller, count = outcome.count()] { fuse_reply_write(caller, count); });
+             [this, p = &pending, seq = pending.seq, count = outcome.count()] {
+               if (p->server == nullptr || p->seq != seq) return;
+               unlink(*p);
+               if (p->caller != nullptr) fuse_reply_write(p->caller, count);
+               done_with(*p);
+             });
 }
 
 // The kernel keeps what was appended where it took the end of the file to be, and these pages locked until it
@@ -270,7 +280,7 @@ void FuseServer::answer_getlk(PendingRequest& pending, const pb::Outcome& outcom
 
 void FuseServer::answer_setlk(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
   // Noted again: a close by another thread may have released what the owner had while this one was waiting.
-  if (outcome.error() == 0 && pending.posix_lock) note_posix_lock(pending.id, pending.owner);
+  if (outcome.error() == 0 && pending.posix_lock) note_posix_lock(pending.id, pending.owner, pending.handle);
   fuse_reply_err(pending.caller, error_of(outcome));
 }
 

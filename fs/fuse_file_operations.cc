@@ -106,7 +106,8 @@ void on_release(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   release.set_handle(file->fh);
   release.set_lock_owner(file->lock_owner);
   release.set_unlock_flock(file->flock_release != 0);
-  request.set_lazy(!release.unlock_flock());
+  if (const std::uint64_t owner = server.take_description_locks(id, file->fh)) release.set_lock_owner(owner);
+  request.set_lazy(!release.unlock_flock() && release.lock_owner() == 0);
   pending.caller = nullptr;
   server.submit(request, {}, pending, &FuseServer::answer_nobody);
   fuse_reply_err(caller, 0);
@@ -169,7 +170,7 @@ void on_lseek(fuse_req_t caller, fuse_ino_t id, off_t offset, int whence, fuse_f
   seek.set_handle(file->fh);
   seek.set_offset(static_cast<std::uint64_t>(offset));
   seek.set_whence(static_cast<std::uint32_t>(whence));
-  server.submit(request, {}, pending, &FuseServer::answer_offset);
+  server.submit_written_back(request, pending, &FuseServer::answer_offset);
 }
 
 // ---- locks
@@ -207,7 +208,8 @@ void set_lock(fuse_req_t caller, fuse_ino_t id, const fuse_file_info& file, cons
   setlock.set_flock(flock);
   pending.owner = file.lock_owner;
   pending.posix_lock = !flock && lock.l_type != F_UNLCK;
-  if (pending.posix_lock) server.note_posix_lock(id, pending.owner);
+  pending.handle = file.fh;
+  if (pending.posix_lock) server.note_posix_lock(id, pending.owner, pending.handle);
   pending.waits_for_lock = wait && lock.l_type != F_UNLCK;
   server.submit(request, {}, pending, &FuseServer::answer_setlk);
 }

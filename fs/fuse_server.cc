@@ -219,6 +219,15 @@ void FuseServer::submit_waiting_reads() {
   for (const WaitingRead& read : reads) submit(read.request, {}, *read.pending, read.pending->answer);
 }
 
+void FuseServer::submit_written_back(const pb::Request& request, PendingRequest& pending, Answer answer) {
+  if (!known_.may_be_dirty(pending.id)) return submit(request, {}, pending, answer);
+  pending.answer = answer;
+  fuse_req_interrupt_func(pending.caller, &FuseServer::interrupted, &pending);
+  drop_pages(pending.id, 0, 0, [this, p = &pending, seq = pending.seq, request] {
+    if (p->server != nullptr && p->seq == seq) submit(request, {}, *p, p->answer);
+  });
+}
+
 void FuseServer::answer_within(PendingRequest& pending, Reactor::Clock::duration patience) {
   if (pending.seq == 0) return;  // answered already
   reactor_.after(patience, [p = &pending, seq = pending.seq, alive = alive_] {
@@ -297,6 +306,10 @@ void FuseServer::finish(PendingRequest& pending, const pb::Outcome& outcome, Byt
   if (!locked_pages_.empty()) pages_unlocked(pending.seq);
   if (outcome.invalidate()) drop_pages(pending.id, 0, 0, {});
   if (!waiting_reads_.empty()) submit_waiting_reads();
+  if (!pending.late) done_with(pending);
+}
+
+void FuseServer::done_with(PendingRequest& pending) {
   pending.seq = 0;
   pool_->free.push_back(&pending);
 }
@@ -337,6 +350,15 @@ void FuseServer::ask_cancel(std::uint64_t seq) {
   pb::Request request;
   request.mutable_cancel()->set_seq(seq);
   ask(request);
+}
+
+std::uint64_t FuseServer::take_description_locks(InodeId id, std::uint64_t handle) {
+  auto one = posix_locks_.lower_bound({id, 0});
+  while (one != posix_locks_.end() && one->first.first == id && one->second != handle) ++one;
+  if (one == posix_locks_.end() || one->first.first != id) return 0;
+  const std::uint64_t owner = one->first.second;
+  posix_locks_.erase(one);
+  return owner;
 }
 
 // ---- what the front end is asked

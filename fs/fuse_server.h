@@ -72,6 +72,7 @@ struct PendingRequest {
   bool changes = false;      // a mutation
   bool locks_pages = false;  // the kernel keeps pages of the range locked until the answer, perhaps all
   bool kept_pages = false;   // opened at once, and the kernel keeps the pages that it has
+  bool late = false;         // performed, and answered when the kernel has dropped pages
 };
 
 class FuseServer {
@@ -114,6 +115,10 @@ class FuseServer {
   // A read of pages that this mount is writing is submitted when the write has been answered.
   void submit_read(const pb::Request& request, PendingRequest& pending);
 
+  // What was stored in mappings is written back first, if there can be any: the kernel does not do that by
+  // itself before everything that tells, or sets, what it changes.
+  void submit_written_back(const pb::Request& request, PendingRequest& pending, Answer answer);
+
   // The caller, which nothing can interrupt, is told after `patience` that it succeeded, also if it has not
   // yet.
   void answer_within(PendingRequest& pending, Reactor::Clock::duration patience);
@@ -153,7 +158,12 @@ class FuseServer {
   }
   // Did this mount take POSIX locks on the inode for this owner since? Forgets about them.
   bool take_posix_locks(InodeId id, std::uint64_t owner) { return posix_locks_.erase({id, owner}) != 0; }
-  void note_posix_lock(InodeId id, std::uint64_t owner) { posix_locks_.insert({id, owner}); }
+  void note_posix_lock(InodeId id, std::uint64_t owner, std::uint64_t handle) {
+    posix_locks_[{id, owner}] = handle;
+  }
+  // The owner whose locks, taken through this handle, no close has dropped: those of open file descriptions
+  // (F_OFD_SETLK), of which the kernel says nothing when they end. 0: none. Forgets about them.
+  std::uint64_t take_description_locks(InodeId id, std::uint64_t handle);
 
  private:
   // What the kernel is being told to drop because a promise was broken; see FrontEnd::promise_broken.
@@ -188,6 +198,7 @@ class FuseServer {
   void process(std::size_t size);
   void ended();
   void finish(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void done_with(PendingRequest& pending);
   void link(PendingRequest& pending);
   void unlink(PendingRequest& pending);
   std::uint64_t answered_below() const;
@@ -255,7 +266,7 @@ class FuseServer {
   std::vector<WaitingRead> waiting_reads_;  // oldest first
   std::unordered_set<InodeId> watched_orphans_;
   std::vector<InodeId> forgotten_orphans_;
-  std::set<std::pair<InodeId, std::uint64_t>> posix_locks_;
+  std::map<std::pair<InodeId, std::uint64_t>, std::uint64_t> posix_locks_;
   Reactor::Clock::duration longest_wait_{};
   std::vector<char> directory_;  // a reply to readdir
 };

@@ -6,7 +6,7 @@ namespace sharefs {
 namespace {
 
 constexpr std::uint32_t kSmallest = 8;
-constexpr std::uint64_t kMostTimes = (1ULL << 47) - 1;
+constexpr std::uint64_t kMostTimes = (1ULL << 46) - 1;
 
 // Between 53 and 80 per cent full after growing: at most 16 / 0.53 = 30 bytes per inode.
 constexpr bool too_full(std::uint64_t used, std::uint64_t capacity) { return used * 5 > capacity * 4; }
@@ -98,15 +98,24 @@ bool KnownInodes::opened(InodeId id, std::uint16_t period) {
   return before;
 }
 
-void KnownInodes::note_cached(InodeId id) {
+void KnownInodes::note_cached(InodeId id, bool mappable) {
   const std::uint64_t h = hash(id);
-  if (Slot* slot = shard(h).find(h, id)) slot->cached = 1;
+  Slot* slot = shard(h).find(h, id);
+  if (slot == nullptr) return;
+  slot->cached = 1;
+  if (mappable) slot->mappable = 1;
 }
 
 bool KnownInodes::may_be_cached(InodeId id) const {
   const std::uint64_t h = hash(id);
   const Slot* slot = shard(h).find(h, id);
   return slot != nullptr && slot->cached != 0;
+}
+
+bool KnownInodes::may_be_dirty(InodeId id) const {
+  const std::uint64_t h = hash(id);
+  const Slot* slot = shard(h).find(h, id);
+  return slot != nullptr && slot->mappable != 0;
 }
 
 std::size_t KnownInodes::size() const {

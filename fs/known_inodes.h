@@ -29,9 +29,11 @@ class KnownInodes {
   // of it.
   bool opened(InodeId id, std::uint16_t period);
 
-  // The kernel may keep pages of the inode from now on, until it forgets it.
-  void note_cached(InodeId id);
+  // The kernel may keep pages of the inode from now on, until it forgets it; `mappable`: dirty ones too,
+  // since a descriptor for reading and writing can be mapped shared and stored into.
+  void note_cached(InodeId id, bool mappable);
   bool may_be_cached(InodeId id) const;
+  bool may_be_dirty(InodeId id) const;
 
   std::size_t size() const;
   std::size_t bytes() const;
@@ -39,8 +41,9 @@ class KnownInodes {
  private:
   struct Slot {
     InodeId id = 0;  // 0: empty
-    std::uint64_t count : 47 = 0;
+    std::uint64_t count : 46 = 0;
     std::uint64_t cached : 1 = 0;
+    std::uint64_t mappable : 1 = 0;
     std::uint64_t period : 16 = 0;
   };
   static_assert(sizeof(Slot) == 16);

@@ -46,10 +46,10 @@ TEST(KnownInodesTest, counts_like_a_map_under_random_lookups_and_forgets) {
 
 TEST(KnownInodesTest, pages_may_be_cached_until_the_inode_is_forgotten) {
   KnownInodes known;
-  known.note_cached(1);
+  known.note_cached(1, false);
   EXPECT_FALSE(known.may_be_cached(1)) << "the kernel does not know it";
   known.add(1, 2);
-  known.note_cached(1);
+  known.note_cached(1, false);
   known.remove(1, 1);
   EXPECT_TRUE(known.may_be_cached(1));
   EXPECT_FALSE(known.may_be_cached(2));

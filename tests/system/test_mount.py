@@ -3,8 +3,10 @@
 
 import fcntl
 import functools
+import mmap
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -175,6 +177,55 @@ def what_is_stored_in_a_mapping_is_seen_everywhere_after_msync():
         for actor in actors[:2]:
             assert actor.receive()[0] == 'ok'
     assert time.monotonic() - start < 4, 'they waited for each other until a lease ended'
+
+
+def locks_of_an_open_file_description_end_with_it():
+    """F_OFD_SETLK: neither a close of another descriptor ends them, nor does anything but the last one."""
+    cluster = Cluster(2)
+    with open(f'{cluster[0].mountpoint}/f', 'wb') as f:
+        f.write(b'x')
+    lock = struct.pack('hhqqi4x', fcntl.F_WRLCK, 0, 0, 10, 0)
+    for holder, other in (cluster.sites, reversed(cluster.sites)):
+        first = os.open(f'{holder.mountpoint}/f', os.O_RDWR)
+        copy = os.dup(first)
+        fcntl.fcntl(first, fcntl.F_OFD_SETLK, lock)
+        os.close(first)
+        with open(f'{other.mountpoint}/f', 'r+b') as rival:
+            try:
+                fcntl.fcntl(rival, fcntl.F_OFD_SETLK, lock)
+                raise AssertionError('two hold one lock')
+            except BlockingIOError:
+                pass
+            os.close(copy)
+            sandbox.eventually(lambda: _can_lock(rival, lock), 'the lock is free', timeout=3)
+
+
+def _can_lock(file, lock):
+    try:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
+        return True
+    except BlockingIOError:
+        return False
+
+
+def stores_in_a_mapping_are_data_and_older_than_a_time_that_is_set():
+    """SEEK_DATA of another process finds them; and writing them back does not undo utimes."""
+    cluster = Cluster(2)
+    for site in cluster:
+        path = f'{site.mountpoint}/{site.name}'
+        with open(path, 'wb') as file:
+            file.truncate(1 << 20)
+        with open(path, 'rb') as file:
+            file.read(10)  # from now on the kernel keeps the pages that it has when the file is opened
+        with open(path, 'r+b') as file, mmap.mmap(file.fileno(), 1 << 20) as mapped, open(path, 'rb') as other:
+            mapped[500000:500005] = b'hello'
+            assert os.lseek(other.fileno(), 0, os.SEEK_DATA) == 499712, site.name
+            mapped[500000:500005] = b'HELLO'
+            os.utime(path, (5, 5))
+            mapped.flush()
+            os.fsync(file.fileno())
+            assert os.stat(path).st_mtime == 5, site.name
+            assert os.pread(other.fileno(), 5, 500000) == b'HELLO'
 
 
 def umount_takes_away_nothing_but_the_mount():
@@ -487,6 +538,9 @@ if __name__ == '__main__':
         'mounted_over_the_store_itself': (mounted_over_the_store_itself, 60),
         'what_is_stored_in_a_mapping_is_seen_everywhere_after_msync':
             (what_is_stored_in_a_mapping_is_seen_everywhere_after_msync, 60),
+        'locks_of_an_open_file_description_end_with_it': (locks_of_an_open_file_description_end_with_it, 60),
+        'stores_in_a_mapping_are_data_and_older_than_a_time_that_is_set':
+            (stores_in_a_mapping_are_data_and_older_than_a_time_that_is_set, 60),
         'umount_takes_away_nothing_but_the_mount': (umount_takes_away_nothing_but_the_mount, 60),
         'a_restart_keeps_inode_numbers': (a_restart_keeps_inode_numbers, 60),
         'another_site_waits_for_the_owner': (another_site_waits_for_the_owner, 90),
