@@ -185,7 +185,13 @@ nlohmann::json read_status(const Home& home, const std::string& name) {
       // It ended just now.
     }
   }
-  if (!status.is_object() || status.contains("error")) status = status_from_database(open.state, name);
+  if (!status.is_object() || status.contains("error")) {
+    status = status_from_database(open.state, name);
+    if (DaemonLock::holder(paths) != 0) {
+      status["phase"] = "starting or ending";
+      status.erase("dead_mountpoint");
+    }
+  }
   status["history"] = nlohmann::json::array();
   for (const auto& handoff : open.state.handoffs(kShownHandoffs))
     status["history"].push_back(to_status(handoff));

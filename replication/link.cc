@@ -258,7 +258,7 @@ void Link::event(std::size_t lane, unsigned event, unsigned value) {
     case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
       discard_incoming();  // makes the socket take notice of its connection
       lanes_[lane].ready = true;
-      failure_logged_ = false;
+      failure_logged_ = refused_ = false;
       break;
     case ZMQ_EVENT_DISCONNECTED:
       lanes_[lane].ready = false;
@@ -266,6 +266,7 @@ void Link::event(std::size_t lane, unsigned event, unsigned value) {
     default:
       lanes_[lane].ready = false;
       handshake_failed_ = true;
+      refused_ = event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
       if (std::exchange(failure_logged_, true)) break;
       if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
         log::warn("{} at {} refuses this site's key (status {}): has this site joined it?", site_, endpoint_,

@@ -103,6 +103,8 @@ class Link {
   void maintain(Reactor::Clock::time_point now);
   // Both lanes are connected and authenticated.
   bool up() const { return lanes_[0].ready && lanes_[1].ready; }
+  // The last handshake failed because the site does not accept this one's key.
+  bool refused() const { return refused_; }
   bool send(Lane lane, zmq::message_t head, std::vector<zmq::message_t> parts);
   // A message of the requests lane that may wait a moment, to travel behind the next one.
   void send_soon(zmq::message_t head);
@@ -146,6 +148,7 @@ class Link {
   Reactor::TimerId delay_ = 0;
   Reactor::Clock::time_point changed_at_{};  // when the connections were asked for, came up or went down
   bool handshake_failed_ = false;
+  bool refused_ = false;
   bool failure_logged_ = false;  // since the last handshake that succeeded
 };
 

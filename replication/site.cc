@@ -492,6 +492,33 @@ void Site::Impl::attach(std::function<void(int)> on_attached) {
   });
 }
 
+// To the owner, for an operator.
+std::string Site::Impl::why_not_connected() {
+  std::string where;
+  for (const auto& site : state.sites())
+    if (site.name == ownership.owner) where = " at " + site.endpoint;
+  switch (transport.trouble(ownership.owner)) {
+    case Transport::Trouble::refused:
+      return fmt::format(
+          "the owner {} does not accept the key of this site: it was removed there, or the owner's state was "
+          "restored from before it joined; delete {} and join again",
+          ownership.owner, options.folder.string());
+    case Transport::Trouble::one_way:
+      return fmt::format(
+          "the owner {} is reached{}, but does not reach this site at {}: does that lead here, and does a "
+          "firewall let it through? For another address, \"sharefs remove --site {}\" there, delete {} here "
+          "and "
+          "join again",
+          ownership.owner, where, state.setting("endpoint"), parts.self, options.folder.string());
+    case Transport::Trouble::unreachable:
+      break;
+  }
+  return fmt::format(
+      "the owner {} cannot be reached{}: is its daemon running (\"sharefs mount\" or \"serve\"), and does a "
+      "firewall let it through?",
+      ownership.owner, where);
+}
+
 void Site::Impl::start(const std::function<void(std::string)>& ready) {
   // Not before: whoever invites from now on can tell this process.
   load_invitations();
@@ -500,13 +527,7 @@ void Site::Impl::start(const std::function<void(std::string)>& ready) {
   const auto timer = reactor.after(kAttachPatience, [this, answered, ready] {
     if (*answered) return;
     *answered = true;
-    std::string where;
-    for (const auto& site : state.sites())
-      if (site.name == ownership.owner) where = " at " + site.endpoint;
-    ready(fmt::format(
-        "the owner {} cannot be reached{}: is its daemon running (\"sharefs mount\" or \"serve\"), and "
-        "does a firewall let it through?",
-        ownership.owner, where));
+    ready(why_not_connected());
   });
   attach([this, answered, ready, timer](int error) {
     if (*answered) return;

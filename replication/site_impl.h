@@ -81,6 +81,7 @@ struct Site::Impl {
   ~Impl();
 
   // site.cc
+  std::string why_not_connected();
   void start(const std::function<void(std::string)>& ready);
   void stop(const std::function<void()>& stopped);
   bool is_owner() const { return ownership.owner == parts.self; }

@@ -513,6 +513,14 @@ bool Transport::connected(const SiteName& site) const {
   return found != impl_->links.end() && found->second->up() && found->second->liveness.proven();
 }
 
+Transport::Trouble Transport::trouble(const SiteName& site) const {
+  const auto found = impl_->links.find(site);
+  if (found == impl_->links.end()) return Trouble::unreachable;
+  return found->second->up()        ? Trouble::one_way
+         : found->second->refused() ? Trouble::refused
+                                    : Trouble::unreachable;
+}
+
 Reactor::Clock::duration Transport::trusted_for(const SiteName& site, Reactor::Clock::duration within) const {
   const auto found = impl_->links.find(site);
   if (found == impl_->links.end() || !found->second->up()) return {};

@@ -118,6 +118,10 @@ class Transport {
   void greet_all();
 
   bool connected(const SiteName& site) const;
+  // Of a site that is not connected: nothing comes of connecting to it; it refuses this site's key; it is
+  // reached, and does not reach this site, or refuses its Hello.
+  enum class Trouble { unreachable, refused, one_way };
+  Trouble trouble(const SiteName& site) const;
   // Whether both directions work, and a question that was asked less than `within` ago has been answered.
   // Never true of a time at which this machine slept.
   Reactor::Clock::duration trusted_for(const SiteName& site, Reactor::Clock::duration within) const;

@@ -298,6 +298,24 @@ def held_writes_to_one_page_do_not_wait_for_each_other():
             assert f.read(16) == b'ggggggggaaaaaaaa', site.name
 
 
+def an_older_handoff_is_not_taken_for_the_one_that_was_asked_for():
+    """From a site that cannot ask the owner how its handoff goes, and has been the source of another one."""
+    cluster = Cluster(3, content=functools.partial(content.small, files=20))
+    alpha, beta, gamma = cluster
+    for source, target in ((alpha, beta), (beta, gamma), (gamma, alpha)):
+        source.migrate(target, *PAUSE)
+    cluster.wait_agreed(alpha)
+    alpha.restart(faults='source.t0=stop@1')
+    cluster.wait_connected()
+    migration = beta.migrate_in_background(gamma, *PAUSE)
+    sandbox.eventually(lambda: 'fault point' in alpha.tail(), 'alpha stops', every=0.01)
+    time.sleep(4)
+    assert migration.process.poll() is None, migration.finish(check=False)
+    alpha.signal(signal.SIGCONT)
+    summary = migration.finish(check=False)
+    assert summary['from'] == 'alpha', summary
+
+
 class SlowTakeover:
     """A handoff from alpha to beta that keeps a write of alpha's as a record, and lets time pass behind the commit."""
 
@@ -483,6 +501,8 @@ if __name__ == '__main__':
             (a_page_that_is_written_back_during_a_takeover_destroys_nothing, 60),
         'what_was_asked_before_a_takeover_is_performed_before_what_was_asked_since':
             (what_was_asked_before_a_takeover_is_performed_before_what_was_asked_since, 60),
+        'an_older_handoff_is_not_taken_for_the_one_that_was_asked_for':
+            (an_older_handoff_is_not_taken_for_the_one_that_was_asked_for, 60),
         'an_unreachable_pause_is_refused': (an_unreachable_pause_is_refused, 60),
         'writers_that_outrun_the_link_are_slowed': (writers_that_outrun_the_link_are_slowed, 120),
         'a_killed_caller_ends_at_once_and_is_not_performed':

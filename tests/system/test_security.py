@@ -129,6 +129,15 @@ def a_store_that_others_may_write_to_moves_nothing_of_theirs():
     assert os.listdir(victim) == ['secret'], 'a user has moved what only root may move'
 
 
+def a_site_that_cannot_be_reached_back_is_told_so():
+    cluster = Cluster(2, mount=False)
+    alpha, beta = cluster
+    alpha.start()
+    beta.cli('join', cluster.invite(), '--store', beta.store, '--site', 'beta', '--listen', 'tcp://beta.invalid:7100')
+    refused = beta.cli('mount', DATA_SET, beta.mountpoint, check=False)
+    assert refused.returncode == 1 and 'does not reach this site at tcp://beta.invalid:7100' in refused.stderr, refused
+
+
 def a_machine_that_does_not_come_back_is_removed():
     """What it had locked is free, nobody waits for it, nobody lets it in again, and its name can be given anew."""
     cluster = Cluster(3)
@@ -166,7 +175,7 @@ def a_machine_that_does_not_come_back_is_removed():
     os.mkdir(f'{beta.mountpoint}/new')
     assert time.monotonic() - began < 2, 'a change waits for a site that was removed'
     back = gamma.cli('mount', DATA_SET, gamma.mountpoint, check=False)
-    assert back.returncode != 0 and 'cannot be reached' in back.stderr, back.stderr
+    assert back.returncode != 0 and 'does not accept the key' in back.stderr, back.stderr
     gamma.kill()
 
     shutil.rmtree(f'{gamma.home}/{DATA_SET}')
@@ -373,6 +382,7 @@ if __name__ == '__main__':
         'two_sites_have_no_name_or_address_in_common': (two_sites_have_no_name_or_address_in_common, 60),
         'a_join_whose_answer_got_lost_can_be_made_again': (a_join_whose_answer_got_lost_can_be_made_again, 60),
         'a_join_can_be_made_again_under_another_name': (a_join_can_be_made_again_under_another_name, 60),
+        'a_site_that_cannot_be_reached_back_is_told_so': (a_site_that_cannot_be_reached_back_is_told_so, 60),
         'an_expired_token_is_refused_by_the_site_that_made_it':
             (an_expired_token_is_refused_by_the_site_that_made_it, 60),
         'a_store_that_others_may_write_to_moves_nothing_of_theirs':
