@@ -1,5 +1,7 @@
 #include "fs/gate.h"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <stdexcept>
@@ -211,6 +213,9 @@ void Gate::make_durable() {
 void Gate::open(const std::function<void(Executor&)>& first) {
   if (state_ == State::open || state_ == State::reopening) return;
   state_ = State::reopening;
+  // What a reply brings in from here on comes behind them all, and is in no row.
+  const bool stored = std::exchange(durable_through_, 0) > 0;
+  const std::uint64_t attempt = std::exchange(attempt_, 0);
   after_ = nullptr;
   draining_ = false;
   on_drained_ = nullptr;
@@ -228,8 +233,16 @@ void Gate::open(const std::function<void(Executor&)>& first) {
   state_ = State::open;
   if (hooks_.opened) hooks_.opened();
   fault_point("gate.reopened");
-  const std::uint64_t attempt = std::exchange(attempt_, 0);
-  if (std::exchange(durable_through_, 0) > 0) database_state_.drop_records(attempt);
+  if (stored) drop_rows(attempt);
+}
+
+// Nobody reads those of an attempt that was given up: a full disk may keep them.
+void Gate::drop_rows(std::uint64_t attempt) {
+  try {
+    database_state_.drop_records(attempt);
+  } catch (const std::exception& error) {
+    spdlog::warn("the records of attempt {}, performed here, stay in state.db: {}", attempt, error.what());
+  }
 }
 
 std::vector<Gate::Record> Gate::surrender() {

@@ -120,6 +120,7 @@ class Gate final : public Executor {
   void store_again(std::uint64_t from, std::uint64_t through);
   void put_records(std::uint64_t from, std::uint64_t through);
   void drained_check();
+  void drop_rows(std::uint64_t attempt);
 
   // constant after construction
   Executor& store_;

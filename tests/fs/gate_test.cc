@@ -264,6 +264,31 @@ TEST_F(GateTest, RecordsAreDurableWhenAskedForAndGoneAfterReopening) {
   EXPECT_EQ(stored_seqs(), (Seqs{4}));
 }
 
+TEST_F(GateTest, WhatArrivesWithinAReplyWhileDurableRecordsArePerformedIsPerformedBehindThem) {
+  gate_.close(kAttempt, nullptr);
+  Answer second, arrived;
+  gate_.execute(write_of(kClient, 1, 5, 0, 4), as_bytes("data"),
+                [&](const pb::Outcome&, Bytes) { write(3, arrived); });
+  write(2, second);
+  gate_.make_durable();
+  gate_.open();
+  EXPECT_EQ(store_.seqs(), (Seqs{1, 2, 3}));
+  EXPECT_TRUE(second.given());
+  EXPECT_TRUE(arrived.given());
+  EXPECT_TRUE(stored_seqs().empty());
+}
+
+TEST_F(GateTest, ItReopensAlsoWhenItsRowsCannotBeDropped) {
+  gate_.close(kAttempt, nullptr);
+  Answer answer;
+  write(1, answer);
+  gate_.make_durable();
+  Statement(database_, "DROP TABLE record").run();  // as good as a full disk
+  gate_.open();
+  EXPECT_TRUE(answer.given());
+  EXPECT_FALSE(gate_.closed());
+}
+
 TEST_F(GateTest, AnInterruptedLockThatIsHeldEndsAndItsRecordGoes) {
   bool drained = false;
   gate_.close(kAttempt, note(drained));
