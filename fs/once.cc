@@ -155,8 +155,10 @@ Once::Once(Executor& store, const std::filesystem::path& file) : store_(store) {
   static_assert(sizeof(Slot) == kSlotSize);
   static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
   UniqueFd fd(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-  if (!fd || ::ftruncate(fd.get(), kSlots * kSlotSize) != 0)
-    throw std::runtime_error("cannot open " + file.string() + ": " + std::strerror(errno));
+  if (!fd) throw std::runtime_error("cannot open " + file.string() + ": " + std::strerror(errno));
+  // Allocated, so that a full disk fails here and not with a signal at a store into the mapping.
+  if (const int error = ::posix_fallocate(fd.get(), 0, kSlots * kSlotSize); error != 0)
+    throw std::runtime_error("no space for " + file.string() + ": " + std::strerror(error));
   map_ = ::mmap(nullptr, kSlots * kSlotSize, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
   if (map_ == MAP_FAILED)
     throw std::runtime_error("cannot map " + file.string() + ": " + std::strerror(errno));

@@ -1,8 +1,11 @@
 #include "fs/once.h"
 
 #include <linux/falloc.h>
+#include <sys/stat.h>
 #include <sys/xattr.h>
 
+#include <filesystem>
+#include <fstream>
 #include <map>
 #include <utility>
 
@@ -175,6 +178,17 @@ TEST_P(OnceTest, the_next_owner_knows_what_its_site_may_be_asked_again) {
   for (const auto& known : left) other.adopt(known);
   for (const auto& [name, one] : all) EXPECT_EQ(through(other, one.first, one.second).error(), 0) << name;
   expect_all_performed_once();
+}
+
+// A full disk must not be met at a store into the mapping.
+TEST_P(OnceTest, its_slots_have_their_space_also_where_an_earlier_version_left_holes) {
+  const auto file = directory_.path() / "with.holes";
+  std::ofstream(file).close();
+  std::filesystem::resize_file(file, Once::kSlots * Once::kSlotSize);
+  const Once opened(*store_, file);
+  struct stat found {};
+  ASSERT_EQ(::stat(file.c_str(), &found), 0);
+  EXPECT_GE(static_cast<std::size_t>(found.st_blocks) * 512, Once::kSlots * Once::kSlotSize);
 }
 
 INSTANTIATE_TEST_SUITE_P(WithHandles, OnceTest, testing::Values(true));
