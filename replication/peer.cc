@@ -395,10 +395,11 @@ void Peer::Impl::check_timeouts() {
   const bool reachable = transport.connected(owner);
   std::vector<RequestKey> late;
   for (auto& [number, one] : pending) {
-    if (one.waits_for_others && reachable) one.deadline = now + *options.timeout;
+    const bool may_fail = one.deadline != Reactor::Clock::time_point::max();
+    if (may_fail && one.waits_for_others && reachable) one.deadline = now + *options.timeout;
     if (one.deadline <= now)
       late.push_back(one.key);
-    else if (!one.waits_for_others && one.deadline != Reactor::Clock::time_point::max())
+    else if (!one.waits_for_others && may_fail)
       break;
   }
   for (const auto& key : late)

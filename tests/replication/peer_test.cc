@@ -260,6 +260,22 @@ TEST_F(PeerTest, WaitingForALockOfAConnectedOwnerDoesNotTimeOut) {
   EXPECT_EQ(answers.back(), (std::pair<std::uint64_t, int>(10, 0)));
 }
 
+// The kernel asks for it as for a lock, waiting.
+TEST_F(PeerTest, GivingUpALockDoesNotTimeOut) {
+  start({.timeout = 100ms});
+  one->store.hold = true;
+  auto unlock = request_of(kClient, 10);
+  unlock.mutable_setlock()->set_wait(true);
+  unlock.mutable_setlock()->set_flock(true);
+  unlock.mutable_setlock()->mutable_range()->set_type(pb::LockRange::UNLOCKED);
+  send(unlock);
+  EXPECT_EQ(ask(write_request(kClient, 12, 0)), ETIMEDOUT);  // the owner is looked at meanwhile
+  one.reset();
+  ASSERT_TRUE(run_until(reactor, [&] { return !me.transport.connected("one"); }));
+  run_for(reactor, 300ms);
+  EXPECT_EQ(peer->unanswered(), 1u);
+}
+
 TEST_F(PeerTest, QueriesAndWritebacksAreHandedOverBeforeTheRecordsArePerformed) {
   start();
   one->store.hold = true;
