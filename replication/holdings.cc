@@ -87,10 +87,21 @@ void Holdings::execute(const pb::Request& request, Bytes data, Reply reply) {
                 });
 }
 
+// A conversion gives up the old lock before it gets the new one: of a flock that is being asked for it cannot
+// be known what the owner has, and somebody else may have been granted it meanwhile.
+std::set<std::pair<InodeId, std::uint64_t>> Holdings::changing_flocks(ClientId client) const {
+  std::set<std::pair<InodeId, std::uint64_t>> changing;
+  for (const auto& [number, request] : unanswered_)
+    if (request.client() == client && request.setlock().flock())
+      changing.emplace(request.setlock().id(), request.setlock().lock_owner());
+  return changing;
+}
+
 void Holdings::tell(ClientId client, pb::RecallDone& done) const {
   std::vector<OpenHandle> opened = opens_.all();
   std::set<std::uint64_t> closing;                        // handles
   std::set<std::pair<InodeId, std::uint64_t>> unlocking;  // inode, lock owner
+  const auto changing = changing_flocks(client);
   for (const auto& [number, request] : unanswered_) {
     if (request.client() != client) continue;
     if (request.has_open() && request.lazy())
@@ -115,6 +126,7 @@ void Holdings::tell(ClientId client, pb::RecallDone& done) const {
   }
   for (const auto& held : locks_.held()) {
     if (held.client != client || unlocking.contains({held.id, held.owner})) continue;
+    if (held.flock && changing.contains({held.id, held.owner})) continue;
     auto* lock = done.add_locks();
     lock->set_owner(held.owner);
     lock->set_id(held.id);
@@ -142,8 +154,10 @@ std::vector<pb::Request> Holdings::requests(ClientId client) const {
       again->set_flags(open.flags);
     }
   }
+  const auto changing = changing_flocks(client);
   for (const auto& lock : locks_.held()) {
     if (lock.client != client) continue;
+    if (lock.flock && changing.contains({lock.id, lock.owner})) continue;
     auto* again = add().mutable_setlock();
     again->set_id(lock.id);
     again->set_lock_owner(lock.owner);

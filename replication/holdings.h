@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "fs/live_state.h"
@@ -30,11 +32,13 @@ class Holdings final : public Executor {
 
   void execute(const pb::Request& request, Bytes data, Reply reply) override;
 
-  // For an owner whose process is another and asks: without what requests that are on their way give up, and
-  // with the Opens among them that were answered early (see FrontEnd): their files may be read already.
+  // For an owner whose process is another and asks: without what requests that are on their way give up or
+  // convert, and with the Opens among them that were answered early (see FrontEnd): their files may be read
+  // already.
   void tell(ClientId client, pb::RecallDone& done) const;
   // For an owner that has forgotten the client: the requests that make it know again what the client holds;
-  // without seqs. A lock that somebody else was granted meanwhile cannot be had back.
+  // without seqs, and without flocks that are being converted. A lock that somebody else was granted
+  // meanwhile cannot be had back.
   std::vector<pb::Request> requests(ClientId client) const;
   const OpenTable& opens() const { return opens_; }
 
@@ -44,6 +48,8 @@ class Holdings final : public Executor {
   void clear();
 
  private:
+  std::set<std::pair<InodeId, std::uint64_t>> changing_flocks(ClientId client) const;  // inode, lock owner
+
   // constant after construction
   Executor& next_;
   const std::function<bool()> far_;

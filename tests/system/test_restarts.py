@@ -40,6 +40,34 @@ def what_an_idle_site_holds_is_known_to_another_process_of_the_owner():
     sandbox.eventually(lambda: other.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok', 'the lock is released')
 
 
+def a_flock_that_is_being_converted_is_not_taken_back():
+    """Who waits for the exclusive lock has given up the shared one, which another process of the owner must not be told."""
+    cluster = Cluster(3, content=lambda store: content.write(f'{store}/f', b'old'))
+    alpha, beta, gamma = cluster
+    waiter, holder = Actor(beta.mountpoint), Actor(gamma.mountpoint)
+    for one in (waiter, holder):
+        assert one.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+        assert one.do('flock', 1, fcntl.LOCK_SH)[0] == 'ok'
+    waiter.send('flock', 1, fcntl.LOCK_EX, True)
+    time.sleep(0.3)
+    assert holder.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
+    alpha.kill()
+    cluster.network.cut('gamma')  # beta is heard first
+    alpha.start()
+    sandbox.eventually(lambda: any(s['site'] == 'beta' and s['connected'] for s in alpha.status()['sites']), 'connected')
+    time.sleep(0.3)
+    cluster.network.heal('gamma')
+    cluster.wait_connected()
+    time.sleep(3)  # until nobody is waited for any more
+    third = Actor(alpha.mountpoint)
+    assert third.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+    assert third.do('flock', 1, fcntl.LOCK_SH) == ('errno', 'EAGAIN')
+    assert holder.do('flock', 1, fcntl.LOCK_SH)[0] == 'ok'
+    assert third.do('flock', 1, fcntl.LOCK_SH)[0] == 'ok', 'another site holds it exclusively'
+    assert third.do('close', 1)[0] == holder.do('close', 1)[0] == 'ok'
+    assert waiter.receive()[0] == 'ok'
+
+
 def a_restart_waits_only_for_sites_that_had_a_mount():
     """After an ordinary stop it is known who had one: a site that is away and had none delays no change."""
     cluster = Cluster(2)
@@ -418,6 +446,7 @@ def what_an_owner_performed_and_did_not_answer_is_known_to_the_next():
 if __name__ == '__main__':
     sys.exit(sandbox.main({test.__name__: (test, 90) for test in (
         what_an_idle_site_holds_is_known_to_another_process_of_the_owner,
+        a_flock_that_is_being_converted_is_not_taken_back,
         a_restart_waits_only_for_sites_that_had_a_mount,
         the_only_mount_learns_that_it_is_not_any_more,
         a_site_that_is_heard_late_is_told_what_it_missed,
