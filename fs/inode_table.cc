@@ -441,6 +441,14 @@ void InodeTable::moved(InodeId id, InodeId parent, std::string_view name) {
   impl_->put(lock, identity);
 }
 
+bool InodeTable::is_reached_by(InodeId id, InodeId parent, std::string_view name) {
+  const Lock lock(impl_->mutex);
+  const Entry* entry = impl_->load(id);
+  if (entry == nullptr || entry->has_handle() || id == kRootInode) return true;
+  const Identity identity = impl_->cache.identity(*entry);
+  return identity.parent == parent && identity.name == name;
+}
+
 void InodeTable::erase(InodeId id) {
   const Lock lock = impl_->ready();
   if (const Entry* entry = impl_->load(id); entry != nullptr && id != kRootInode) impl_->erase(lock, *entry);

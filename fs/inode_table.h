@@ -108,6 +108,9 @@ class InodeTable {
   // used. Parent 0: `name` is a path within the private area (an orphan, a parked inode).
   void moved(InodeId id, InodeId parent, std::string_view name);
 
+  // Whether this is the name by which the inode is reached; true of every name with file handles.
+  bool is_reached_by(InodeId id, InodeId parent, std::string_view name);
+
   // The backing inode is gone: the id is never used again.
   void erase(InodeId id);
 

@@ -185,11 +185,37 @@ void TargetTree::detach(InodeId parent, const std::string& name) {
 
 void TargetTree::remove_name(InodeId parent, int directory, const std::string& name, const Backing& backing) {
   inodes_.changing(parent);
-  if (is_directory(backing) || backing.stx_nlink == 1) {
+  if (is_directory(backing) || backing.stx_nlink == 1 || only_known_name(parent, name, backing)) {
     park(directory, name, backing, inodes_.find(backing));
   } else {
     unlink_kept(parent, directory, name, backing);
   }
+}
+
+// Without file handles: the inode has other names, which earlier processes have made, and which the source
+// has not told of yet.
+bool TargetTree::only_known_name(InodeId parent, const std::string& name, const Backing& backing) {
+  if (inodes_.uses_handles()) return false;
+  const auto id = inodes_.find(backing);
+  return id && !more_names_.contains(*id) && inodes_.is_reached_by(*id, parent, name);
+}
+
+// The source says that it has a name that is there already. Without file handles it may be one that this
+// process did not know, of an inode that is reached by a name that goes, or has gone into parked/.
+void TargetTree::has_name(InodeId id, InodeId parent, const std::string& name, const Backing& backing) {
+  if (inodes_.is_reached_by(id, parent, name)) return;
+  if (parked_.contains(id)) {
+    CtimeKeeper ctime(inodes_, id, backing);
+    inodes_.moved(id, parent, name);
+    if (unlinkat(parked_fd_.get(), hex_name(id).c_str(), 0) != 0) throw_errno("cannot unlink a parked inode");
+    parked_.erase(id);
+    const UniqueFd fd = inodes_.open(id, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (!fd) throw_errno("cannot open inode " + std::to_string(id));
+    return ctime.restore(stat_inode(fd.get()));
+  }
+  const auto [first, last] = more_names_.equal_range(id);
+  if (std::none_of(first, last, [&](const auto& one) { return one.second == std::pair(parent, name); }))
+    more_names_.emplace(id, std::pair(parent, name));
 }
 
 // One of several names of an inode.
@@ -212,7 +238,7 @@ void TargetTree::lost_name(InodeId id, InodeId parent, const std::string& name) 
       std::find_if(first, last, [&](const auto& one) { return one.second == std::pair(parent, name); });
   if (lost != last) {
     more_names_.erase(lost);
-  } else {
+  } else if (parent == 0 || inodes_.is_reached_by(id, parent, name)) {
     inodes_.moved(id, first->second.first, first->second.second);
     more_names_.erase(first);
   }
@@ -261,7 +287,10 @@ bool TargetTree::place(InodeId parent, const std::string& name, InodeId id) {
   if (!fd) throw_errno("cannot open inode " + std::to_string(id));
   const Backing backing = stat_inode(fd.get());
   if (const auto occupant = stat_name(folder->get(), name)) {
-    if (same_inode(*occupant, backing)) return true;
+    if (same_inode(*occupant, backing)) {
+      if (!is_directory(backing)) has_name(id, parent, name, backing);
+      return true;
+    }
     remove_name(parent, folder->get(), name, *occupant);
   }
   inodes_.changing(parent);
@@ -371,7 +400,8 @@ void TargetTree::drop_hidden_names() {
       const auto inner = stat_name(fd.get(), entry.name);
       if (!inner) continue;
       if (!is_directory(*inner)) {
-        if (inner->stx_nlink > 1) unlink_kept(directory, fd.get(), entry.name, *inner);
+        if (inner->stx_nlink > 1 && !only_known_name(directory, entry.name, *inner))
+          unlink_kept(directory, fd.get(), entry.name, *inner);
       } else if (const auto id = inodes_.find(*inner)) {
         park(fd.get(), entry.name, *inner, id);
         left.push_back(hex_name(*id));

@@ -94,6 +94,8 @@ class TargetTree {
   void park(int directory, const std::string& name, const Backing& backing, std::optional<InodeId> id);
   std::string park_unnamed(int directory, const std::string& name);
   void unlink_kept(InodeId parent, int directory, const std::string& name, const Backing& backing);
+  bool only_known_name(InodeId parent, const std::string& name, const Backing& backing);
+  void has_name(InodeId id, InodeId parent, const std::string& name, const Backing& backing);
   void lost_name(InodeId id, InodeId parent, const std::string& name);
   void remove_file(int directory, const std::string& name, const Backing& backing);
   void discard(int directory, const std::string& name);

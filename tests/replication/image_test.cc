@@ -403,6 +403,37 @@ TEST_P(ImageTest, WhatWasMovedOutOfADeletedDirectoryHasNoHiddenName) {
   expect_equal();
 }
 
+// Which of them a table without file handles knows is a matter of chance.
+TEST_P(ImageTest, WhatHasSeveralNamesIsReachedWhicheverOfThemGoes) {
+  for (const char* which : {"1", "2"}) {
+    for (const char* folder : {"a", "z"}) std::filesystem::create_directories(a(folder + std::string(which)));
+    for (const std::string name : {"with its directory", "alone"}) {
+      write_file(a("a" + std::string(which)) / name, "data");
+      std::filesystem::create_hard_link(a("a" + std::string(which)) / name,
+                                        a("z" + std::string(which)) / name);
+    }
+  }
+  send_all();
+  change_owner();
+  std::swap(a_, b_);
+  std::filesystem::remove(a("a1/alone"));
+  std::filesystem::remove(a("z2/alone"));
+  send_all(true);
+  expect_equal();
+  change_owner();
+  std::swap(a_, b_);
+  std::filesystem::remove_all(a("a1"));
+  std::filesystem::remove_all(a("z2"));
+  send_all(true);
+  expect_equal();
+  for (const char* path : {"z1/with its directory", "z1/alone", "a2/with its directory", "a2/alone"}) {
+    const auto backing = stat_name(AT_FDCWD, b(path).string());
+    ASSERT_TRUE(backing) << path;
+    EXPECT_EQ(backing->stx_nlink, 1U) << path;
+    EXPECT_TRUE(b_->inodes->open(b_->inodes->find(*backing).value(), O_PATH | O_CLOEXEC)) << path;
+  }
+}
+
 // ---- what a target does not believe
 
 class HostileTest : public ImageTest {
