@@ -87,8 +87,9 @@ void CellShipper::state(InodeId id, const OpenedInode& opened, std::int64_t as_o
 }
 
 void CellShipper::whole(InodeId id, const OpenedInode& opened, const EntryName* entry, Holes holes) {
-  const Backing& backing = opened.backing;
   const std::int64_t as_of = settled_before();
+  // Looked at again: what was appended since it was opened, and before `as_of`, belongs to its stamp.
+  const Backing backing = stat_inode(opened.fd.get());
   bool announced = false;
   if (is_regular(backing)) {
     const std::uint64_t size = backing.stx_size;
@@ -109,8 +110,8 @@ void CellShipper::whole(InodeId id, const OpenedInode& opened, const EntryName* 
 
 void CellShipper::changed_blocks(InodeId id, const OpenedInode& opened, const pb::Need::Inode& need) {
   const int fd = opened.fd.get();
-  const Backing& backing = opened.backing;
   const std::int64_t as_of = settled_before();
+  const Backing backing = stat_inode(fd);  // again, as in whole()
   const std::uint64_t size = backing.stx_size;
   const bool dense = has_no_holes(backing);
   block_.resize(kBlockBytes);

@@ -251,7 +251,7 @@ void HandoffSource::ship(std::function<void(ImageSource&)> work, std::function<v
 void HandoffSource::next_round() {
   if (state_ != SourceState::catching_up) return;
   const auto through = parts_.log.flush();
-  const auto cut = ctime_floor();
+  const auto cut = std::min(ctime_floor(), parts_.store.oldest_change() - 1);
   const auto entries = parts_.log.entries() - entries_at_cut_;
   entries_at_cut_ = parts_.log.entries();
   const auto began = Clock::now();

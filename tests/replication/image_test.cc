@@ -434,6 +434,34 @@ TEST_P(ImageTest, WhatHasSeveralNamesIsReachedWhicheverOfThemGoes) {
   }
 }
 
+// Between the look at a file that says how much there is to read and the reading.
+TEST_P(ImageTest, WhatIsAppendedMeanwhileIsReadOrItsStampIsNotTold) {
+  write_file(a("f"), "old");
+  const InodeId id = id_of("f");
+  const auto opened = open_inode(*a_->inodes, id);
+  ASSERT_TRUE(opened);
+  write_file(a("f"), "old and new");
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));  // so the stamp is believed
+  pb::Cells sent;
+  ImageSource::Options options;
+  options.credit = 1 << 20;
+  ShipLink link(
+      options,
+      [&](const pb::Envelope&, const std::vector<zmq::message_t>& parts) {
+        ASSERT_TRUE(sent.ParseFromArray(parts.at(0).data(), static_cast<int>(parts.at(0).size())));
+      },
+      *reactor_);
+  BatchSender sender(1, link);
+  ShipCounters counters;
+  CellShipper shipper(*a_->inodes, *a_->store, sender, counters);
+  shipper.whole(id, *opened, nullptr, Holes::skip);
+  sender.flush();
+  reactor_.run([] {});
+  ASSERT_EQ(sent.inodes_size(), 1);
+  ASSERT_EQ(sent.extents_size(), 1);
+  EXPECT_EQ(sent.extents(0).length(), sent.inodes(0).attr().size());
+}
+
 // ---- what a target does not believe
 
 class HostileTest : public ImageTest {
