@@ -239,8 +239,8 @@ void HandoffSource::ship(std::function<void(ImageSource&)> work, std::function<v
           *error = failure.what();
         }
       },
-      [this, image = image_, done = std::move(done), error] {
-        if (image != image_ || !may_give_up(state_)) return;
+      [this, alive = std::weak_ptr(alive_), image = image_, done = std::move(done), error] {
+        if (alive.expired() || image != image_ || !may_give_up(state_)) return;
         if (!error->empty()) return give_up(*error, false);
         try_step(done);
       });

@@ -140,6 +140,7 @@ class HandoffSource {
   std::int64_t serving_for_ns_ = 0;      // when the target said that it has taken over
   std::uint64_t records_total_ = 0;
   bool live_sent_ = false;
+  std::shared_ptr<int> alive_ = std::make_shared<int>();  // expires with this object: for what workers post
 };
 
 }  // namespace sharefs
