@@ -2,7 +2,10 @@
 // (messages of other sites), site_commands.cc (the operator's commands).
 #pragma once
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <map>
 #include <random>
 #include <set>
@@ -31,6 +34,9 @@ class RelocatingExecutor final : public Executor {
       if (relocation) relocation->before(request);
     } catch (const std::system_error& error) {  // a full disk
       return reply_errno(reply, error.code().value());
+    } catch (const std::exception& error) {  // a name in both places
+      spdlog::error("{}", error.what());
+      return reply_errno(reply, EIO);
     }
     if (!relocation) return store_.execute(request, data, std::move(reply));
     store_.execute(request, data, [this, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {

@@ -124,6 +124,20 @@ def a_store_that_cannot_be_put_away_keeps_nobody_waiting():
     cluster.verify(alpha, beta)
 
 
+def a_stray_file_in_a_new_owners_store_concerns_its_name_only():
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/f{i}', b'old') for i in range(3)])
+    alpha, beta = cluster
+    content.write(f'{beta.store}/f1', b'stray')
+    alpha.migrate(beta, '--max-pause', '3s')
+    for site in cluster:
+        actor = Actor(site.mountpoint)
+        assert actor.do('content', 'f0', timeout=10) == ('ok', b'old')
+        assert actor.do('content', 'f1', timeout=10) == ('errno', 'EIO')
+    os.unlink(f'{beta.store}/f1')
+    for site in cluster:
+        assert Actor(site.mountpoint).do('content', 'f1', timeout=10) == ('ok', b'old')
+
+
 def a_full_disk_of_the_owner_is_told_to_everybody():
     """Deleting makes room at once, however long the owner takes to delete."""
     stores = [sandbox.tmpfs('size=8m') + '/alpha', sandbox.ext4() + '/beta']
@@ -212,6 +226,8 @@ if __name__ == '__main__':
         'a_target_without_privileges_is_refused': (a_target_without_privileges_is_refused, 60),
         'a_target_that_fills_up_ends_the_attempt': (a_target_that_fills_up_ends_the_attempt, 60),
         'a_store_that_cannot_be_put_away_keeps_nobody_waiting': (a_store_that_cannot_be_put_away_keeps_nobody_waiting, 60),
+        'a_stray_file_in_a_new_owners_store_concerns_its_name_only':
+            (a_stray_file_in_a_new_owners_store_concerns_its_name_only, 60),
         'a_full_disk_of_the_owner_is_told_to_everybody': (a_full_disk_of_the_owner_is_told_to_everybody, 60),
         'many_files_under_a_small_ulimit': (many_files_under_a_small_ulimit, 300 + FILES // 500),
         'a_long_file_needs_no_memory': (a_long_file_needs_no_memory, 90),
