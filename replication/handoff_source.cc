@@ -158,22 +158,23 @@ void HandoffSource::handle(SourceEvent event) {
   try_step([this] { enter(state_); });
 }
 
-// What fails before the commit (a full disk under the state folder) ends the handoff, and nothing else. From
-// there on nobody but the database knows what holds: another process asks it.
+// What fails before the commit (a full disk under the state folder) ends the handoff, and nothing else.
 void HandoffSource::try_step(const std::function<void()>& step) {
   try {
     step();
   } catch (const std::exception& error) {
-    if (!may_give_up(state_) || state_ == SourceState::committing) throw;
+    if (!may_give_up(state_)) end_to_begin_anew(error);
     give_up(error.what(), false);
   }
 }
 
-void HandoffSource::try_to_persist() {
+bool HandoffSource::try_to_persist() {
   try {
     persist(Durability::normal);
+    return true;
   } catch (const std::exception& error) {
     spdlog::warn("the end of handoff {} is not in its history: {}", record_.attempt, error.what());
+    return false;
   }
 }
 
@@ -401,7 +402,7 @@ void HandoffSource::ask_confirmation() {
 }
 
 void HandoffSource::commit_when_ready() {
-  if (state_ == SourceState::committing && confirmed_ && queries_drained_) commit();
+  if (state_ == SourceState::committing && confirmed_ && queries_drained_) try_step([this] { commit(); });
 }
 
 void HandoffSource::commit() {
@@ -418,7 +419,11 @@ void HandoffSource::commit() {
   // restarted process.
   record_.phase = name(SourceState::committed);
   parts_.state.put_handoff(record_, Durability::normal);
-  parts_.state.set_ownership({.epoch = record_.epoch, .owner = options_.target, .burnt = record_.epoch});
+  try {
+    parts_.state.set_ownership({.epoch = record_.epoch, .owner = options_.target, .burnt = record_.epoch});
+  } catch (const std::exception& error) {  // it may be on the disk, or not
+    end_to_begin_anew(error);
+  }
   parts_.reactor.cancel(pause_timer_);
   pause_timer_ = 0;
   fault_point("source.after_commit");
@@ -522,16 +527,26 @@ void HandoffSource::record_done(const pb::RecordDone& message, const Message& ra
   reply(message.outcome(), data);
 }
 
+// Durable before the target forgets the outcomes: an old owner that lost its power asks for them again
+// otherwise. If it fails (a full disk), nothing has happened: the target is asked again.
+void HandoffSource::taken_over(const pb::TakenOver& message) {
+  if (state_ != SourceState::committed || !outstanding_.empty()) return;
+  auto record = record_;
+  record.phase = name(SourceState::done);
+  record.t3 = wall_clock_ns() - static_cast<std::int64_t>(message.for_ns());
+  if (record.t1) record.pause_ms = static_cast<double>(record.t3 - record.t1) / 1e6;
+  record.result = "done";
+  Transaction transaction(parts_.state.database(), Durability::full);
+  parts_.state.put_handoff(record, Durability::normal);
+  parts_.state.drop_records(record.attempt);
+  transaction.commit();
+  record_ = std::move(record);
+  handle(SourceEvent::taken_over);
+}
+
 void HandoffSource::finished() {
   parts_.reactor.cancel(retry_timer_);
   records_.clear();
-  record_.t3 = wall_clock_ns() - serving_for_ns_;
-  if (record_.t1) record_.pause_ms = static_cast<double>(record_.t3 - record_.t1) / 1e6;
-  // Durable before the target forgets the outcomes: an old owner that lost its power asks for them again
-  // otherwise.
-  record_.result = "done";
-  persist(Durability::full);
-  parts_.state.drop_records(record_.attempt);
   pb::Envelope envelope;
   envelope.mutable_abandon()->set_attempt(record_.attempt);  // the outcomes of the records have arrived
   send(envelope);
@@ -587,7 +602,7 @@ void HandoffSource::conclude(std::string result, std::string error) {
   record_.error = std::move(error);
   record_.ended = wall_clock_ns();
   waiting_ = false;
-  try_to_persist();
+  noted_ = try_to_persist();
   spdlog::info("handoff {} to {}: {} {}", record_.attempt, options_.target, record_.result, record_.error);
   events_.ended();
 }
@@ -645,9 +660,7 @@ void HandoffSource::message(const Message& message) {
       if (mine(head.record_done())) record_done(head.record_done(), message);
       break;
     case pb::Envelope::kTakenOver:
-      if (!mine(head.taken_over()) || !outstanding_.empty()) break;
-      serving_for_ns_ = static_cast<std::int64_t>(head.taken_over().for_ns());
-      handle(SourceEvent::taken_over);
+      if (mine(head.taken_over())) taken_over(head.taken_over());
       break;
     default:
       break;

@@ -65,6 +65,8 @@ class HandoffSource {
   std::uint64_t attempt() const { return record_.attempt; }
   bool committed() const { return !may_give_up(state_); }
   nlohmann::json progress() const;
+  // False: it has ended, and its history could not be told so (a full disk).
+  bool noted() const { return noted_; }
 
  private:
   using Clock = Reactor::Clock;
@@ -90,12 +92,13 @@ class HandoffSource {
   void keep_record(Gate::Record record);
   void send_records_if(const std::function<bool(std::uint64_t number)>& wanted);
   void record_done(const pb::RecordDone& message, const Message& raw);
+  void taken_over(const pb::TakenOver& message);
   void finished();
   void give_up(std::string reason, bool retry);
   void roll_back();
   void stop_logging();
   void try_step(const std::function<void()>& step);
-  void try_to_persist();
+  bool try_to_persist();
   void ask_target();
   void conclude(std::string result, std::string error);
   void persist(Durability durability);
@@ -115,6 +118,7 @@ class HandoffSource {
   unsigned overruns_ = 0;  // attempts that the pause ended
   bool waiting_ = false;   // between attempts, or for the connection
   bool ended_ = false;
+  bool noted_ = true;
   std::string give_up_reason_;
   bool give_up_retry_ = false;
   std::uint64_t cut_ = 0;  // the log has been shipped up to here
@@ -137,7 +141,6 @@ class HandoffSource {
   // have to perform them again.
   std::map<std::uint64_t, Gate::Record> records_;
   std::set<std::uint64_t> outstanding_;  // those without an outcome
-  std::int64_t serving_for_ns_ = 0;      // when the target said that it has taken over
   std::uint64_t records_total_ = 0;
   bool live_sent_ = false;
   std::shared_ptr<int> alive_ = std::make_shared<int>();  // expires with this object: for what workers post

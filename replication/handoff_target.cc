@@ -146,7 +146,7 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, const HandoffRecord& stored
   }
 }
 
-HandoffTarget::~HandoffTarget() = default;
+HandoffTarget::~HandoffTarget() { parts_.reactor.cancel(retry_timer_); }
 
 // By an earlier process. The live state is that of t2, before it.
 void HandoffTarget::was_performed(const State::StoredRecord& record) {
@@ -247,21 +247,31 @@ void HandoffTarget::final_end(const pb::FinalEnd& message) {
   record_.t1 = wall_clock_ns();
   live_ = message.live();
   fault_point("target.final_end");
-  image_->final_end(message.batches(), [this, now = ctime_floor()] {
-    parts_.power.synced(now);
-    everything_applied();
-  });
+  image_->final_end(message.batches(), [this, now = ctime_floor()] { everything_applied(now); });
 }
 
-void HandoffTarget::everything_applied() {
+// What was stamped before `synced` is on the disk.
+void HandoffTarget::everything_applied(std::int64_t synced) {
   if (state_ != TargetState::finishing) return;
-  parts_.state.put_blob(live_key(record_.attempt), live_.SerializeAsString());
-  handle(TargetEvent::durable);
-  record_.t2 = wall_clock_ns();
-  fault_point("target.before_prepared");
-  persist(Durability::full);
-  fault_point("target.prepared");
+  try {
+    parts_.power.synced(synced);
+    become_prepared();
+  } catch (const std::exception& error) {  // a full disk under the state folder
+    return fail(fmt::format("{}: {}", parts_.self, error.what()));
+  }
   say_log_applied(0);
+}
+
+void HandoffTarget::become_prepared() {
+  parts_.state.put_blob(live_key(record_.attempt), live_.SerializeAsString());
+  auto record = record_;
+  record.phase = name(TargetState::prepared);
+  record.t2 = wall_clock_ns();
+  fault_point("target.before_prepared");
+  parts_.state.put_handoff(record, Durability::full);
+  fault_point("target.prepared");
+  record_ = std::move(record);
+  handle(TargetEvent::durable);
 }
 
 void HandoffTarget::say_log_applied(std::uint64_t number) {
@@ -286,10 +296,7 @@ void HandoffTarget::note_figures(std::string_view json) {
 }
 
 void HandoffTarget::commit(const pb::Commit& message) {
-  if (state_ == TargetState::performing) {
-    if (performed() && !performing_) all_performed();
-    return;
-  }
+  if (state_ == TargetState::performing) return perform();
   const auto performing = next(state_, TargetEvent::commit);
   if (!performing) return;
   if (message.epoch() != record_.epoch)
@@ -315,10 +322,7 @@ void HandoffTarget::commit(const pb::Commit& message) {
   try {
     take_over();
   } catch (const std::exception& error) {
-    // Half an owner is none: another process takes over from the database.
-    spdlog::critical("cannot take over, and ends to begin anew: {}", error.what());
-    spdlog::shutdown();
-    std::_Exit(EXIT_FAILURE);
+    end_to_begin_anew(error);
   }
   perform();
 }
@@ -356,8 +360,23 @@ void HandoffTarget::record(Message message) {
   if (state_ == TargetState::performing) perform();
 }
 
+// What fails (a full disk under the state folder) is tried again in a moment.
 void HandoffTarget::perform() {
-  if (performing_) return;
+  try {
+    perform_next();
+  } catch (const std::exception& error) {
+    spdlog::error("handoff {} cannot go on yet: {}", record_.attempt, error.what());
+    performing_ = false;
+    parts_.reactor.cancel(retry_timer_);
+    retry_timer_ = parts_.reactor.after(kRecordRetry, [this] {
+      retry_timer_ = 0;
+      perform();
+    });
+  }
+}
+
+void HandoffTarget::perform_next() {
+  if (performing_ || state_ != TargetState::performing) return;
   // Not before all are here: what the last one says of its kernel counts for the first one (Coherence::held).
   if (arrived_.size() + next_ - 1 < records_total_) return;
   const auto found = arrived_.find(next_);
@@ -368,17 +387,9 @@ void HandoffTarget::perform() {
   performing_ = true;
   const auto number = next_;
   fault_point("target.record");
-  try {
-    performer_->perform(
-        number, found->second.request, as_bytes(found->second.data),
-        [this, number](const pb::Outcome& outcome, Bytes data) { performed(number, outcome, data); });
-  } catch (const std::exception& error) {  // a full disk under the state folder
-    spdlog::error("record {} cannot be performed yet: {}", number, error.what());
-    performing_ = false;
-    parts_.reactor.after(kRecordRetry, [this, alive = std::weak_ptr<int>(alive_)] {
-      if (!alive.expired()) perform();
-    });
-  }
+  performer_->perform(
+      number, found->second.request, as_bytes(found->second.data),
+      [this, number](const pb::Outcome& outcome, Bytes data) { performed(number, outcome, data); });
 }
 
 bool HandoffTarget::performed() const { return next_ > records_total_; }
@@ -407,23 +418,37 @@ void HandoffTarget::answer(std::uint64_t number, const pb::Outcome& outcome, Byt
 }
 
 void HandoffTarget::all_performed() {
-  pb::Envelope envelope;
-  envelope.mutable_taken_over()->set_attempt(record_.attempt);
-  envelope.mutable_taken_over()->set_epoch(record_.epoch);
-  if (handle(TargetEvent::performed)) {
-    fault_point("target.performed");
-    record_.t3 = record_.ended = wall_clock_ns();
-    record_.result = "done";
-    record_.pause_ms = static_cast<double>(record_.t3 - record_.t1) / 1e6;
-    persist(Durability::normal);
+  fault_point("target.performed");
+  // Noted first: a state that only this process knows would keep it from trying again.
+  auto record = record_;
+  record.phase = name(TargetState::serving);
+  record.t3 = record.ended = wall_clock_ns();
+  record.result = "done";
+  record.pause_ms = static_cast<double>(record.t3 - record.t1) / 1e6;
+  parts_.state.put_handoff(record, Durability::normal);
+  record_ = std::move(record);
+  handle(TargetEvent::performed);
+  try {
     events_.serving();
-    // Durable before the source forgets the records.
-    persist(Durability::full);
-    fault_point("target.taken_over");
-    envelope.mutable_taken_over()->set_for_ns(static_cast<std::uint64_t>(wall_clock_ns() - record_.t3));
-    send(envelope);
-    return;
+  } catch (const std::exception& error) {
+    end_to_begin_anew(error);
   }
+  say_taken_over();
+}
+
+void HandoffTarget::say_taken_over() {
+  try {
+    persist(Durability::full);  // before the source forgets the records
+  } catch (const std::exception& error) {
+    // The source asks again (Site::Impl::completed_already).
+    return spdlog::error("handoff {} is not durably over yet: {}", record_.attempt, error.what());
+  }
+  fault_point("target.taken_over");
+  pb::Envelope envelope;
+  auto* taken_over = envelope.mutable_taken_over();
+  taken_over->set_attempt(record_.attempt);
+  taken_over->set_epoch(record_.epoch);
+  taken_over->set_for_ns(static_cast<std::uint64_t>(wall_clock_ns() - record_.t3));
   send(envelope);
 }
 
@@ -453,7 +478,11 @@ void HandoffTarget::abandon(const std::string& reason) {
   record_.result = "aborted";
   record_.error = reason;
   record_.ended = wall_clock_ns();
-  persist(Durability::normal);
+  try {
+    persist(Durability::normal);
+  } catch (const std::exception& failure) {
+    spdlog::warn("the end of handoff {} is not in its history: {}", record_.attempt, failure.what());
+  }
   spdlog::info("handoff {} from {} abandoned: {}", record_.attempt, source_, reason);
   events_.abandoned();
 }

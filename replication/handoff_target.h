@@ -61,7 +61,8 @@ class HandoffTarget {
  private:
   bool handle(TargetEvent event);
   void final_end(const pb::FinalEnd& message);
-  void everything_applied();
+  void everything_applied(std::int64_t synced);
+  void become_prepared();
   void say_log_applied(std::uint64_t number);
   void note_figures(std::string_view json);
   void commit(const pb::Commit& message);
@@ -69,10 +70,12 @@ class HandoffTarget {
   void take_over();
   void record(Message message);
   void perform();
+  void perform_next();
   bool performed() const;  // all records are
   void was_performed(const State::StoredRecord& record);
   void performed(std::uint64_t number, const pb::Outcome& outcome, Bytes data);
   void all_performed();
+  void say_taken_over();
   void answer(std::uint64_t number, const pb::Outcome& outcome, Bytes data);
   void fail(const std::string& reason);
   void persist(Durability durability);
@@ -93,6 +96,7 @@ class HandoffTarget {
   std::uint64_t records_total_ = 0;
   std::uint64_t next_ = 1;   // the record to be performed next
   bool performing_ = false;  // one is under way
+  Reactor::TimerId retry_timer_ = 0;
   struct Arrived {
     pb::Request request;
     std::string data;

@@ -1,4 +1,7 @@
+#include <spdlog/spdlog.h>
+
 #include <chrono>
+#include <cstdlib>
 
 #include "replication/site_parts.h"
 
@@ -30,6 +33,12 @@ std::int64_t wall_clock_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(
              std::chrono::system_clock::now().time_since_epoch())
       .count();
+}
+
+void end_to_begin_anew(const std::exception& error) {
+  spdlog::critical("the handoff cannot go on in this process, which ends to begin anew: {}", error.what());
+  spdlog::shutdown();
+  std::_Exit(EXIT_FAILURE);
 }
 
 nlohmann::json to_json(const HandoffRecord& handoff) {

@@ -359,7 +359,9 @@ HandoffSource::Events Site::Impl::source_events() {
           .ended =
               [this] {
                 reactor.post([this, watch = std::weak_ptr(alive)] {
-                  if (!watch.expired()) source.reset();
+                  if (watch.expired()) return;
+                  unnoted = source && !source->noted() ? source->progress() : nlohmann::json();
+                  source.reset();
                 });
               }};
 }

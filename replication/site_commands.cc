@@ -103,6 +103,7 @@ void Site::Impl::await_reply(std::uint64_t number, const SiteName& from, Reactor
 
 nlohmann::json Site::Impl::handoff_json() {
   if (source) return source->progress();
+  if (!unnoted.is_null()) return unnoted;
   const auto last = state.handoffs(1);
   return last.empty() ? nlohmann::json() : to_json(last.front());
 }

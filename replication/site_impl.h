@@ -200,6 +200,7 @@ struct Site::Impl {
   // reactor thread
   Ownership ownership;
   std::unique_ptr<HandoffSource> source;
+  nlohmann::json unnoted;  // the last handoff from here, if its end could not be noted; otherwise null
   std::unique_ptr<HandoffTarget> target;
   std::unique_ptr<Verification> verification;
   bool sole = false;  // told by the owner: this is the only mount

@@ -404,6 +404,7 @@ void Site::Impl::become_target(const SiteName& from, const pb::Prepare& prepare)
   // It became the owner again since it gave ownership away: it knows the outcomes of that handoff.
   forget_handoffs_from(from);
   restarted.clear();
+  unnoted = nullptr;
   if (target) target->abandon("a newer attempt replaced it");
   target.reset();
   finish_relocation();
@@ -441,6 +442,7 @@ void Site::Impl::completed_already(const SiteName& from, const pb::Envelope& hea
   pb::Envelope envelope;
   std::vector<zmq::message_t> data;
   if (head.has_commit()) {
+    state.put_handoff(*handoff, Durability::full);  // before the source forgets the records
     envelope.mutable_taken_over()->set_attempt(attempt);
     envelope.mutable_taken_over()->set_epoch(handoff->epoch);
   } else {

@@ -1,6 +1,7 @@
 // The parts of a running site, as the two handoff drivers see them. Owned by Site; all on the reactor thread.
 #pragma once
 
+#include <exception>
 #include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -56,6 +57,10 @@ struct SiteParts {
 
 // Nanoseconds since 1970: what SQLite and JSON keep.
 std::int64_t wall_clock_ns();
+
+// Behind the commit point half an owner is none, and nobody but the database knows what holds: the process
+// ends, and another one asks it.
+[[noreturn]] void end_to_begin_anew(const std::exception& error);
 
 // A handoff as status shows it; the names are a contract with scripts.
 nlohmann::json to_json(const HandoffRecord& handoff);

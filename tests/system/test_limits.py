@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Limits: full disks, many files under `ulimit -n 1024`, memory."""
 
+import errno
 import json
 import os
+import sqlite3
 import sys
 import time
 
@@ -124,6 +126,101 @@ def a_store_that_cannot_be_put_away_keeps_nobody_waiting():
     cluster.verify(alpha, beta)
 
 
+class SmallState:
+    """The state folder of a site that is not there yet lies on a disk of its own, which can be filled."""
+
+    def __init__(self, name):
+        self._path = f'{sandbox.WORK}/{name}/home'
+        os.makedirs(self._path)
+        sandbox.run('mount', '-t', 'tmpfs', '-o', 'size=24m', 'tmpfs', self._path)
+        sandbox.to_close.insert(0, self)
+
+    def fill(self):
+        with open(f'{self._path}/ballast', 'wb', buffering=0) as f:
+            try:
+                while True:
+                    f.write(bytes(4096))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC, error
+
+    def make_room(self):
+        os.unlink(f'{self._path}/ballast')
+
+    def database(self, **options):
+        folder, = (entry for entry in os.listdir(self._path) if entry != 'ballast')
+        return sqlite3.connect(f'file:{self._path}/{folder}/state.db', uri=True, isolation_level=None, **options)
+
+    def value(self, query):
+        database = self.database()
+        try:
+            return database.execute(query).fetchone()[0]
+        finally:
+            database.close()
+
+    def describe(self):
+        pass
+
+    def close(self):
+        sandbox.run('umount', '-l', self._path)
+
+
+def a_full_state_folder_of_the_target_ends_the_handoff():
+    state = SmallState('beta')
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/f{i}', b'old') for i in range(1000)])
+    alpha, beta = cluster
+    beta.restart(faults='image.target.end=sleep:2000')
+    cluster.wait_connected()
+    migration = alpha.migrate_in_background(beta, '--max-pause', '5s')
+    sandbox.eventually(lambda: alpha.phase() == 'image', 'the image', every=0.02)
+    state.fill()
+    assert migration.finish(check=False)['result'] == 'failed'
+    assert beta.running()
+    assert Actor(beta.mountpoint).do('put', 'new', b'x')[0] == 'ok'
+    state.make_room()
+    cluster.hand_over_and_compare(beta, '--max-pause', '5s')
+
+
+def a_full_state_folder_of_the_source_ends_the_handoff():
+    """Nor does it keep a request waiting that was noted as a record before."""
+    state = SmallState('alpha')
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/f{i}', b'old') for i in range(20)])
+    alpha, beta = cluster
+    alpha.restart(faults='gate.records-durable=sleep:1500@1')
+    beta.restart(faults='target.before_prepared=sleep:1000')
+    cluster.wait_connected()
+    app = Actor(alpha.mountpoint)
+    assert app.do('open', 1, 'f0', os.O_RDWR)[0] == 'ok'
+    migration = alpha.migrate_in_background(beta, '--max-pause', '4s')
+    sandbox.eventually(lambda: alpha.phase() == 'finishing', 'the gate is closed', every=0.02)
+    app.send('pwrite', 1, b'x' * 4096, 0)
+    sandbox.eventually(lambda: state.value('SELECT count(*) FROM record') > 0, 'the record is durable', every=0.01)
+    state.fill()
+    assert app.receive(timeout=20) == ('ok', 4096)
+    assert migration.finish(check=False)['result'] == 'failed'
+    assert alpha.running()
+    state.make_room()
+    cluster.hand_over_and_compare(beta, '--max-pause', '4s')
+
+
+def a_takeover_goes_on_when_its_end_can_be_noted():
+    """The state of the new owner is locked for longer than it waits, between its becoming that and its serving."""
+    state = SmallState('beta')
+    cluster = Cluster(2)
+    alpha, beta = cluster
+    beta.restart(faults='target.performed=sleep:1000@1')
+    cluster.wait_connected()
+    migration = alpha.migrate_in_background(beta, '--max-pause', '20s')
+    sandbox.eventually(lambda: state.value('SELECT owner FROM ownership') in ('beta', b'beta'), 'beta owns', every=0.005)
+    database = state.database()
+    database.execute('BEGIN IMMEDIATE')
+    time.sleep(13)
+    database.execute('ROLLBACK')
+    database.close()
+    assert Actor(beta.mountpoint).do('put', 'new', b'x', timeout=20)[0] == 'ok'
+    migration.finish()
+    cluster.hand_over_and_compare(alpha, '--max-pause', '5s')
+
+
 def a_stray_file_in_a_new_owners_store_concerns_its_name_only():
     cluster = Cluster(2, content=lambda store: [content.write(f'{store}/f{i}', b'old') for i in range(3)])
     alpha, beta = cluster
@@ -226,6 +323,9 @@ if __name__ == '__main__':
         'a_target_without_privileges_is_refused': (a_target_without_privileges_is_refused, 60),
         'a_target_that_fills_up_ends_the_attempt': (a_target_that_fills_up_ends_the_attempt, 60),
         'a_store_that_cannot_be_put_away_keeps_nobody_waiting': (a_store_that_cannot_be_put_away_keeps_nobody_waiting, 60),
+        'a_full_state_folder_of_the_target_ends_the_handoff': (a_full_state_folder_of_the_target_ends_the_handoff, 60),
+        'a_full_state_folder_of_the_source_ends_the_handoff': (a_full_state_folder_of_the_source_ends_the_handoff, 60),
+        'a_takeover_goes_on_when_its_end_can_be_noted': (a_takeover_goes_on_when_its_end_can_be_noted, 90),
         'a_stray_file_in_a_new_owners_store_concerns_its_name_only':
             (a_stray_file_in_a_new_owners_store_concerns_its_name_only, 60),
         'a_full_disk_of_the_owner_is_told_to_everybody': (a_full_disk_of_the_owner_is_told_to_everybody, 60),
