@@ -25,8 +25,11 @@ constexpr auto kRecordRetry = std::chrono::seconds(1);
 std::string live_key(std::uint64_t attempt) { return fmt::format("handoff.{}.live", attempt); }
 std::string total_key(std::uint64_t attempt) { return fmt::format("handoff.{}.records", attempt); }
 
-// The source's power number (Hello.power) when an image of its was last received as a whole.
+// What the source had lost when an image of its was last received as a whole.
 std::string received_key(const SiteName& source) { return "received_at_power." + source; }
+std::string losses_of(const pb::Prepare& prepare) {
+  return fmt::format("{} {} {}", prepare.power(), prepare.lost_from(), prepare.lost_to());
+}
 
 // Whether an ordinary user can make files of all these owners and groups.
 bool owns_all(const pb::Prepare& prepare) {
@@ -88,7 +91,12 @@ std::string HandoffTarget::lack_of_space(const SiteParts& parts, const pb::Prepa
 
 HandoffTarget::HandoffTarget(const SiteParts& parts, SiteName source, const pb::Prepare& prepare,
                              bool holds_image, Events events)
-    : parts_(parts), source_(std::move(source)), source_power_(prepare.power()), events_(std::move(events)) {
+    : parts_(parts),
+      source_(std::move(source)),
+      source_power_(prepare.power()),
+      source_losses_(losses_of(prepare)),
+      source_lost_{prepare.lost_from(), prepare.lost_to()},
+      events_(std::move(events)) {
   record_.attempt = prepare.attempt();
   record_.epoch = prepare.epoch();
   record_.source = source_;
@@ -96,14 +104,13 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, SiteName source, const pb::
   record_.role = "target";
   record_.started = record_.t0 = wall_clock_ns();
   image_ = std::make_unique<ImageTarget>(
-      ImageTarget::Options{
-          .attempt = prepare.attempt(),
-          .source = source_,
-          .private_area = parts_.store_directory / kPrivateArea,
-          .doubtful = parts_.power.doubtful(),
-          .lost = parts_.state.setting(received_key(source_)) == std::to_string(source_power_)
-                      ? Power::Interval{}
-                      : Power::Interval{prepare.lost_from(), prepare.lost_to()}},
+      ImageTarget::Options{.attempt = prepare.attempt(),
+                           .source = source_,
+                           .private_area = parts_.store_directory / kPrivateArea,
+                           .doubtful = parts_.power.doubtful(),
+                           .lost = parts_.state.setting(received_key(source_)) == source_losses_
+                                       ? Power::Interval{}
+                                       : source_lost_},
       parts_.inodes, parts_.reactor, [this](const pb::Envelope& envelope) { send(envelope); },
       [this](const std::string& reason) { fail(reason); });
   persist(Durability::normal);
@@ -264,6 +271,7 @@ void HandoffTarget::everything_applied(std::int64_t synced) {
 
 void HandoffTarget::become_prepared() {
   parts_.state.put_blob(live_key(record_.attempt), live_.SerializeAsString());
+  parts_.power.inherit(source_lost_);
   auto record = record_;
   record.phase = name(TargetState::prepared);
   record.t2 = wall_clock_ns();
@@ -310,7 +318,9 @@ void HandoffTarget::commit(const pb::Commit& message) {
   Transaction transaction(parts_.state.database(), Durability::full);
   parts_.state.put_blob(total_key(record.attempt), std::to_string(record.records));
   parts_.state.set_setting(kMountsSetting, kMountsUnknown);
-  if (source_power_ != 0) parts_.state.set_setting(received_key(source_), std::to_string(source_power_));
+  if (!source_losses_.empty()) parts_.state.set_setting(received_key(source_), source_losses_);
+  parts_.state.set_setting(kTakenFromSetting, source_power_ == 0 ? "" : source_);
+  parts_.state.set_setting(kTakenAtPowerSetting, std::to_string(source_power_));
   parts_.state.put_handoff(record, Durability::normal);
   parts_.state.set_ownership({.epoch = record.epoch, .owner = parts_.self, .burnt = record.epoch});
   if (fault_point("target.commit")) throw std::runtime_error("fault point target.commit");

@@ -84,7 +84,10 @@ class HandoffTarget {
   // constant after construction
   SiteParts parts_;
   SiteName source_;
-  std::uint64_t source_power_ = 0;  // 0: not known any more
+  // Of Prepare; after a restart not known any more.
+  std::uint64_t source_power_ = 0;
+  std::string source_losses_;
+  Power::Interval source_lost_;
   Events events_;
   // reactor thread
   std::unique_ptr<ImageTarget> image_;

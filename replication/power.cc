@@ -73,8 +73,19 @@ Power::Interval Power::interval(const char* setting) {
 void Power::extend(const char* setting, std::int64_t from) {
   const Interval before = interval(setting);
   const std::int64_t to = std::max(before.to, ctime_floor());
-  state_.set_setting(
-      setting, std::to_string(before.to > 0 ? std::min(before.from, from) : from) + " " + std::to_string(to));
+  set(setting, {.from = before.to > 0 ? std::min(before.from, from) : from, .to = to});
+}
+
+void Power::inherit(const Interval& inherited) {
+  if (inherited.to <= inherited.from) return;
+  const Interval mine = lost();
+  const bool none = mine.to <= mine.from;
+  set(kLost, {.from = none ? inherited.from : std::min(mine.from, inherited.from),
+              .to = none ? inherited.to : std::max(mine.to, inherited.to)});
+}
+
+void Power::set(const char* setting, const Interval& interval) {
+  state_.set_setting(setting, std::to_string(interval.from) + " " + std::to_string(interval.to));
 }
 
 void Power::trust() { state_.set_setting(kDoubtful, ""); }

@@ -37,12 +37,15 @@ class Power {
   // The same of all power cuts, also for a store that is the authority: what others received of such files
   // before may be what this one has lost.
   Interval lost();
+  // What the site has lost from which this store was taken over: others may have received it from that one.
+  void inherit(const Interval& lost);
   // The store is the authority now, whatever it has.
   void trust();
 
  private:
   Interval interval(const char* setting);
   void extend(const char* setting, std::int64_t from);
+  void set(const char* setting, const Interval& interval);
 
   State& state_;
   std::uint64_t number_ = 0;

@@ -120,7 +120,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
       peer({.timeout = options.timeout}, transport, reactor),
       server(transport, pace),
       holdings(router, [this] { return !is_owner(); }),
-      unsynced(holdings),
+      unsynced(holdings, [this]() -> const SiteName& { return ownership.owner; }),
       names(unsynced,
             [this] {
               return is_owner() ? kPromiseTrust : transport.trusted_for(ownership.owner, kPromiseTrust);
@@ -390,6 +390,7 @@ HandoffTarget::Events Site::Impl::target_events() {
 
 void Site::Impl::take_ownership(Epoch epoch) {
   spdlog::info("this site is the owner now, epoch {}", epoch);
+  unsynced.durable(ownership.owner);  // here, at t2
   ownership = state.ownership();
   once.exempt(0);
   relocation_due.reset();
@@ -401,7 +402,7 @@ void Site::Impl::give_ownership(const SiteName& owner, Epoch epoch) {
   spdlog::info("{} is the owner now, epoch {}", owner, epoch);
   ownership = state.ownership();
   recalls.clear();  // the new owner asks anew
-  unsynced.durable();
+  unsynced.durable(parts.self);
   peer.set_owner(owner, epoch);
   holdings.take(client, opens, locks);
   drop_live_state(parts);

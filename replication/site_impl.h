@@ -126,6 +126,7 @@ struct Site::Impl {
   void subscribe();
   pb::Hello hello() const;
   void connected(const SiteName& site, const pb::Hello& hello, bool interrupted);
+  void note_power(const SiteName& site, const pb::Hello& said);
   void merge_sites(const SiteName& from, const pb::Hello& said);
   void drop_site(const SiteName& site);
   void forget_site(const SiteName& site, const std::string& public_key);

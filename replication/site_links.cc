@@ -129,6 +129,11 @@ pb::Hello Site::Impl::hello() const {
   hello.set_power(power.number());
   hello.set_epoch(ownership.epoch);
   hello.set_owner(ownership.owner);
+  if (is_owner()) {
+    auto& settings = const_cast<State&>(state);
+    hello.set_taken_from(settings.setting(kTakenFromSetting));
+    hello.set_taken_at_power(std::stoull("0" + settings.setting(kTakenAtPowerSetting)));
+  }
   for (const auto& site : const_cast<State&>(state).sites()) {
     auto* known = hello.add_sites();
     known->set_name(site.name);
@@ -208,9 +213,7 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool int
     expire(site, last);
   if (another_process) forget_recalls(site);
 
-  auto& last_power = powers[site];
-  if (site == ownership.owner && last_power != 0 && last_power != said.power()) unsynced.lost();
-  last_power = said.power();
+  note_power(site, said);
 
   coherence.back(site);
   if (interrupted) {
@@ -229,6 +232,29 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool int
   }
   if (source && source->target() == site) source->connected(interrupted);
   if (target) target->connected(site, another_process);
+}
+
+// What this mount has changed and not synced at a site that has lost its power, the owner or a former one, is
+// lost. A former owner that has not lost it was no owner any more when it said so: it has handed everything
+// over.
+void Site::Impl::note_power(const SiteName& site, const pb::Hello& said) {
+  const bool up_to_date = said.epoch() == ownership.epoch;
+  // The owner tells it of the site that it took over from: an fsync may ask before that one is heard.
+  if (up_to_date && site == ownership.owner && said.taken_at_power() != 0) {
+    const SiteName& former = said.taken_from();
+    if (const auto known = powers.find(former); known != powers.end()) {
+      if (known->second == said.taken_at_power())
+        unsynced.durable(former);
+      else
+        unsynced.lost(former);
+    }
+  }
+  auto& last = powers[site];
+  if (last != 0 && last != said.power())
+    unsynced.lost(site);
+  else if (up_to_date && site != ownership.owner)
+    unsynced.durable(site);
+  last = said.power();
 }
 
 void Site::Impl::recall_done(const SiteName& from, const pb::RecallDone& answer) {

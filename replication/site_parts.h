@@ -29,6 +29,9 @@ namespace sharefs {
 // killed, they are not known.
 constexpr const char* kMountsSetting = "mounts";
 constexpr const char* kMountsUnknown = "?";
+// Settings of an owner: from which site it took over, and that site's power number (Hello.power) then.
+constexpr const char* kTakenFromSetting = "taken_from";
+constexpr const char* kTakenAtPowerSetting = "taken_at_power";
 // Setting: the client that the last process of this site was.
 constexpr const char* kLastClientSetting = "client";
 

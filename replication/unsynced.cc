@@ -65,29 +65,40 @@ int Unsynced::answered(const Part& part) {
   if (part.also_changed != 0) note(part.also_changed);
   if (part.synced == 0) return 0;
   if (lost_.erase(part.synced) > 0) return EIO;
-  const auto found = changed_.find(part.synced);
-  if (found != changed_.end() && found->second <= part.asked) changed_.erase(found);
+  const auto here = changed_.find(owner_());
+  if (here == changed_.end()) return 0;
+  const auto found = here->second.find(part.synced);
+  if (found != here->second.end() && found->second <= part.asked) here->second.erase(found);
   return 0;
 }
 
-void Unsynced::lost() {
-  for (const auto& [id, change] : changed_)
+void Unsynced::lost(const SiteName& site) {
+  const auto node = changed_.extract(site);
+  if (node.empty()) return;
+  for (const auto& [id, change] : node.mapped())
     if (lost_.size() < kMost) lost_.insert(id);
-  changed_.clear();
 }
 
 void Unsynced::note(InodeId id) {
-  changed_[id] = ++changes_;
-  if (changed_.size() > kMost) forget_old();
+  changed_[owner_()][id] = ++changes_;
+  if (changes() > kMost) forget_old();
+}
+
+std::size_t Unsynced::changes() const {
+  std::size_t all = 0;
+  for (const auto& [site, changed] : changed_) all += changed.size();
+  return all;
 }
 
 void Unsynced::forget_old() {
-  std::vector<std::uint64_t> changes;
-  changes.reserve(changed_.size());
-  for (const auto& [id, change] : changed_) changes.push_back(change);
-  const auto middle = changes.begin() + static_cast<std::ptrdiff_t>(changes.size() / 2);
-  std::nth_element(changes.begin(), middle, changes.end());
-  std::erase_if(changed_, [oldest_kept = *middle](const auto& one) { return one.second < oldest_kept; });
+  std::vector<std::uint64_t> numbers;
+  numbers.reserve(changes());
+  for (const auto& [site, changed] : changed_)
+    for (const auto& [id, number] : changed) numbers.push_back(number);
+  const auto middle = numbers.begin() + static_cast<std::ptrdiff_t>(numbers.size() / 2);
+  std::nth_element(numbers.begin(), middle, numbers.end());
+  for (auto& [site, changed] : changed_)
+    std::erase_if(changed, [oldest_kept = *middle](const auto& one) { return one.second < oldest_kept; });
 }
 
 }  // namespace sharefs

@@ -4,8 +4,10 @@
 // pages behind. (NFS has its write verifier for this, RFC 1813 section 3.3.21; it keeps the data and writes
 // it again.)
 //
-// Between the NameCache and the Router, whoever owns: a loss at the last owner is told also when this site
-// has become the owner since, and what a record of a handoff has done counts like everything else. While this
+// Between the NameCache and the Router, whoever owns: a loss at a former owner is told also when another
+// site, or this one, has become the owner since, and what a record of a handoff has done counts like
+// everything else. So it is noted who was the owner when a change was answered, and only an fsync that was
+// answered under the same one settles it: a later owner can make durable only what it was given. While this
 // site owns, the power that is lost is its own, and its mount with it.
 //
 // Bounded: of too many inodes those that were changed longest ago are forgotten, which the owner's kernel has
@@ -14,8 +16,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 
 #include "meta/executor.h"
 #include "meta/types.h"
@@ -24,16 +29,16 @@ namespace sharefs {
 
 class Unsynced final : public Executor {
  public:
-  explicit Unsynced(Executor& next) : next_(next) {}
+  Unsynced(Executor& next, std::function<const SiteName&()> owner) : next_(next), owner_(std::move(owner)) {}
 
   void execute(const pb::Request& request, Bytes data, Reply reply) override;
 
-  // The owner's machine has lost what was not synced.
-  void lost();
-  // Whatever has been answered is durable at the owner, as after a handoff.
-  void durable() { changed_.clear(); }
+  // The machine of this site, the owner or a former one, has lost what was not synced.
+  void lost(const SiteName& site);
+  // Whatever was answered under this owner is durable: it has handed over without a loss.
+  void durable(const SiteName& site) { changed_.erase(site); }
 
-  std::size_t size() const { return changed_.size() + lost_.size(); }
+  std::size_t size() const { return changes() + lost_.size(); }
 
   static constexpr std::size_t kMost = 100'000;
 
@@ -51,11 +56,15 @@ class Unsynced final : public Executor {
   // The request has been answered without an error. The error that its caller is told: 0 or EIO.
   int answered(const Part& part);
   void note(InodeId id);
+  std::size_t changes() const;
   void forget_old();
 
+  // constant after construction
   Executor& next_;
-  std::uint64_t changes_ = 0;                           // counted
-  std::unordered_map<InodeId, std::uint64_t> changed_;  // by which change, the last one
+  const std::function<const SiteName&()> owner_;
+  // reactor thread
+  std::uint64_t changes_ = 0;                                               // counted
+  std::map<SiteName, std::unordered_map<InodeId, std::uint64_t>> changed_;  // by which change, the last one
   std::unordered_set<InodeId> lost_;
 };
 

@@ -53,7 +53,8 @@ class UnsyncedTest : public testing::Test {
   }
 
   Owner owner_;
-  Unsynced unsynced_{owner_};
+  SiteName owner_name_ = "alpha";
+  Unsynced unsynced_{owner_, [this]() -> const SiteName& { return owner_name_; }};
   std::uint32_t told_ = 0;
 };
 
@@ -62,7 +63,7 @@ TEST_F(UnsyncedTest, a_sync_after_a_loss_fails_once_for_each_inode_that_was_not_
   perform(write_to(2));
   perform(write_to(3, true));
   EXPECT_EQ(perform(sync_of(2)), 0U);
-  unsynced_.lost();
+  unsynced_.lost(owner_name_);
   EXPECT_EQ(perform(sync_of(1)), std::uint32_t{EIO});
   EXPECT_EQ(perform(sync_of(1)), 0U);
   EXPECT_EQ(perform(sync_of(2)), 0U);
@@ -76,21 +77,21 @@ TEST_F(UnsyncedTest, what_was_written_while_a_sync_was_on_its_way_is_not_synced)
   ask(write_to(1));
   EXPECT_EQ(answer(), 0U);
   EXPECT_EQ(answer(), 0U);
-  unsynced_.lost();
+  unsynced_.lost(owner_name_);
   EXPECT_EQ(perform(sync_of(1)), std::uint32_t{EIO});
 }
 
 TEST_F(UnsyncedTest, a_sync_that_was_on_its_way_fails) {
   perform(write_to(1));
   ask(sync_of(1));
-  unsynced_.lost();
+  unsynced_.lost(owner_name_);
   EXPECT_EQ(answer(), std::uint32_t{EIO});
 }
 
 TEST_F(UnsyncedTest, what_failed_has_changed_nothing_and_a_sync_that_failed_tells_nothing_of_a_loss) {
   perform(write_to(1), ENOSPC);
   perform(write_to(2));
-  unsynced_.lost();
+  unsynced_.lost(owner_name_);
   EXPECT_EQ(perform(sync_of(1)), 0U);
   EXPECT_EQ(perform(sync_of(2), ENOSPC), std::uint32_t{ENOSPC});
   EXPECT_EQ(perform(sync_of(2)), std::uint32_t{EIO});
@@ -98,12 +99,37 @@ TEST_F(UnsyncedTest, what_failed_has_changed_nothing_and_a_sync_that_failed_tell
 
 TEST_F(UnsyncedTest, what_a_handoff_made_durable_is_not_lost_but_a_loss_before_it_is_still_told) {
   perform(write_to(1));
-  unsynced_.lost();
+  unsynced_.lost(owner_name_);
   perform(write_to(2));
-  unsynced_.durable();
-  unsynced_.lost();
+  unsynced_.durable(owner_name_);
+  unsynced_.lost(owner_name_);
   EXPECT_EQ(perform(sync_of(1)), std::uint32_t{EIO});
   EXPECT_EQ(perform(sync_of(2)), 0U);
+}
+
+TEST_F(UnsyncedTest, what_a_former_owner_lost_before_it_handed_over_is_told_whoever_syncs_meanwhile) {
+  perform(write_to(1));
+  perform(write_to(2));
+  owner_name_ = "beta";
+  perform(write_to(2));
+  EXPECT_EQ(perform(sync_of(1)), 0U) << "nobody knows yet";
+  EXPECT_EQ(perform(sync_of(2)), 0U);
+  unsynced_.lost("beta");
+  EXPECT_EQ(perform(sync_of(2)), 0U) << "beta has synced it";
+  unsynced_.lost("alpha");
+  EXPECT_EQ(perform(sync_of(1)), std::uint32_t{EIO});
+  EXPECT_EQ(perform(sync_of(2)), std::uint32_t{EIO});
+}
+
+TEST_F(UnsyncedTest, what_a_former_owner_handed_over_is_not_lost_when_it_loses_its_power_later) {
+  perform(write_to(1));
+  owner_name_ = "beta";
+  perform(write_to(2));
+  unsynced_.durable("alpha");
+  unsynced_.lost("alpha");
+  EXPECT_EQ(perform(sync_of(1)), 0U);
+  unsynced_.lost("beta");
+  EXPECT_EQ(perform(sync_of(2)), std::uint32_t{EIO});
 }
 
 TEST_F(UnsyncedTest, names_are_synced_with_their_directories) {
@@ -115,7 +141,7 @@ TEST_F(UnsyncedTest, names_are_synced_with_their_directories) {
   perform(rename);
   perform(create);
   perform(sync_of(6));
-  unsynced_.lost();
+  unsynced_.lost(owner_name_);
   EXPECT_EQ(perform(sync_of(5)), std::uint32_t{EIO});
   EXPECT_EQ(perform(sync_of(6)), 0U);
   EXPECT_EQ(perform(sync_of(7)), std::uint32_t{EIO});
@@ -125,7 +151,7 @@ TEST_F(UnsyncedTest, of_too_many_the_oldest_are_forgotten) {
   constexpr InodeId kLast = Unsynced::kMost + 1;
   for (InodeId id = 1; id <= kLast; ++id) perform(write_to(id));
   EXPECT_LE(unsynced_.size(), Unsynced::kMost);
-  unsynced_.lost();
+  unsynced_.lost(owner_name_);
   EXPECT_EQ(perform(sync_of(1)), 0U);
   EXPECT_EQ(perform(sync_of(kLast)), std::uint32_t{EIO});
 }

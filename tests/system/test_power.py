@@ -10,6 +10,7 @@ import time
 import content
 import power
 import sandbox
+from actor import Actor
 from fault_points import HANDOFF, NEED_RECORDS, SOURCE
 from loads import Load, once
 
@@ -147,6 +148,46 @@ def what_an_owner_has_lost_is_not_kept_by_its_target():
     cluster.verify(beta, alpha)
 
 
+def what_an_owner_has_lost_is_not_kept_by_a_target_of_its_successor():
+    """As above, but the site that received it last is handed the data set by a third one, which has lost nothing."""
+    cluster = power.cluster(3, content=big_files)
+    alpha, beta, gamma = cluster
+    alpha.stop()
+    alpha.start(faults='source.log_applied=kill@1')
+    cluster.wait_connected()
+    overwrite(alpha, b'1')
+    migration = alpha.migrate_in_background(beta, *MAX_PAUSE)
+    alpha.process.wait(40)
+    power.cut(alpha)
+    alpha.start()
+    migration.kill()
+    cluster.wait_connected()
+    alpha.migrate(gamma, *MAX_PAUSE)
+    gamma.migrate(beta, *MAX_PAUSE)
+    cluster.verify(beta, gamma)
+
+
+def a_loss_is_told_though_another_site_owns_by_then():
+    """Alpha loses what gamma has not synced, and hands over to beta before gamma hears of either."""
+    cluster = power.cluster(3, content=lambda store: (content.write(f'{store}/f', b'old'), os.sync()))
+    alpha, beta, gamma = cluster
+    app = Actor(gamma.mountpoint)
+    assert app.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+    assert app.do('fsync', 1) == ('ok', None)  # alpha knows it under its id
+    assert app.do('pwrite', 1, b'new', 0) == ('ok', 3)
+    cluster.network.cut('gamma')
+    power.cut(alpha)
+    alpha.start()
+    sandbox.eventually(lambda: any(s['site'] == 'beta' and s['connected'] for s in alpha.status()['sites']), 'connected')
+    alpha.migrate(beta, *MAX_PAUSE)
+    cluster.network.heal('gamma')
+    cluster.wait_connected()
+    told = app.do('fsync', 1, timeout=30)
+    assert told == ('errno', 'EIO'), told
+    assert app.do('pwrite', 1, b'new', 0) == ('ok', 3)
+    assert app.do('fsync', 1) == ('ok', None)
+
+
 def a_loss_is_told_after_taking_over():
     """A site that had not synced becomes the owner itself before its application asks."""
     cluster = power.cluster(2)
@@ -172,6 +213,9 @@ if __name__ == '__main__':
     tests = {'owner_without_power': (owner_without_power, 120),
              'what_an_old_image_has_lost_is_sent_again': (what_an_old_image_has_lost_is_sent_again, 60),
              'what_an_owner_has_lost_is_not_kept_by_its_target': (what_an_owner_has_lost_is_not_kept_by_its_target, 60),
+             'what_an_owner_has_lost_is_not_kept_by_a_target_of_its_successor':
+                 (what_an_owner_has_lost_is_not_kept_by_a_target_of_its_successor, 60),
+             'a_loss_is_told_though_another_site_owns_by_then': (a_loss_is_told_though_another_site_owns_by_then, 60),
              'a_loss_is_told_after_taking_over': (a_loss_is_told_after_taking_over, 60)}
     for point in HANDOFF:
         if point.name in POINTS:
