@@ -17,15 +17,15 @@ constexpr std::uint64_t kCopyPiece = 16 << 20;
 constexpr std::uint64_t kMaxOffset = INT64_MAX;
 constexpr std::uint32_t kMaxRead = 8 << 20;
 
-// Reads until `size` or the end of the file; blocks on the disk. Returns bytes, or -1 and errno if there are
-// none.
+// Reads until `size` or the end of the file; blocks on the disk. Returns bytes, or -1 and errno: fewer bytes
+// than were asked for are the end of the file to whoever asked, so what precedes an error does not count.
 ssize_t read_fully(int fd, char* to, std::size_t size, off_t offset) {
   std::size_t have = 0;
   while (have < size) {
     const ssize_t got = ::pread(fd, to + have, size - have, offset + static_cast<off_t>(have));
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0 && have == 0) return -1;
-    if (got <= 0) break;
+    if (got < 0) return -1;
+    if (got == 0) break;
     have += static_cast<std::size_t>(got);
   }
   return static_cast<ssize_t>(have);
@@ -90,8 +90,8 @@ int Store::Impl::read_cold(const pb::Read& op, StoreCall& call, const Descriptor
     job.result = first;
     job.result.resize(size);
     const ssize_t got = read_fully(fd, job.result.data() + had, size - had, static_cast<off_t>(offset + had));
-    if (got < 0 && had == 0) return errno;
-    job.result.resize(had + static_cast<std::size_t>(std::max<ssize_t>(got, 0)));
+    if (got < 0) return errno;
+    job.result.resize(had + static_cast<std::size_t>(got));
     return 0;
   });
 }

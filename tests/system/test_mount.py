@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Mounts: every operation against plain ext4, random operations against the model, adopting and leaving, users."""
 
+import errno
 import fcntl
 import functools
 import mmap
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -482,6 +484,38 @@ def an_ordinary_user_has_it_all(user=sandbox.TESTER):
     assert alpha.tail(200).count('privilege') <= 2, 'what privileges would add is said more than once'
 
 
+def a_disk_that_cannot_be_read_is_no_end_of_file():
+    """The image below the store ends in the middle of a file that nobody has in memory any more."""
+    disk = sandbox.ext4('256M')
+    image = f'{sandbox.WORK}/image1'
+    cluster = Cluster(2, disk=disk)
+    data = os.urandom(1 << 20)
+    content.write(f'{cluster[0].mountpoint}/f', data)
+    sandbox.run('sync', '-f', cluster[0].store)
+    paths = [f'{site.mountpoint}/f' for site in cluster]
+    extents = subprocess.run(['filefrag', '-b4096', '-e', f'{cluster[0].store}/f'], capture_output=True, text=True).stdout
+    first, last, physical = map(int, re.search(r'^ +0: +(\d+)\.\. *(\d+): +(\d+)\.\.', extents, re.M).groups())
+    assert first == 0 and last >= 200, f'the file is in pieces: {extents}'
+    size = os.path.getsize(image)
+    os.truncate(image, (physical + 131) * 4096)
+    try:
+        for path in paths:
+            for cached in (f'{cluster[0].store}/f', path):
+                with open(cached, 'rb') as f:
+                    os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            with open(path, 'rb', buffering=0) as f:
+                seen = b''
+                try:
+                    while piece := f.read(1 << 16):
+                        seen += piece
+                    raise AssertionError(f'{path} ends after {len(seen)} bytes')
+                except OSError as error:
+                    assert error.errno == errno.EIO, error
+                assert data.startswith(seen)
+    finally:
+        os.truncate(image, size)
+
+
 def state_of_a_user_is_where_xdg_says():
     user = sandbox.TESTER
     disk = sandbox.ext4()
@@ -550,6 +584,7 @@ if __name__ == '__main__':
         'who_is_cut_off_can_be_killed': (who_is_cut_off_can_be_killed, 90),
         'a_mount_with_a_timeout_does_not_wait': (a_mount_with_a_timeout_does_not_wait, 60),
         'an_ordinary_user_has_it_all': (an_ordinary_user_has_it_all, 60),
+        'a_disk_that_cannot_be_read_is_no_end_of_file': (a_disk_that_cannot_be_read_is_no_end_of_file, 60),
         'state_of_a_user_is_where_xdg_says': (state_of_a_user_is_where_xdg_says, 30),
         'commands_say_what_is_wrong': (commands_say_what_is_wrong, 30),
     }))
