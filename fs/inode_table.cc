@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstring>
+#include <limits>
 #include <mutex>
 #include <stdexcept>
 #include <system_error>
@@ -29,12 +30,8 @@ constexpr unsigned kBackingMask = STATX_BASIC_STATS | STATX_BTIME;
 constexpr unsigned kMaxDepth = 4096;   // of parents, where file handles cannot be used
 constexpr unsigned kMaxAttempts = 16;  // to look at a name that others change meanwhile
 
-std::int64_t nanoseconds(const statx_timestamp& time) {
-  return time.tv_sec * 1'000'000'000 + static_cast<std::int64_t>(time.tv_nsec);
-}
-
 std::int64_t birth(const Backing& backing) {
-  return (backing.stx_mask & STATX_BTIME) != 0 ? nanoseconds(backing.stx_btime) : 0;
+  return (backing.stx_mask & STATX_BTIME) != 0 ? timestamp_ns(backing.stx_btime) : 0;
 }
 
 std::uint32_t file_type(const Backing& backing) {
@@ -99,6 +96,13 @@ std::uint64_t journal_tail(const std::filesystem::path& database) {
 }
 
 }  // namespace
+
+std::int64_t timestamp_ns(const statx_timestamp& time) {
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  constexpr std::int64_t kLast = std::numeric_limits<std::int64_t>::max() / kSecond - 1;
+  return std::clamp<std::int64_t>(time.tv_sec, -kLast, kLast) * kSecond +
+         static_cast<std::int64_t>(time.tv_nsec);
+}
 
 UniqueFd& UniqueFd::operator=(UniqueFd&& other) noexcept {
   if (this != &other) {
@@ -275,7 +279,7 @@ bool InodeTable::Impl::is(const Entry& entry, const Backing& backing, int direct
 }
 
 InodeTable::Presented InodeTable::Impl::present(InodeId id, const Backing& backing) {
-  const std::int64_t ctime = nanoseconds(backing.stx_ctime);
+  const std::int64_t ctime = timestamp_ns(backing.stx_ctime);
   const Entry* entry = load(id);
   if (entry == nullptr) return {ctime, false};
   if (!entry->imported()) return {ctime, entry->orphan()};
@@ -497,7 +501,7 @@ void InodeTable::import_ctime(InodeId id, std::int64_t ctime, const Backing& bac
   Identity identity = impl_->cache.identity(*entry);
   identity.imported = true;
   identity.imported_ctime = ctime;
-  identity.backing_ctime = nanoseconds(backing.stx_ctime);
+  identity.backing_ctime = timestamp_ns(backing.stx_ctime);
   impl_->any_import = true;
   impl_->put(lock, identity);
 }

@@ -56,6 +56,10 @@ class UniqueFd {
 // What the table needs of a statx(2) of a backing inode: STATX_BASIC_STATS | STATX_BTIME.
 using Backing = struct statx;
 
+// Nanoseconds since 1970. File systems know times that 64 bits of these do not (from 2262 on, before 1678):
+// they stay within the last second that there is, and never become others.
+std::int64_t timestamp_ns(const statx_timestamp& time);
+
 class InodeTable {
  public:
   struct Options {

@@ -27,10 +27,6 @@ constexpr unsigned kTriesForSpace = 100;
 
 bool is_full(int error) { return error == ENOSPC || error == EDQUOT; }
 
-std::int64_t nanoseconds(const statx_timestamp& time) {
-  return time.tv_sec * 1'000'000'000 + static_cast<std::int64_t>(time.tv_nsec);
-}
-
 // 0: not the name of an orphan.
 InodeId parse_orphan(std::string_view name) {
   InodeId id = 0;
@@ -155,8 +151,8 @@ void Store::Impl::fill(pb::Attr& attr, InodeId id, const Backing& backing) {
   attr.set_rdev(makedev(backing.stx_rdev_major, backing.stx_rdev_minor));
   attr.set_size(backing.stx_size);
   attr.set_blocks(backing.stx_blocks);
-  attr.set_atime(nanoseconds(backing.stx_atime));
-  attr.set_mtime(nanoseconds(backing.stx_mtime));
+  attr.set_atime(timestamp_ns(backing.stx_atime));
+  attr.set_mtime(timestamp_ns(backing.stx_mtime));
   attr.set_ctime(presented.ctime);
 }
 

@@ -341,6 +341,24 @@ TEST_P(StoreTest, setattr_sets_what_it_names) {
   expect_as_stat(getattr(file.id()).outcome.attr(), path("file"));
 }
 
+TEST_P(StoreTest, times_that_nanoseconds_do_not_know_stay_far_away) {
+  const Answer file = create(kRootInode, "file");
+  constexpr std::int64_t kYear2400 = 13'569'465'600;
+  const timespec times[] = {{kYear2400, 123}, {kYear2400, 456}};
+  ASSERT_EQ(::utimensat(AT_FDCWD, path("file").c_str(), times, 0), 0);
+  struct stat status {};
+  ASSERT_EQ(::stat(path("file").c_str(), &status), 0);
+  if (status.st_mtim.tv_sec != kYear2400) GTEST_SKIP() << "the file system does not know them either";
+  const Answer seen = getattr(file.id());
+  constexpr std::int64_t kYear2262 = 9'214'646'400'000'000'000;
+  EXPECT_GT(seen.outcome.attr().atime(), kYear2262);
+  EXPECT_GT(seen.outcome.attr().mtime(), kYear2262);
+  statx_timestamp stamp{};
+  stamp.tv_sec = std::numeric_limits<std::int64_t>::min();
+  EXPECT_LT(timestamp_ns(stamp), -9'000'000'000'000'000'000);
+  EXPECT_GT(timestamp_ns(stamp), std::numeric_limits<std::int64_t>::min()) << "which means something else";
+}
+
 TEST_P(StoreTest, chown_and_the_setuid_bits) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs privilege";
   const Answer file = create(kRootInode, "file", 0755);
