@@ -78,11 +78,14 @@ int Store::Impl::change_times(const pb::SetAttr& op, const DescriptorCache::Ref&
 }
 
 // What the kernel does when others than root write to a file; the store itself may always keep those bits.
-int Store::Impl::strip_privileges(const DescriptorCache::Ref& ref, const Backing& backing) {
+// Set-group-id without execution by the group stays only for members of the group, and a request does not say
+// which other groups the caller is in.
+int Store::Impl::strip_privileges(const pb::Request& request, const DescriptorCache::Ref& ref,
+                                  const Backing& backing) {
   std::uint32_t mode = backing.stx_mode;
   if (ref.type != S_IFREG || (mode & (S_ISUID | S_ISGID)) == 0) return 0;
   mode &= ~static_cast<std::uint32_t>(S_ISUID);
-  if ((mode & S_IXGRP) != 0) mode &= ~static_cast<std::uint32_t>(S_ISGID);
+  if ((mode & S_IXGRP) != 0 || request.gid() != backing.stx_gid) mode &= ~static_cast<std::uint32_t>(S_ISGID);
   return mode == backing.stx_mode ? 0 : change_mode(ref, mode);
 }
 
@@ -98,7 +101,7 @@ int Store::Impl::setattr(const pb::SetAttr& op, StoreCall& call) {
   if (error == 0 && op.kill_suidgid() && !op.has_mode()) {
     Backing backing{};
     error = error_of(::statx(ref.fd, "", AT_EMPTY_PATH, kBackingMask, &backing));
-    if (error == 0) error = strip_privileges(ref, backing);
+    if (error == 0) error = strip_privileges(call.request, ref, backing);
   }
   if (error == 0 && (op.has_atime() || op.has_mtime() || op.atime_now() || op.mtime_now()))
     error = change_times(op, ref);

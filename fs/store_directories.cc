@@ -1,6 +1,7 @@
 // The Store: looking up and making names.
 #include <fcntl.h>
 #include <limits.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -11,14 +12,18 @@
 namespace sharefs {
 namespace {
 
-// Whether the caller may open the file, by its mode alone. Groups and ACLs are not known here: when in doubt,
-// no.
-bool may_open(const pb::Request& request, const Backing& backing, std::uint32_t flags) {
-  if (request.uid() == 0 || request.uid() == backing.stx_uid) return true;
-  const std::uint32_t mode = request.gid() == backing.stx_gid ? backing.stx_mode >> 3 : backing.stx_mode;
+// Whether the caller may open the file, by its mode. All groups of the caller are not known here, nor whom an
+// ACL names: when in doubt, no.
+bool may_open(const pb::Request& request, const Backing& backing, std::uint32_t flags, int fd) {
+  if (request.uid() == 0) return true;
   const std::uint32_t access = flags & O_ACCMODE;
-  if (access != O_WRONLY && (mode & 4) == 0) return false;
-  return access == O_RDONLY || (mode & 2) != 0;
+  std::uint32_t wanted = access == O_RDONLY ? 4 : access == O_WRONLY ? 2 : 6;
+  if ((flags & O_TRUNC) != 0) wanted |= 2;
+  const std::uint32_t mode = backing.stx_mode;
+  if (request.uid() == backing.stx_uid) return (mode >> 6 & wanted) == wanted;
+  if ((mode >> 3 & mode & wanted) != wanted) return false;
+  return ::fgetxattr(fd, "system.posix_acl_access", nullptr, 0) < 0 &&
+         (errno == ENODATA || errno == EOPNOTSUPP);
 }
 
 }  // namespace
@@ -111,12 +116,15 @@ int Store::Impl::open_existing(const pb::Create& op, StoreCall& call, int direct
   Backing backing{};
   if (::statx(directory_fd, op.name().c_str(), AT_SYMLINK_NOFOLLOW, kBackingMask, &backing) != 0)
     return errno == ENOENT ? ESTALE : errno;
-  if (foreign(backing) || !S_ISREG(backing.stx_mode) || !may_open(call.request, backing, op.flags()))
-    return ESTALE;
+  if (foreign(backing) || !S_ISREG(backing.stx_mode)) return ESTALE;
   const InodeId id = inodes.identify(op.parent(), op.name(), directory_fd, backing);
   const auto ref = (op.flags() & O_ACCMODE) != O_RDONLY ? descriptors.writable(id) : descriptors.readable(id);
   if (!ref) return errno;
+  if (!may_open(call.request, backing, op.flags(), ref.fd)) return ESTALE;
   if ((op.flags() & O_TRUNC) != 0) {
+    note_attributes(id);
+    if (call.request.uid() != 0)
+      if (const int error = strip_privileges(call.request, ref, backing); error != 0) return error;
     pb::SetAttr truncate;
     truncate.set_id(id);
     truncate.set_size(0);

@@ -108,7 +108,7 @@ int Store::Impl::write(const pb::Write& op, StoreCall& call) {
   if (offset > kMaxOffset) return EFBIG;
   note_extent(op.id(), offset, call.data.size());
   if (op.kill_suidgid()) {
-    if (const int error = strip_privileges(ref, before); error != 0) return error;
+    if (const int error = strip_privileges(call.request, ref, before); error != 0) return error;
   }
   ssize_t count;
   do {
@@ -158,9 +158,9 @@ int Store::Impl::fallocate(const pb::Fallocate& op, StoreCall& call) {
   }
   const auto note = [this, id = op.id(), offset = op.offset(), length] { note_extent(id, offset, length); };
   note();
-  // FUSE says of writes and truncations whether they drop privileges, but not of these.
+  // FUSE says of writes and truncations whether they drop privileges, but not of these and of copies.
   if (call.request.uid() != 0)
-    if (const int error = strip_privileges(ref, backing); error != 0) return error;
+    if (const int error = strip_privileges(call.request, ref, backing); error != 0) return error;
   const auto work = [fd = ref.fd, mode = static_cast<int>(op.mode()),
                      offset = static_cast<off_t>(op.offset()), size = static_cast<off_t>(op.length())](Job&) {
     return error_of(::fallocate(fd, mode, offset, size));
@@ -177,14 +177,17 @@ int Store::Impl::copy_file_range(const pb::CopyFileRange& op, StoreCall& call) {
   if (!to) return errno;
   const auto from = descriptors.readable(op.id_in());
   if (!from) return errno;
-  Backing source{};
+  Backing source{}, target{};
   if (::statx(from.fd, "", AT_EMPTY_PATH, kBackingMask, &source) != 0) return errno;
+  if (::statx(to.fd, "", AT_EMPTY_PATH, kBackingMask, &target) != 0) return errno;
   const std::uint64_t available = source.stx_size > op.offset_in() ? source.stx_size - op.offset_in() : 0;
   const std::size_t length = std::min({op.length(), available, kCopyPiece});
   const auto note = [this, id = op.id_out(), offset = op.offset_out(), length] {
     note_extent(id, offset, length);
   };
   note();
+  if (call.request.uid() != 0 && length > 0)
+    if (const int error = strip_privileges(call.request, to, target); error != 0) return error;
   const auto work = [in = from.fd, out = to.fd, offset_in = static_cast<off_t>(op.offset_in()),
                      offset_out = static_cast<off_t>(op.offset_out()), length](Job& job) mutable {
     const ssize_t count = ::copy_file_range(in, &offset_in, out, &offset_out, length, 0);

@@ -117,7 +117,7 @@ struct Store::Impl {
   int change_mode(const DescriptorCache::Ref& ref, std::uint32_t mode);
   int change_size(const pb::SetAttr& op);
   int change_times(const pb::SetAttr& op, const DescriptorCache::Ref& ref);
-  int strip_privileges(const DescriptorCache::Ref& ref, const Backing& backing);
+  int strip_privileges(const pb::Request& request, const DescriptorCache::Ref& ref, const Backing& backing);
   int statfs(StoreCall& call);
   int getxattr(const pb::GetXattr& op, StoreCall& call);
   int listxattr(const pb::ListXattr& op, StoreCall& call);

@@ -130,6 +130,20 @@ TEST_P(StoreDataTest, fallocate_and_copy) {
   EXPECT_EQ(copy(file.id(), 1 << 20, copied.id(), 0, 1000).outcome.count(), 0u) << "behind the end";
 }
 
+TEST_P(StoreDataTest, a_copy_of_an_ordinary_user_ends_the_privileges_of_the_target) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs privilege";
+  const Answer file = create(kRootInode, "file"), program = create(kRootInode, "program");
+  write(file.id(), 0, "content");
+  chmod(program.id(), 06777);
+  EXPECT_EQ(copy(file.id(), 0, program.id(), 0, 7).error(), 0);
+  EXPECT_EQ(getattr(program.id()).outcome.attr().mode() & 07777, 06777u);
+  uid = gid = 1000;
+  EXPECT_EQ(copy(file.id(), 7, program.id(), 0, 7).outcome.count(), 0u);
+  EXPECT_EQ(getattr(program.id()).outcome.attr().mode() & 07777, 06777u) << "nothing was copied";
+  EXPECT_EQ(copy(file.id(), 0, program.id(), 0, 7).outcome.count(), 7u);
+  EXPECT_EQ(getattr(program.id()).outcome.attr().mode() & 07777, 0777u);
+}
+
 TEST_P(StoreDataTest, data_changes_are_noted) {
   const Answer file = create(kRootInode, "file"), other = create(kRootInode, "other");
   write(file.id(), 0, std::string(8192, 'x'));

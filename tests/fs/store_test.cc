@@ -7,6 +7,7 @@
 #include <sys/xattr.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "tests/fs/store_fixture.h"
 
@@ -152,6 +153,42 @@ TEST_P(StoreTest, create_of_an_existing_file_opens_it_unless_exclusive) {
   uid = gid = 1000;
   EXPECT_EQ(create(kRootInode, "file", 0600, O_RDWR).error(), ESTALE) << "not plainly allowed";
   EXPECT_EQ(create(kRootInode, "file", 0600, O_RDONLY).error(), 0);
+}
+
+// An ordinary open finds out what a create may not guess.
+TEST_P(StoreTest, create_of_an_existing_file_grants_nothing_that_open_would_not) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs privilege";
+  const Answer file = create(kRootInode, "file");
+  write(file.id(), 0, "content");
+  ASSERT_EQ(::chown(path("file").c_str(), 1000, 1000), 0);
+  const auto as = [&](std::uint32_t user, std::uint32_t mode, std::uint32_t flags) {
+    EXPECT_EQ(::chmod(path("file").c_str(), mode), 0);
+    uid = gid = user;
+    return create(kRootInode, "file", 0644, flags).error();
+  };
+  EXPECT_EQ(as(1000, 0400, O_RDWR), ESTALE) << "the owner may not";
+  EXPECT_EQ(as(1000, 0200, O_RDWR), ESTALE);
+  EXPECT_EQ(as(1000, 0400, O_RDONLY), 0);
+  EXPECT_EQ(as(1000, 0200, O_WRONLY), 0);
+  EXPECT_EQ(as(1000, 0400, O_RDONLY | O_TRUNC), ESTALE) << "truncating is writing";
+  EXPECT_EQ(as(2000, 0604, O_RDONLY), ESTALE) << "the group may not, and who knows who is in it";
+  EXPECT_EQ(as(2000, 0640, O_RDONLY), ESTALE);
+  EXPECT_EQ(as(2000, 0644, O_RDONLY), 0);
+  EXPECT_EQ(as(2000, 0644, O_WRONLY), ESTALE);
+  EXPECT_EQ(as(0, 0, O_RDWR), 0);
+  EXPECT_EQ(content("file"), "content");
+  EXPECT_EQ(as(2000, 06777, O_WRONLY | O_TRUNC), 0);
+  EXPECT_EQ(content("file"), "");
+  EXPECT_EQ(getattr(file.id()).outcome.attr().mode() & 07777, 0777u) << "written by somebody else";
+
+  // Version 2: the owner and others may read and write, user 2000 only read, the mask allows everything.
+  const std::uint16_t acl[] = {2, 0,      1,      6,  0xffff, 0xffff, 2,      4,  2000, 0,      4,
+                               6, 0xffff, 0xffff, 16, 7,      0xffff, 0xffff, 32, 6,    0xffff, 0xffff};
+  if (::setxattr(path("file").c_str(), "system.posix_acl_access", acl, sizeof acl, 0) != 0)
+    GTEST_SKIP() << "no ACLs here";
+  EXPECT_EQ(create(kRootInode, "file", 0644, O_RDWR).error(), ESTALE);
+  uid = gid = 1000;
+  EXPECT_EQ(create(kRootInode, "file", 0644, O_RDWR).error(), 0) << "of the owner it says what the mode says";
 }
 
 TEST_P(StoreTest, hard_links_are_one_inode) {
@@ -370,8 +407,18 @@ TEST_P(StoreTest, chown_and_the_setuid_bits) {
   chmod(file.id(), 06745);
   write(file.id(), 0, "x", false, true);
   EXPECT_EQ(getattr(file.id()).outcome.attr().mode() & 07777, 02745u)
-      << "without group execution it is no privilege";
+      << "without group execution it is no privilege of the group";
+  gid = 1000;
+  write(file.id(), 0, "x", false, true);
+  EXPECT_EQ(getattr(file.id()).outcome.attr().mode() & 07777, 0745u) << "but for others it is";
+  chmod(file.id(), 02745);
   SHAREFS_ASK(SetAttr, setattr);
+  op.set_id(file.id());
+  op.set_size(0);
+  op.set_kill_suidgid(true);
+  EXPECT_EQ(ask(r).outcome.attr().mode() & 07777, 0745u);
+  gid = 0;
+  op.Clear();
   op.set_id(file.id());
   op.set_uid(77);
   op.set_gid(88);
