@@ -329,12 +329,14 @@ void Store::observe(ChangeObserver* observer) { impl_->observer = observer; }
 std::int64_t Store::oldest_change() const { return impl_->ongoing->oldest(); }
 
 void Store::execute(const pb::Request& request, Bytes data, Reply reply) {
-  impl_->execute(request, data, std::move(reply), 0);
+  impl_->execute(request, data, std::move(reply));
 }
 
-void Store::Impl::execute(const pb::Request& request, Bytes data, Reply reply, unsigned tries) {
+void Store::Impl::attempt(const pb::Request& request, Bytes data, Reply reply, unsigned tries) {
   const bool last_try = tries >= kTriesForSpace;
-  if (!last_try && (request.has_fallocate() || request.has_copy_file_range())) {
+  const bool by_worker = request.has_fallocate() || request.has_copy_file_range();
+  if (by_worker && tries == 0) reply = in_order(ordered_inode(request), std::move(reply));
+  if (by_worker && !last_try) {
     // Workers do these; there is nothing left of the request when they find that the disk is full.
     auto attempt = std::make_shared<Attempt>(Attempt{request, {}, std::move(reply), tries});
     reply = [this, attempt = std::move(attempt)](const pb::Outcome& outcome, Bytes result) {
@@ -351,6 +353,8 @@ void Store::Impl::execute(const pb::Request& request, Bytes data, Reply reply, u
   const int error = perform(call);
   if (error == kLater) return;
   if (is_full(error) && !last_try) {
+    if (const InodeId id = ordered_inode(request); id != 0 && tries == 0 && !by_worker)
+      reply = in_order(id, std::move(reply));
     return wait_for_space(
         std::make_shared<Attempt>(Attempt{request, std::string(as_text(data)), std::move(reply), tries}));
   }
@@ -372,7 +376,7 @@ void Store::Impl::execute(const pb::Request& request, Bytes data, Reply reply, u
 void Store::Impl::wait_for_space(const std::shared_ptr<Attempt>& attempt) {
   const auto again = [this, attempt, still_there = std::weak_ptr<bool>(alive)] {
     if (still_there.expired()) return;
-    execute(attempt->request, as_bytes(attempt->data), std::move(attempt->reply), attempt->tries);
+    this->attempt(attempt->request, as_bytes(attempt->data), std::move(attempt->reply), attempt->tries);
   };
   ++attempt->tries;
   if (!doomed.empty()) {

@@ -122,6 +122,7 @@ int Store::Impl::open_existing(const pb::Create& op, StoreCall& call, int direct
   if (!ref) return errno;
   if (!may_open(call.request, backing, op.flags(), ref.fd)) return ESTALE;
   if ((op.flags() & O_TRUNC) != 0) {
+    if (data_changes.contains(id)) return ESTALE;  // an ordinary truncation takes its turn
     note_attributes(id);
     if (call.request.uid() != 0)
       if (const int error = strip_privileges(call.request, ref, backing); error != 0) return error;

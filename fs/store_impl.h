@@ -1,5 +1,6 @@
 // The inside of the Store, shared by its source files:
 //   store.cc              dispatch, identities and attributes, changes, workers
+//   store_order.cc        what waits for changes that are under way
 //   store_attributes.cc   attributes, extended attributes, the file system
 //   store_files.cc        data of files
 //   store_directories.cc  looking up and making names
@@ -13,6 +14,7 @@
 #include <sys/stat.h>
 
 #include <atomic>
+#include <deque>
 #include <functional>
 #include <list>
 #include <memory>
@@ -76,9 +78,22 @@ struct Store::Impl {
     Reply reply;
     unsigned tries = 0;  // so far
   };
-  void execute(const pb::Request& request, Bytes data, Reply reply, unsigned tries);
+  void attempt(const pb::Request& request, Bytes data, Reply reply, unsigned tries);
   void wait_for_space(const std::shared_ptr<Attempt>& attempt);
   bool space_is_coming();
+
+  // ---- the order of data (store_order.cc)
+  // What of an inode's data is changed by a worker, or once there is space, is changed even if the caller is
+  // gone by then. What arrives meanwhile is performed afterwards, or it would be overwritten.
+  struct OrderedChanges {
+    bool under_way = false;
+    bool going_on = false;  // with those that wait
+    std::deque<Attempt> waiting;
+  };
+  void execute(const pb::Request& request, Bytes data, Reply reply);
+  // From now on until the reply that this returns, changes to the data of the inode wait.
+  Reply in_order(InodeId id, Reply reply);
+  void go_on(InodeId id);
 
   // What a worker does, and what follows on the reactor thread before the reply. The descriptor stays open.
   struct Job {
@@ -195,9 +210,10 @@ struct Store::Impl {
   ChangeObserver* observer = nullptr;
   DescriptorCache descriptors;
   UniqueFd orphans_directory;
-  std::vector<std::string> doomed;    // names there that are erased from the table and still to be deleted
-  unsigned deleting = 0;              // batches of them that workers are deleting
-  std::list<KeptSnapshot> snapshots;  // most recently used first
+  std::vector<std::string> doomed;  // names there that are erased from the table and still to be deleted
+  unsigned deleting = 0;            // batches of them that workers are deleting
+  std::unordered_map<InodeId, OrderedChanges> data_changes;  // where there is one under way
+  std::list<KeptSnapshot> snapshots;                         // most recently used first
   struct Scratch {
     pb::Outcome outcome;
     std::string buffer;
@@ -212,6 +228,10 @@ struct Store::Impl {
   std::atomic<bool> root_has_private_area{false};
   std::uint32_t major_ = 0, minor_ = 0;  // of the device, constant
 };
+
+// The inode whose data the request changes in the order of arrival; 0: none. A writeback is not held up: the
+// kernel keeps its pages from other changes.
+InodeId ordered_inode(const pb::Request& request);
 
 // Adds the errno of a call that returned -1.
 inline int error_of(int result) { return result < 0 ? errno : 0; }

@@ -1,7 +1,9 @@
 // The Store: data of files and listings of directories.
 #include <linux/falloc.h>
+#include <sys/mount.h>
 #include <sys/xattr.h>
 
+#include <future>
 #include <map>
 #include <set>
 
@@ -31,6 +33,49 @@ class StoreDataTest : public StoreFixture {
     op.set_length(length);
     return ask(r);
   }
+  // Asks without waiting; answered() says in which order the answers came.
+  void ask_later(const std::string& name, const pb::Request& request, std::string_view data = {}) {
+    ++unanswered_;
+    store_->execute(request, as_bytes(data), [this, name](const pb::Outcome& outcome, Bytes) {
+      answered_.push_back(outcome.error() == 0 ? name : name + " failed");
+      if (--unanswered_ == 0) reactor_.stop();
+    });
+  }
+  const std::vector<std::string>& answered() {
+    if (unanswered_ > 0) reactor_.run();
+    return answered_;
+  }
+  pb::Request copy_of(InodeId in, InodeId out, std::uint64_t length) {
+    SHAREFS_ASK(CopyFileRange, copy_file_range);
+    op.set_id_in(in);
+    op.set_id_out(out);
+    op.set_length(length);
+    return r;
+  }
+  pb::Request write_of(InodeId id, std::uint64_t offset, std::size_t size, bool writeback = false) {
+    SHAREFS_ASK(Write, write);
+    op.set_id(id);
+    op.set_offset(offset);
+    op.set_size(static_cast<std::uint32_t>(size));
+    op.set_writeback(writeback);
+    return r;
+  }
+  pb::Request fallocate_of(InodeId id, std::uint64_t length, std::uint32_t mode) {
+    SHAREFS_ASK(Fallocate, fallocate);
+    op.set_id(id);
+    op.set_length(length);
+    op.set_mode(mode);
+    return r;
+  }
+  pb::Request truncation_of(InodeId id, std::uint64_t size) {
+    SHAREFS_ASK(SetAttr, setattr);
+    op.set_id(id);
+    op.set_size(size);
+    return r;
+  }
+  unsigned unanswered_ = 0;
+  std::vector<std::string> answered_;
+
   Answer sync(InodeId id, bool directory = false) {
     SHAREFS_ASK(Sync, sync);
     op.set_id(id);
@@ -142,6 +187,54 @@ TEST_P(StoreDataTest, a_copy_of_an_ordinary_user_ends_the_privileges_of_the_targ
   EXPECT_EQ(getattr(program.id()).outcome.attr().mode() & 07777, 06777u) << "nothing was copied";
   EXPECT_EQ(copy(file.id(), 0, program.id(), 0, 7).outcome.count(), 7u);
   EXPECT_EQ(getattr(program.id()).outcome.attr().mode() & 07777, 0777u);
+}
+
+TEST_P(StoreDataTest, changes_of_data_wait_behind_those_that_workers_make) {
+  const Answer source = create(kRootInode, "source"), target = create(kRootInode, "target");
+  write(source.id(), 0, std::string(8192, 's'));
+  std::promise<void> go;
+  workers_.submit([future = go.get_future().share()] { future.wait(); }, [] {});
+  ask_later("copy", copy_of(source.id(), target.id(), 8192));
+  ask_later("truncation", truncation_of(target.id(), 0));
+  ask_later("write", write_of(target.id(), 0, 3), std::string("new"));
+  ask_later("bad fallocate", fallocate_of(target.id(), 4096, 0xff00));
+  ask_later("fallocate", fallocate_of(target.id(), 4096, FALLOC_FL_KEEP_SIZE));
+  ask_later("second write", write_of(target.id(), 3, 1), std::string("!"));
+  EXPECT_TRUE(answered_.empty());
+  EXPECT_EQ(create(kRootInode, "target", 0644, O_WRONLY | O_TRUNC).error(), ESTALE);
+  EXPECT_EQ(getattr(target.id()).outcome.attr().size(), 0u) << "a query does not wait";
+  ask_later("writeback", write_of(target.id(), 8191, 1, true), std::string("b"));
+  ask_later("other file", write_of(source.id(), 8192, 1), std::string("o"));
+  EXPECT_EQ(answered_, (std::vector<std::string>{"writeback", "other file"})) << "nor do these";
+  go.set_value();
+  EXPECT_EQ(answered(), (std::vector<std::string>{"writeback", "other file", "copy", "truncation", "write",
+                                                  "bad fallocate failed", "fallocate", "second write"}));
+  EXPECT_EQ(content("target"), "new!");
+  ask_later("after", write_of(target.id(), 0, 1), std::string("N"));
+  EXPECT_EQ(answered_.back(), "after") << "nothing is under way any more";
+}
+
+TEST_P(StoreDataTest, changes_of_data_wait_behind_one_that_waits_for_space) {
+  stop();
+  if (::mount("tmpfs", tree().c_str(), "tmpfs", 0, "size=4m") != 0) {
+    start();
+    GTEST_SKIP() << "needs privilege";
+  }
+  start();
+  const Answer large = create(kRootInode, "large"), file = create(kRootInode, "file");
+  write(large.id(), 0, std::string(3 << 20, 'l'));
+  EXPECT_EQ(unlink(kRootInode, "large").error(), 0);  // nobody has it open: space is coming
+  const std::string bytes(2 << 20, 'f');
+  ask_later("write", write_of(file.id(), 0, bytes.size()), bytes);
+  ask_later("second write", write_of(file.id(), 0, 3), std::string("new"));
+  EXPECT_TRUE(answered_.empty());
+  ask_later("writeback", write_of(file.id(), 10, 1, true), std::string("b"));
+  EXPECT_EQ(answered_, std::vector<std::string>{"writeback"});
+  EXPECT_EQ(forget(large.id()).error(), 0);
+  EXPECT_EQ(answered(), (std::vector<std::string>{"writeback", "write", "second write"}));
+  EXPECT_EQ(read(file.id(), 0, 4).data, "newf");
+  stop();
+  EXPECT_EQ(::umount(tree().c_str()), 0);
 }
 
 TEST_P(StoreDataTest, data_changes_are_noted) {

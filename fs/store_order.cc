@@ -1,0 +1,58 @@
+// The Store: the order of changes to the data of one inode.
+//
+// Nothing here depends on a kernel: workers and the waiting for space come to an end by themselves, so
+// whatever waits is performed, and a recall that waits for its caller's pages waits no longer than that.
+#include "fs/store_impl.h"
+
+namespace sharefs {
+
+InodeId ordered_inode(const pb::Request& request) {
+  switch (request.op_case()) {
+    case pb::Request::kWrite:
+      return request.write().writeback() ? 0 : request.write().id();
+    case pb::Request::kSetattr:
+      return request.setattr().has_size() ? request.setattr().id() : 0;
+    case pb::Request::kFallocate:
+      return request.fallocate().id();
+    case pb::Request::kCopyFileRange:
+      return request.copy_file_range().id_out();
+    default:
+      return 0;
+  }
+}
+
+void Store::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
+  if (!data_changes.empty()) {
+    const auto before = data_changes.find(ordered_inode(request));
+    if (before != data_changes.end()) {
+      before->second.waiting.push_back({request, std::string(as_text(data)), std::move(reply)});
+      return;
+    }
+  }
+  attempt(request, data, std::move(reply), 0);
+}
+
+Reply Store::Impl::in_order(InodeId id, Reply reply) {
+  data_changes[id].under_way = true;
+  return [this, id, reply = std::move(reply)](const pb::Outcome& outcome, Bytes result) {
+    reply(outcome, result);
+    go_on(id);
+  };
+}
+
+// A loop, not a recursion: the next one may end at once, from within attempt().
+void Store::Impl::go_on(InodeId id) {
+  OrderedChanges& changes = data_changes.at(id);
+  changes.under_way = false;
+  if (changes.going_on) return;
+  changes.going_on = true;
+  while (!changes.under_way && !changes.waiting.empty()) {
+    Attempt next = std::move(changes.waiting.front());
+    changes.waiting.pop_front();
+    attempt(next.request, as_bytes(next.data), std::move(next.reply), 0);
+  }
+  changes.going_on = false;
+  if (!changes.under_way) data_changes.erase(id);
+}
+
+}  // namespace sharefs
