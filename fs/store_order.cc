@@ -25,6 +25,8 @@ void Store::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
   if (!data_changes.empty()) {
     const auto before = data_changes.find(ordered_inode(request));
     if (before != data_changes.end()) {
+      note_attributes(
+          before->first);  // what is going to be changed is reported before this returns (Promises)
       before->second.waiting.push_back({request, std::string(as_text(data)), std::move(reply)});
       return;
     }

@@ -195,7 +195,12 @@ TEST_P(StoreDataTest, changes_of_data_wait_behind_those_that_workers_make) {
   std::promise<void> go;
   workers_.submit([future = go.get_future().share()] { future.wait(); }, [] {});
   ask_later("copy", copy_of(source.id(), target.id(), 8192));
+  RecordingObserver observer;
+  store_->observe(&observer);
   ask_later("truncation", truncation_of(target.id(), 0));
+  EXPECT_TRUE(observer.has("attributes " + std::to_string(target.id())))
+      << "who was promised them is recalled";
+  store_->observe(nullptr);
   ask_later("write", write_of(target.id(), 0, 3), std::string("new"));
   ask_later("bad fallocate", fallocate_of(target.id(), 4096, 0xff00));
   ask_later("fallocate", fallocate_of(target.id(), 4096, FALLOC_FL_KEEP_SIZE));
