@@ -85,7 +85,8 @@ int Store::Impl::strip_privileges(const pb::Request& request, const DescriptorCa
   std::uint32_t mode = backing.stx_mode;
   if (ref.type != S_IFREG || (mode & (S_ISUID | S_ISGID)) == 0) return 0;
   mode &= ~static_cast<std::uint32_t>(S_ISUID);
-  if ((mode & S_IXGRP) != 0 || request.gid() != backing.stx_gid) mode &= ~static_cast<std::uint32_t>(S_ISGID);
+  const bool member = request.uid() == 0 || request.gid() == backing.stx_gid;
+  if ((mode & S_IXGRP) != 0 || !member) mode &= ~static_cast<std::uint32_t>(S_ISGID);
   return mode == backing.stx_mode ? 0 : change_mode(ref, mode);
 }
 
@@ -95,14 +96,14 @@ int Store::Impl::setattr(const pb::SetAttr& op, StoreCall& call) {
   if (op.has_mode() && ref.type == S_IFLNK) return EOPNOTSUPP;
   note_attributes(op.id());
   int error = 0;
-  if (op.has_uid() || op.has_gid()) error = change_owner(op, ref);
-  if (error == 0 && op.has_mode()) error = change_mode(ref, op.mode());
-  if (error == 0 && op.has_size()) error = change_size(op);
-  if (error == 0 && op.kill_suidgid() && !op.has_mode()) {
+  if (op.kill_suidgid() && !op.has_mode()) {
     Backing backing{};
     error = error_of(::statx(ref.fd, "", AT_EMPTY_PATH, kBackingMask, &backing));
-    if (error == 0) error = strip_privileges(call.request, ref, backing);
+    if (error == 0) error = strip_privileges(call.request, ref, backing);  // the group that it has before
   }
+  if (error == 0 && (op.has_uid() || op.has_gid())) error = change_owner(op, ref);
+  if (error == 0 && op.has_mode()) error = change_mode(ref, op.mode());
+  if (error == 0 && op.has_size()) error = change_size(op);
   if (error == 0 && (op.has_atime() || op.has_mtime() || op.atime_now() || op.mtime_now()))
     error = change_times(op, ref);
   changed(op.id());  // also if only some of it was done

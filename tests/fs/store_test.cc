@@ -408,7 +408,7 @@ TEST_P(StoreTest, chown_and_the_setuid_bits) {
   write(file.id(), 0, "x", false, true);
   EXPECT_EQ(getattr(file.id()).outcome.attr().mode() & 07777, 02745u)
       << "without group execution it is no privilege of the group";
-  gid = 1000;
+  uid = gid = 1000;
   write(file.id(), 0, "x", false, true);
   EXPECT_EQ(getattr(file.id()).outcome.attr().mode() & 07777, 0745u) << "but for others it is";
   chmod(file.id(), 02745);
@@ -417,7 +417,15 @@ TEST_P(StoreTest, chown_and_the_setuid_bits) {
   op.set_size(0);
   op.set_kill_suidgid(true);
   EXPECT_EQ(ask(r).outcome.attr().mode() & 07777, 0745u);
-  gid = 0;
+  chmod(file.id(), 02745);
+  ASSERT_EQ(::chown(path("file").c_str(), 1000, 1000), 0);
+  op.clear_size();
+  op.set_gid(100);
+  EXPECT_EQ(ask(r).outcome.attr().mode() & 07777, 02745u) << "given away by a member of its group";
+  r.set_uid(0);
+  r.set_gid(0);
+  op.set_gid(200);
+  EXPECT_EQ(ask(r).outcome.attr().mode() & 07777, 02745u) << "root may keep it";
   op.Clear();
   op.set_id(file.id());
   op.set_uid(77);
