@@ -59,6 +59,7 @@ struct DirectorySnapshot {
   std::string_view name(const Item& item) const {
     return std::string_view(names).substr(item.name, item.size);
   }
+  std::size_t bytes() const { return items.capacity() * sizeof(Item) + names.capacity(); }
 };
 
 struct Store::Impl {

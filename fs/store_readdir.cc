@@ -19,8 +19,11 @@
 namespace sharefs {
 namespace {
 
+// What is dropped is made again when its handle goes on, which for a million names (40 MB) takes long: a few
+// such listings must have room beside each other.
 constexpr std::size_t kMaxSnapshots = 64;
-constexpr std::uint64_t kLargeDirectory = 1 << 20;  // bytes; above, it is read on a worker
+constexpr std::size_t kMaxSnapshotBytes = 128 << 20;  // beside the newest
+constexpr std::uint64_t kLargeDirectory = 1 << 20;    // bytes; above, it is read on a worker
 constexpr std::uint64_t kDotOffset = 1, kDotDotOffset = 2;
 
 // What an entry takes of the kernel's buffer: fuse_direntplus or fuse_dirent, the name, rounded up.
@@ -63,13 +66,21 @@ int Store::Impl::take_snapshot(int fd, bool root, DirectorySnapshot& snapshot) c
   std::sort(snapshot.items.begin(), snapshot.items.end(), [&](const auto& a, const auto& b) {
     return a.offset != b.offset ? a.offset < b.offset : snapshot.name(a) < snapshot.name(b);
   });
+  snapshot.items.shrink_to_fit();
+  snapshot.names.shrink_to_fit();
   return 0;
 }
 
 const DirectorySnapshot& Store::Impl::keep_snapshot(SnapshotKey key, InodeId id, DirectorySnapshot snapshot) {
   snapshots.remove_if([&](const KeptSnapshot& kept) { return kept.key == key; });
   snapshots.push_front({key, id, std::move(snapshot)});
-  if (snapshots.size() > kMaxSnapshots) snapshots.pop_back();
+  std::size_t bytes = 0, count = 0;
+  for (auto kept = std::next(snapshots.begin()); kept != snapshots.end(); ++kept) {
+    bytes += kept->snapshot.bytes();
+    if (++count < kMaxSnapshots && bytes <= kMaxSnapshotBytes) continue;
+    snapshots.erase(kept, snapshots.end());
+    break;
+  }
   return snapshots.front().snapshot;
 }
 

@@ -396,5 +396,26 @@ TEST_P(StoreDataTest, a_huge_directory) {
   EXPECT_EQ(list(directory.id(), 1 << 20, false).size(), count + 2);
 }
 
+TEST_P(StoreDataTest, listings_of_a_huge_directory_do_not_pile_up) {
+  const Answer directory = mkdir(kRootInode, "d");
+  store_->rest();
+  for (int i = 0; i < 20'000; ++i) {
+    const std::string name = std::string(240, 'n') + std::to_string(i);
+    ASSERT_EQ(::mknod(path("d/" + name).c_str(), S_IFREG | 0600, 0), 0);
+  }
+  constexpr std::uint64_t kMore = 30;  // of more than 5 MB each
+  for (std::uint64_t handle = 0; handle <= kMore; ++handle) readdir(directory.id(), handle, 0, 1024, false);
+  // Of the last twentieth of the names.
+  const auto names = [&](std::uint64_t handle) {
+    constexpr std::uint64_t kLate = (std::uint64_t{1} << 63) / 20 * 19;
+    return readdir(directory.id(), handle, kLate, 16 << 20, false).outcome.entries_size();
+  };
+  const int before = names(kMore);
+  for (int i = 0; i < 100; ++i) create(directory.id(), "new" + std::to_string(i));
+  EXPECT_EQ(names(kMore), before) << "the newest is kept";
+  EXPECT_EQ(names(kMore / 2), before) << "and some others";
+  EXPECT_GT(names(0), before) << "but not this one";
+}
+
 }  // namespace
 }  // namespace sharefs
