@@ -86,6 +86,12 @@ bool handle_names_inode(const FileHandle& handle, const Backing& backing) {
   return ino != 0 && ino == backing.stx_ino;
 }
 
+UniqueFd reopen(UniqueFd path, int flags) {
+  if ((flags & O_PATH) != 0) return path;
+  const std::string link = "/proc/self/fd/" + std::to_string(path.get());
+  return UniqueFd(::open(link.c_str(), (flags & ~O_NOFOLLOW) | O_CLOEXEC));
+}
+
 int refusal(std::uint32_t type, int flags) {
   if ((flags & O_PATH) != 0 || type == S_IFREG || type == S_IFDIR) return 0;
   return type == S_IFLNK ? ELOOP : ENXIO;
@@ -133,6 +139,9 @@ struct InodeTable::Impl {
   void erase(const Lock& lock, const Entry& entry);
   InodeId add(const Lock& lock, Identity identity);
   Presented present(InodeId id, const Backing& backing);
+  void note_name(const Lock& lock, Identity identity, InodeId parent, std::string_view name);
+  bool let_go(InodeId id);
+  UniqueFd open_kept(InodeId id, int flags, std::uint32_t* type, Lock& lock);
 
   // One step of a way that leads from an open directory to an inode.
   struct Step {
@@ -154,6 +163,8 @@ struct InodeTable::Impl {
   mutable std::mutex mutex;
   UniqueFd root;
   UniqueFd mount;  // the root, opened for open_by_handle_at
+  // Open inodes that lost the name by which they were reached; the last one is the newest.
+  std::vector<std::pair<InodeId, UniqueFd>> kept;
   IdentityCache cache;
   IdentityRows rows;
   IdentityJournal journal;
@@ -325,9 +336,33 @@ UniqueFd InodeTable::Impl::open_way(InodeId id, int flags, std::uint32_t* type, 
     }
     at = std::move(next);
   }
-  if ((flags & O_PATH) != 0) return at;
-  const std::string link = "/proc/self/fd/" + std::to_string(at.get());
-  return UniqueFd(::open(link.c_str(), (flags & ~O_NOFOLLOW) | O_CLOEXEC));
+  return reopen(std::move(at), flags);
+}
+
+// Invalid, with errno 0: it is not kept.
+UniqueFd InodeTable::Impl::open_kept(InodeId id, int flags, std::uint32_t* type, Lock& lock) {
+  errno = 0;
+  const auto found =
+      std::find_if(kept.begin(), kept.end(), [id](const auto& one) { return one.first == id; });
+  if (found == kept.end()) return {};
+  UniqueFd path(::fcntl(found->second.get(), F_DUPFD_CLOEXEC, 0));
+  lock.unlock();
+  Backing backing{};
+  if (!path || !look(path.get(), "", backing)) return {};
+  if (type != nullptr) *type = file_type(backing);
+  if (errno = refusal(file_type(backing), flags); errno != 0) return {};
+  return reopen(std::move(path), flags);
+}
+
+bool InodeTable::Impl::let_go(InodeId id) {
+  return std::erase_if(kept, [id](const auto& one) { return one.first == id; }) > 0;
+}
+
+void InodeTable::Impl::note_name(const Lock& lock, Identity identity, InodeId parent, std::string_view name) {
+  let_go(identity.id);
+  identity.parent = parent;
+  identity.name = name;
+  put(lock, identity);
 }
 
 InodeTable::InodeTable(const std::filesystem::path& database, const std::filesystem::path& journal,
@@ -362,13 +397,12 @@ InodeId InodeTable::identify(InodeId parent, std::string_view name_view, int dir
     if (entry != nullptr && impl_->is(*entry, backing, directory_fd, name)) {
       const InodeId id = entry->id;
       if (entry->has_handle() || id == kRootInode || name.empty()) return id;
-      Identity identity = impl_->cache.identity(*entry);
-      if (identity.parent == parent && identity.name == name) return id;
+      const Identity identity = impl_->cache.identity(*entry);
+      const bool noted = identity.parent == parent && identity.name == name;
+      if (noted && impl_->kept.empty()) return id;
       // It may have moved since it was seen: then it is known better already.
       if (Backing now{}; !look(directory_fd, name, now) || !same_inode(now, backing)) return id;
-      identity.parent = parent;
-      identity.name = name;
-      impl_->put(lock, identity);
+      if (!noted || impl_->let_go(id)) impl_->note_name(lock, identity, parent, name);
       return id;
     }
     if (entry == nullptr) impl_->flusher.wait_for_id(lock);
@@ -424,6 +458,7 @@ void InodeTable::bind(InodeId id, InodeId parent, std::string_view name, int dir
   const Lock lock = impl_->ready();
   if (const Entry* other = impl_->load_ino(backing.stx_ino); other != nullptr && other->id != id)
     impl_->erase(lock, *other);
+  impl_->let_go(id);
   Identity identity;
   identity.id = id;
   if (!impl_->describe(identity, parent, std::string(name), directory_fd, -1, backing))
@@ -439,10 +474,41 @@ void InodeTable::moved(InodeId id, InodeId parent, std::string_view name) {
   const Lock lock = impl_->ready();
   const Entry* entry = impl_->load(id);
   if (entry == nullptr || entry->has_handle() || id == kRootInode) return;
-  Identity identity = impl_->cache.identity(*entry);
-  identity.parent = parent;
-  identity.name = name;
-  impl_->put(lock, identity);
+  impl_->note_name(lock, impl_->cache.identity(*entry), parent, name);
+}
+
+void InodeTable::linked(InodeId id, InodeId parent, std::string_view name) {
+  bool reached = false;
+  {
+    const Lock lock(impl_->mutex);
+    const Entry* entry = impl_->load(id);
+    if (entry == nullptr || entry->has_handle()) return;
+    reached = !impl_->let_go(id);
+  }
+  if (!reached || !open(id, O_PATH | O_NOFOLLOW)) moved(id, parent, name);
+}
+
+void InodeTable::losing(InodeId id, InodeId parent, std::string_view name_view, int directory_fd) {
+  const Lock lock(impl_->mutex);
+  const Entry* entry = impl_->load(id);
+  if (entry == nullptr || entry->has_handle()) return;
+  const Identity identity = impl_->cache.identity(*entry);
+  const std::string name(name_view);
+  if (identity.parent != parent || identity.name != name) return;
+  UniqueFd fd(::openat(directory_fd, name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+  Backing backing{};
+  if (!fd || !look(fd.get(), "", backing) || backing.stx_ino != identity.ino ||
+      birth(backing) != identity.born)
+    return;
+  impl_->let_go(id);
+  if (impl_->kept.size() == kKeptInodes) impl_->kept.erase(impl_->kept.begin());
+  impl_->kept.emplace_back(id, std::move(fd));
+}
+
+void InodeTable::let_go(InodeId id) {
+  if (impl_->handles) return;
+  const Lock lock(impl_->mutex);
+  impl_->let_go(id);
 }
 
 bool InodeTable::is_reached_by(InodeId id, InodeId parent, std::string_view name) {
@@ -455,6 +521,7 @@ bool InodeTable::is_reached_by(InodeId id, InodeId parent, std::string_view name
 
 void InodeTable::erase(InodeId id) {
   const Lock lock = impl_->ready();
+  impl_->let_go(id);
   if (const Entry* entry = impl_->load(id); entry != nullptr && id != kRootInode) impl_->erase(lock, *entry);
 }
 
@@ -470,7 +537,10 @@ UniqueFd InodeTable::open(InodeId id, int flags, std::uint32_t* type) {
     errno = ESTALE;
     return {};
   }
-  if (!entry->has_handle()) return impl_->open_way(id, flags, type, lock);
+  if (!entry->has_handle()) {
+    UniqueFd kept = impl_->open_kept(id, flags, type, lock);
+    return kept || errno != 0 ? std::move(kept) : impl_->open_way(id, flags, type, lock);
+  }
   if (type != nullptr) *type = entry->type();
   if (const int error = refusal(entry->type(), flags); error != 0) {
     errno = error;

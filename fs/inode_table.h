@@ -62,6 +62,7 @@ std::int64_t timestamp_ns(const statx_timestamp& time);
 
 class InodeTable {
  public:
+  static constexpr std::size_t kKeptInodes = 64;
   struct Options {
     bool use_handles = true;  // false: work by parent and name even where file handles could be used
     std::uint32_t cache_entries = 1u << 17;
@@ -108,9 +109,16 @@ class InodeTable {
   // handles.
   [[nodiscard]] std::unique_lock<std::shared_mutex> change_names();
 
-  // The name by which the inode is reached changed (rename, link): only kept where file handles cannot be
-  // used. Parent 0: `name` is a path within the private area (an orphan, a parked inode).
+  // The name by which the inode is reached changed (rename): only kept where file handles cannot be used.
+  // Parent 0: `name` is a path within the private area (an orphan, a parked inode).
   void moved(InodeId id, InodeId parent, std::string_view name);
+  // The inode got one more name. The first one stays the one by which it is reached, if it is.
+  void linked(InodeId id, InodeId parent, std::string_view name);
+  // The inode, which is open, is about to lose this name and has others. If it is reached by this one, a
+  // descriptor keeps it in reach of this process until another is seen, or until let_go() or kKeptInodes
+  // more.
+  void losing(InodeId id, InodeId parent, std::string_view name, int directory_fd);
+  void let_go(InodeId id);  // it is not open any more
 
   // Whether this is the name by which the inode is reached; true of every name with file handles.
   bool is_reached_by(InodeId id, InodeId parent, std::string_view name);

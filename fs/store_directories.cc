@@ -174,7 +174,7 @@ int Store::Impl::link(const pb::Link& op, StoreCall& call) {
           ? ::linkat(ref.fd, "", directory_ref.fd, op.name().c_str(), AT_EMPTY_PATH)
           : ::linkat(AT_FDCWD, ProcPath(ref.fd).path, directory_ref.fd, op.name().c_str(), AT_SYMLINK_FOLLOW);
   if (result != 0) return errno;
-  inodes.moved(op.id(), op.parent(), op.name());
+  inodes.linked(op.id(), op.parent(), op.name());
   changed(op.parent());
   changed(op.id());
   return fill(call, op.id(), ref.fd);

@@ -47,7 +47,9 @@ int Store::Impl::opendir(const pb::OpenDir& op) {
 
 // A descriptor for writing would keep others, who use the store directly, from executing the file.
 int Store::Impl::release(const pb::Release& op) {
-  if (!opens.is_open(op.id())) descriptors.drop_writable(op.id());
+  if (opens.is_open(op.id())) return 0;
+  descriptors.drop_writable(op.id());
+  inodes.let_go(op.id());
   return 0;
 }
 

@@ -178,6 +178,7 @@ struct Store::Impl {
   int rmdir(const pb::RmDir& op, StoreCall& call);
   int rename(const pb::Rename& op, StoreCall& call);
   int rename_over(const pb::Rename& op, int from, int to, const Victim& victim);
+  void keep_in_reach(InodeId parent, const std::string& name, int directory_fd, const Victim& victim);
   void orphan(StoreCall& call, const Victim& victim);
   int remove_name(StoreCall& call, InodeId parent, const std::string& name, int directory_fd,
                   const Victim& victim);

@@ -68,6 +68,13 @@ int Store::Impl::find_victim(int directory_fd, const std::string& name, Victim& 
   return 0;
 }
 
+// It has other names. Unless it is open, one of them is looked up before anybody asks for the inode.
+void Store::Impl::keep_in_reach(InodeId parent, const std::string& name, int directory_fd,
+                                const Victim& victim) {
+  if (victim.id != 0 && !victim.last_name && opens.is_open(victim.id))
+    inodes.losing(victim.id, parent, name, directory_fd);
+}
+
 // The victim has just lost its last name and lies in the private area.
 void Store::Impl::orphan(StoreCall& call, const Victim& victim) {
   inodes.moved(victim.id, 0, std::string("orphans/") + OrphanName(victim.id).name);
@@ -87,8 +94,9 @@ int Store::Impl::remove_name(StoreCall& call, InodeId parent, const std::string&
     if (::renameat(directory_fd, name.c_str(), orphans, OrphanName(victim.id).name) != 0) return errno;
     fault_point("store-orphan-moved");
     orphan(call, victim);
-  } else if (::unlinkat(directory_fd, name.c_str(), victim.directory ? AT_REMOVEDIR : 0) != 0) {
-    return errno;
+  } else {
+    keep_in_reach(parent, name, directory_fd, victim);
+    if (::unlinkat(directory_fd, name.c_str(), victim.directory ? AT_REMOVEDIR : 0) != 0) return errno;
   }
   changed(parent);
   if (victim.id != 0) changed(victim.id);
@@ -172,6 +180,7 @@ int Store::Impl::rename(const pb::Rename& op, StoreCall& call) {
   const bool orphans_target = target.exists && !exchange && !same && target.last_name && target.id != 0;
   int ignored = 0;
   if (orphans_target) private_area(ignored);  // opened before names change
+  if (target.exists && !exchange && !same) keep_in_reach(op.new_parent(), op.new_name(), to.fd, target);
   const auto changing = inodes.change_names();
   if (orphans_target) {
     error = rename_over(op, from.fd, to.fd, target);

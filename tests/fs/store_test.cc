@@ -210,6 +210,42 @@ TEST_P(StoreTest, hard_links_are_one_inode) {
   EXPECT_EQ(link(soft.id(), kRootInode, "s2").outcome.attr().nlink(), 2u) << "of the link itself";
 }
 
+TEST_P(StoreTest, an_open_file_is_reached_whichever_of_its_names_goes) {
+  const Answer file = create(kRootInode, "a");
+  write(file.id(), 0, "content");
+  const OpenHandle handle{.client = 1, .handle = 99, .id = file.id(), .flags = O_RDWR};
+  opens_.open(handle);
+  const auto reached = [&] {
+    store_->drop_descriptors();
+    return getattr(file.id()).error() == 0 && write(file.id(), 0, "c").error() == 0 &&
+           read(file.id(), 0, 100).data == "content";
+  };
+  link(file.id(), kRootInode, "b");
+  unlink(kRootInode, "b");
+  EXPECT_TRUE(reached()) << "the first name is left";
+  link(file.id(), kRootInode, "c");
+  unlink(kRootInode, "a");
+  EXPECT_TRUE(reached()) << "the second name is left";
+  link(file.id(), kRootInode, "d");
+  unlink(kRootInode, "c");
+  EXPECT_TRUE(reached()) << "after a link that could be noted";
+  link(file.id(), kRootInode, "e");
+  create(kRootInode, "other");
+  EXPECT_EQ(rename(kRootInode, "other", kRootInode, "d").error(), 0);
+  EXPECT_TRUE(reached()) << "one name was renamed over";
+  EXPECT_EQ(lookup(kRootInode, "e").id(), file.id());
+  link(file.id(), kRootInode, "f");
+  unlink(kRootInode, "e");
+  SHAREFS_ASK(Release, release);
+  op.set_id(file.id());
+  opens_.close(1, 99);
+  EXPECT_EQ(ask(r).error(), 0);
+  EXPECT_EQ(lookup(kRootInode, "f").id(), file.id());
+  EXPECT_TRUE(reached()) << "closed, and looked up";
+  EXPECT_EQ(unlink(kRootInode, "f").outcome.orphaned_size(), 1);
+  EXPECT_TRUE(reached()) << "without a name";
+}
+
 TEST_P(StoreTest, an_unlinked_file_lives_until_it_is_forgotten) {
   const Answer file = create(kRootInode, "file");
   write(file.id(), 0, "still here");
