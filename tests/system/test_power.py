@@ -127,20 +127,25 @@ def what_an_old_image_has_lost_is_sent_again():
     cluster.verify(alpha, beta)
 
 
+def lose_what_was_received(cluster, owner, target):
+    """The owner's machine loses its power when the target has received all, and nothing is committed."""
+    owner.stop()
+    owner.start(faults='source.log_applied=kill@1')
+    cluster.wait_connected()
+    overwrite(owner, b'1')
+    migration = owner.migrate_in_background(target, *MAX_PAUSE)
+    owner.process.wait(40)
+    power.cut(owner)
+    owner.start()
+    migration.kill()
+    cluster.wait_connected()
+
+
 def what_an_owner_has_lost_is_not_kept_by_its_target():
     """A target received what was written last; then the owner lost the bytes, but not the times, with its power."""
     cluster = power.cluster(2, content=big_files)
     alpha, beta = cluster
-    alpha.stop()
-    alpha.start(faults='source.log_applied=kill@1')
-    cluster.wait_connected()
-    overwrite(alpha, b'1')
-    migration = alpha.migrate_in_background(beta, *MAX_PAUSE)
-    alpha.process.wait(40)
-    power.cut(alpha)
-    alpha.start()
-    migration.kill()
-    cluster.wait_connected()
+    lose_what_was_received(cluster, alpha, beta)
     alpha.migrate(beta, *MAX_PAUSE)
     cluster.verify(beta, alpha)
     beta.migrate(alpha, *MAX_PAUSE)
@@ -152,16 +157,7 @@ def what_an_owner_has_lost_is_not_kept_by_a_target_of_its_successor():
     """As above, but the site that received it last is handed the data set by a third one, which has lost nothing."""
     cluster = power.cluster(3, content=big_files)
     alpha, beta, gamma = cluster
-    alpha.stop()
-    alpha.start(faults='source.log_applied=kill@1')
-    cluster.wait_connected()
-    overwrite(alpha, b'1')
-    migration = alpha.migrate_in_background(beta, *MAX_PAUSE)
-    alpha.process.wait(40)
-    power.cut(alpha)
-    alpha.start()
-    migration.kill()
-    cluster.wait_connected()
+    lose_what_was_received(cluster, alpha, beta)
     alpha.migrate(gamma, *MAX_PAUSE)
     gamma.migrate(beta, *MAX_PAUSE)
     cluster.verify(beta, gamma)
