@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <vector>
 
 #include "cli/units.h"
 
@@ -36,25 +37,37 @@ std::string of_total(const std::string& done, std::uint64_t total, const std::st
   return total == 0 ? done : done + "/" + total_text;
 }
 
-std::string details(const nlohmann::json& handoff) {
+struct Detail {
+  int importance;  // what a narrow terminal shows: the more important
+  std::string text;
+};
+
+std::vector<Detail> details(const nlohmann::json& handoff) {
   const auto files_total = count_of(handoff, "files_total");
   const auto bytes_total = count_of(handoff, "bytes_total");
-  std::string text = fmt::format(
-      "{} files  {}",
-      of_total(format_count(count_of(handoff, "files")), files_total, format_count(files_total)),
-      of_total(format_bytes(count_of(handoff, "image_bytes")), bytes_total, format_bytes(bytes_total)));
-  if (const auto rate = count_of(handoff, "rate"); rate > 0) text += "  " + format_bytes(rate) + "/s";
-  if (const double eta = number_of(handoff, "eta_s"); eta > 0) text += "  ETA " + format_seconds(eta);
-  if (count_of(handoff, "log_entries") > 0 || count_of(handoff, "log_left_bytes") > 0) {
-    text += "  log left " + format_bytes(count_of(handoff, "log_left_bytes"));
-  }
-  if (const double pause = number_of(handoff, "predicted_pause_ms"); pause > 0) {
-    text += "  pause would be " + format_milliseconds(pause);
-  }
+  std::vector<Detail> all;
+  all.push_back(
+      {4, of_total(format_count(count_of(handoff, "files")), files_total, format_count(files_total)) +
+              " files"});
+  all.push_back(
+      {3, of_total(format_bytes(count_of(handoff, "image_bytes")), bytes_total, format_bytes(bytes_total))});
+  if (const auto rate = count_of(handoff, "rate"); rate > 0) all.push_back({2, format_bytes(rate) + "/s"});
+  if (const double eta = number_of(handoff, "eta_s"); eta > 0)
+    all.push_back({6, "ETA " + format_seconds(eta)});
+  if (const auto left = count_of(handoff, "log_left_bytes"); left > 0 || count_of(handoff, "log_entries") > 0)
+    all.push_back({1, "log left " + format_bytes(left)});
+  if (const double pause = number_of(handoff, "predicted_pause_ms"); pause > 0)
+    all.push_back({7, "pause would be " + format_milliseconds(pause)});
   if (const auto rate = count_of(handoff, "writers_rate"); rate > 0)
-    text += "  writers slowed to " + format_bytes(rate) + "/s";
+    all.push_back({5, "writers slowed to " + format_bytes(rate) + "/s"});
   if (const auto attempts = count_of(handoff, "attempts"); attempts > 1)
-    text += fmt::format("  try {}", attempts);
+    all.push_back({8, fmt::format("try {}", attempts)});
+  return all;
+}
+
+std::string joined(const std::vector<Detail>& all) {
+  std::string text;
+  for (const Detail& one : all) text += (text.empty() ? "" : "  ") + one.text;
   return text;
 }
 
@@ -95,17 +108,24 @@ std::string progress_line(const nlohmann::json& handoff, unsigned width) {
   const double done = share_done(handoff);
   const auto filled = static_cast<std::size_t>(std::lround(done * kBarWidth));
   const std::string phase = text_of(handoff, "phase");
-  const std::string rest = fmt::format("{:3.0f} %  {}", std::floor(done * 100), details(handoff));
-  std::string line = fmt::format("{} [{}{}] {}", phase, std::string(filled, '#'),
-                                 std::string(kBarWidth - filled, '-'), rest);
+  const std::string share = fmt::format("{:3.0f} %", std::floor(done * 100));
+  std::vector<Detail> shown = details(handoff);
+  std::string line = fmt::format("{} [{}{}] {}  {}", phase, std::string(filled, '#'),
+                                 std::string(kBarWidth - filled, '-'), share, joined(shown));
   // What the words say matters more than the bar, where there is no room for both.
-  if (line.size() >= width) line = phase + " " + rest;
+  while (line.size() >= width && !shown.empty()) {
+    line = fmt::format("{} {}  {}", phase, share, joined(shown));
+    if (line.size() >= width)
+      shown.erase(std::min_element(shown.begin(), shown.end(), [](const Detail& a, const Detail& b) {
+        return a.importance < b.importance;
+      }));
+  }
   if (width > 1 && line.size() >= width) line.resize(width - 1);
   return line;
 }
 
 std::string plain_line(const nlohmann::json& handoff) {
-  return fmt::format("{}: {}", text_of(handoff, "phase"), details(handoff));
+  return fmt::format("{}: {}", text_of(handoff, "phase"), joined(details(handoff)));
 }
 
 std::string handoff_summary(const nlohmann::json& handoff) {

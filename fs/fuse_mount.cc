@@ -131,6 +131,7 @@ constexpr std::array kMountFlags{
 struct MountArguments {
   unsigned long flags = 0;  // as a disk of root's: devices and setuid programs work, unless -o says otherwise
   std::string data;
+  std::string left_to_kernel;  // options that are its own, or nobody's
 };
 
 MountArguments mount_arguments(const std::vector<std::string>& options, int device, unsigned root_mode) {
@@ -144,7 +145,8 @@ MountArguments mount_arguments(const std::vector<std::string>& options, int devi
     const auto* known = std::find_if(kMountFlags.begin(), kMountFlags.end(),
                                      [&option](const MountFlag& flag) { return option == flag.name; });
     if (known == kMountFlags.end()) {
-      append(arguments.data, option);  // the kernel knows it, or refuses it
+      append(arguments.data, option);
+      append(arguments.left_to_kernel, option);
     } else {
       arguments.flags = known->set ? arguments.flags | known->flag : arguments.flags & ~known->flag;
     }
@@ -165,7 +167,9 @@ UniqueFd mount_as_root(const std::filesystem::path& mountpoint, const std::strin
     case EPERM:
       refuse(mountpoint, "no permission (mounting needs CAP_SYS_ADMIN)");
     case EINVAL:
-      refuse(mountpoint, "the kernel does not know one of the mount options (" + arguments.data + ")");
+      refuse(mountpoint, arguments.left_to_kernel.empty()
+                             ? error_text(errno)
+                             : "the kernel does not know -o " + arguments.left_to_kernel);
     case ENODEV:
       refuse(mountpoint, "the kernel has no FUSE (try: modprobe fuse)");
     default:

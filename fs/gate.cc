@@ -18,22 +18,10 @@ bool is_writeback(const pb::Request& request) {
   return request.op_case() == pb::Request::kWrite && request.write().writeback();
 }
 
-// The inode whose bytes it changes; 0: none.
-InodeId changes_data_of(const pb::Request& request) {
-  switch (request.op_case()) {
-    case pb::Request::kWrite:
-      return request.write().id();
-    case pb::Request::kSetattr:
-      return request.setattr().id();
-    case pb::Request::kFallocate:
-      return request.fallocate().id();
-    case pb::Request::kCopyFileRange:
-      return request.copy_file_range().id_out();
-    case pb::Request::kOpen:
-      return request.open().id();
-    default:
-      return 0;
-  }
+// What a writeback of this inode comes before. Times that are set are not to be those of the writeback.
+bool follows_writebacks(const pb::Request& request, InodeId id) {
+  return !is_writeback(request) &&
+         (changes_data_of(request) == id || (request.has_setattr() && request.setattr().id() == id));
 }
 
 bool is_waiting_lock(const pb::Request& request) {
@@ -112,12 +100,11 @@ void Gate::finish(std::uint32_t index, std::uint32_t generation, const pb::Outco
 // A writeback comes before the changes of its inode that are held: whoever performs them recalls dirty pages
 // first, and would wait for this one, which holds what was stored before they were asked for.
 void Gate::hold(const pb::Request& request, Bytes data, Reply reply) {
-  const auto at =
-      !is_writeback(request)
-          ? records_.end()
-          : std::find_if(records_.begin(), records_.end(), [&](const Record& record) {
-              return changes_data_of(record.request) == request.write().id() && !is_writeback(record.request);
-            });
+  const auto at = !is_writeback(request)
+                      ? records_.end()
+                      : std::find_if(records_.begin(), records_.end(), [&](const Record& record) {
+                          return follows_writebacks(record.request, request.write().id());
+                        });
   const auto number = static_cast<std::uint64_t>(at - records_.begin()) + 1;
   const auto held = records_.insert(at, {number, request, std::string(as_text(data)), std::move(reply)});
   for (auto later = held + 1; later != records_.end(); ++later) ++later->number;

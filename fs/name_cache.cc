@@ -34,22 +34,6 @@ bool asked_for_attributes(pb::Request::OpCase op) {
   return op == pb::Request::kLookup || op == pb::Request::kGetattr;
 }
 
-// The inode whose data a request changes; 0: none.
-InodeId data_changed(const pb::Request& request) {
-  switch (request.op_case()) {
-    case pb::Request::kWrite:
-      return request.write().id();
-    case pb::Request::kFallocate:
-      return request.fallocate().id();
-    case pb::Request::kCopyFileRange:
-      return request.copy_file_range().id_out();
-    case pb::Request::kSetattr:
-      return request.setattr().has_size() ? request.setattr().id() : 0;
-    default:
-      return 0;
-  }
-}
-
 // Every store knows attributes of such a name: an inode without any does not have it. (Of user attributes
 // some say that there can be none, EOPNOTSUPP.)
 bool is_everywhere(std::string_view xattr) {
@@ -231,7 +215,7 @@ void NameCache::listed(InodeId directory, const pb::Outcome& outcome) {
 void NameCache::change(const pb::Request& request, Bytes data, Reply reply) {
   // Writing takes capabilities away and gives none; all else may change ACLs.
   const bool only_data = request.has_write() || request.has_fallocate() || request.has_copy_file_range();
-  const InodeId id = data_changed(request);
+  const InodeId id = changes_data_of(request);
   const auto whole = begin_whole(request, data);
   next_.execute(request, data,
                 [this, only_data, id, whole, generation = generation_, reply = std::move(reply)](

@@ -13,8 +13,8 @@
 #include <system_error>
 #include <thread>
 
-#include "fs/caller.h"
 #include "fs/store_impl.h"
+#include "meta/caller.h"
 #include "meta/log.h"
 
 namespace sharefs {
@@ -186,6 +186,11 @@ bool changes_files(const pb::Request& request) {
   return op_class(request.op_case()) == OpClass::mutation && !request.has_sync();
 }
 
+// A local disk needs no space for that. A place in the private area is ours, whoever's request it is.
+bool removes_name(const pb::Request& request) {
+  return request.has_unlink() || request.has_rmdir() || request.has_rename();
+}
+
 }  // namespace
 
 int Store::Impl::later(StoreCall& call, std::vector<DescriptorCache::Ref> pinned, Work work, Finish finish) {
@@ -193,9 +198,13 @@ int Store::Impl::later(StoreCall& call, std::vector<DescriptorCache::Ref> pinned
   job->reply = std::move(call.reply);
   for (const auto& ref : pinned) descriptors.pin(ref);
   working->fetch_add(1);
-  const auto since = changes_files(call.request) ? std::optional(ongoing->enlist()) : std::nullopt;
-  const auto run = [job, work = std::move(work), working = working, ongoing = ongoing, since] {
+  const bool changes = changes_files(call.request);
+  const auto since = changes ? std::optional(ongoing->enlist()) : std::nullopt;
+  const auto caller =
+      changes ? std::optional(std::pair(call.request.uid(), call.request.gid())) : std::nullopt;
+  const auto run = [job, work = std::move(work), working = working, ongoing = ongoing, since, caller] {
     try {
+      if (caller) become_caller(caller->first, caller->second);
       job->error = work(*job);
     } catch (const std::exception& error) {
       log::error("a request on a worker failed: {}", error.what());
@@ -309,6 +318,10 @@ int Store::Impl::perform(StoreCall& call) {
   };
   const Ongoing mark(changes_files(call.request) ? ongoing.get() : nullptr);
   try {
+    if (changes_files(call.request)) become_caller(call.request.uid(), call.request.gid());
+    const int error = dispatch(call);
+    if (!is_full(error) || !removes_name(call.request)) return error;
+    become_self();
     return dispatch(call);
   } catch (const std::system_error& error) {
     log::warn("request {} of client {:x}: {}", call.request.seq(), call.request.client(), error.what());

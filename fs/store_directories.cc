@@ -6,8 +6,8 @@
 
 #include <cerrno>
 
-#include "fs/caller.h"
 #include "fs/store_impl.h"
+#include "meta/caller.h"
 
 namespace sharefs {
 namespace {

@@ -7,18 +7,7 @@
 namespace sharefs {
 
 InodeId ordered_inode(const pb::Request& request) {
-  switch (request.op_case()) {
-    case pb::Request::kWrite:
-      return request.write().writeback() ? 0 : request.write().id();
-    case pb::Request::kSetattr:
-      return request.setattr().has_size() ? request.setattr().id() : 0;
-    case pb::Request::kFallocate:
-      return request.fallocate().id();
-    case pb::Request::kCopyFileRange:
-      return request.copy_file_range().id_out();
-    default:
-      return 0;
-  }
+  return request.write().writeback() ? 0 : changes_data_of(request);
 }
 
 void Store::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {

@@ -6,6 +6,8 @@
 #include <cerrno>
 #include <system_error>
 
+#include "meta/caller.h"
+
 namespace sharefs {
 namespace {
 
@@ -85,6 +87,7 @@ Statement::Statement(Database& database, std::string_view sql) : database_(&data
 }
 
 bool Statement::step() {
+  if (sqlite3_stmt_readonly(statement_.get()) == 0) become_self();
   const int result = sqlite3_step(statement_.get());
   if (result == SQLITE_ROW) return true;
   if (result == SQLITE_DONE) return false;
@@ -190,6 +193,7 @@ void Database::defer_checkpoints() { sqlite3_wal_autocheckpoint(handle_, kDeferr
 // SQLite takes no change of `synchronous` inside a transaction, so it is set around it.
 Transaction::Transaction(Database& database, Durability durability)
     : database_(database), durability_(durability) {
+  become_self();
   if (durability_ == Durability::full) database_.execute("PRAGMA synchronous=FULL");
   try {
     database_.execute("BEGIN IMMEDIATE");
@@ -207,6 +211,7 @@ Transaction::~Transaction() {
 }
 
 void Transaction::commit() {
+  become_self();
   database_.execute(
       "COMMIT");  // when it fails the transaction is still open, and the destructor rolls it back
   end();

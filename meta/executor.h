@@ -35,6 +35,10 @@ constexpr OpClass op_class(pb::Request::OpCase op) {
   return op < 40 ? OpClass::query : op < 64 ? OpClass::live : OpClass::mutation;
 }
 
+// The inode whose bytes it changes: what its pages, its copies and its other changes have to be in order
+// with. 0: none.
+InodeId changes_data_of(const pb::Request& request);
+
 // Answers with nothing but an errno (0: performed).
 void reply_errno(const Reply& reply, int error);
 

@@ -259,9 +259,9 @@ pb::Need::Inode CellsApply::need_of(const pb::Attr& attr, std::uint64_t& room) {
   const Backing here = stat_inode(path.get());
   const bool regular = is_regular(here);
   if (here.stx_mode == attr.mode() && here.stx_uid == attr.uid() && here.stx_gid == attr.gid() &&
-      (!regular || here.stx_size == attr.size()) && nanoseconds(here.stx_mtime) == attr.mtime() &&
+      (!regular || here.stx_size == attr.size()) && timestamp_ns(here.stx_mtime) == attr.mtime() &&
       inodes_.presented_ctime(attr.id(), here) == attr.ctime() &&
-      !doubtful_.contains(nanoseconds(here.stx_ctime)) && !lost_.contains(attr.ctime())) {
+      !doubtful_.contains(timestamp_ns(here.stx_ctime)) && !lost_.contains(attr.ctime())) {
     need.set_what(pb::Need::HAVE);
     return need;
   }

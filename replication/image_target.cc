@@ -14,7 +14,7 @@
 #include <thread>
 #include <utility>
 
-#include "fs/caller.h"
+#include "meta/caller.h"
 #include "meta/fault.h"
 #include "replication/background.h"
 #include "replication/cells_apply.h"

@@ -84,10 +84,6 @@ bool same_inode(const Backing& a, const Backing& b) {
   return a.stx_ino == b.stx_ino && a.stx_dev_major == b.stx_dev_major && a.stx_dev_minor == b.stx_dev_minor;
 }
 
-std::int64_t nanoseconds(const struct statx_timestamp& time) {
-  return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
-}
-
 std::int64_t ctime_floor() {
   constexpr std::int64_t kTicks = 20'000'000;  // longer than the slowest tick (10 ms)
   struct timespec now {};

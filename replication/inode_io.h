@@ -26,7 +26,6 @@ std::optional<Backing> stat_name(int directory, const std::string& name);
 inline bool is_regular(const Backing& backing) { return S_ISREG(backing.stx_mode); }
 inline bool is_directory(const Backing& backing) { return S_ISDIR(backing.stx_mode); }
 bool same_inode(const Backing& a, const Backing& b);
-std::int64_t nanoseconds(const struct statx_timestamp& time);
 // Whatever is changed from now on has a later ctime, in ns since 1970. (Kernels stamp changes with a clock
 // that ticks.)
 std::int64_t ctime_floor();

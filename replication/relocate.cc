@@ -14,8 +14,8 @@
 #include <string_view>
 #include <vector>
 
-#include "fs/caller.h"
 #include "fs/private_area.h"
+#include "meta/caller.h"
 #include "replication/inode_io.h"
 
 namespace sharefs {
@@ -56,8 +56,8 @@ void copy_attributes(int from, int to) {
 }
 
 void set_times(int fd, const Backing& backing) {
-  const std::array<struct timespec, 2> times{to_timespec(nanoseconds(backing.stx_atime)),
-                                             to_timespec(nanoseconds(backing.stx_mtime))};
+  const std::array<struct timespec, 2> times{to_timespec(timestamp_ns(backing.stx_atime)),
+                                             to_timespec(timestamp_ns(backing.stx_mtime))};
   if (futimens(fd, times.data()) != 0) throw_errno("cannot set the times of the root");
 }
 

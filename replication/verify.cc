@@ -41,7 +41,7 @@ std::uint64_t attributes_of(const OpenedInode& opened) {
   add_number(sum, backing.stx_gid);
   add_number(sum, backing.stx_rdev_major);
   add_number(sum, backing.stx_rdev_minor);
-  add_number(sum, nanoseconds(backing.stx_mtime));
+  add_number(sum, timestamp_ns(backing.stx_mtime));
   if (!is_directory(backing)) {
     add_number(sum, backing.stx_nlink);
     add_number(sum, backing.stx_size);

@@ -225,7 +225,7 @@ inline void describe(InodeTable& inodes, const std::filesystem::path& root,
   add("mode", backing.stx_mode);
   add("uid", backing.stx_uid);
   add("gid", backing.stx_gid);
-  add("mtime", nanoseconds(backing.stx_mtime));
+  add("mtime", timestamp_ns(backing.stx_mtime));
   add("ctime", id ? inodes.presented_ctime(*id, backing) : 0);
   for (const auto& [name, value] : read_xattrs(fd.get(), true)) line += " " + name + "=" + value;
   if (!is_directory(backing)) {

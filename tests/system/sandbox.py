@@ -68,15 +68,15 @@ def prepare():
 _ext4_count = 0
 
 
-def ext4(size='6G', inodes=None):
-    """A new ext4 file system in memory; returns its mount point."""
+def ext4(size='6G', inodes=None, reserved=0):
+    """A new ext4 file system in memory; returns its mount point. `reserved`: percent that only root gets."""
     global _ext4_count
     _ext4_count += 1
     image = f'{WORK}/image{_ext4_count}'
     where = f'{WORK}/disk{_ext4_count}'
     with open(image, 'wb') as f:
         f.truncate(int(size[:-1]) << {'M': 20, 'G': 30}[size[-1]])
-    run('mkfs.ext4', '-q', '-F', '-E', 'lazy_itable_init=1,lazy_journal_init=1', *(['-N', inodes] if inodes else []),
+    run('mkfs.ext4', '-q', '-F', '-m', reserved, '-E', 'lazy_itable_init=1,lazy_journal_init=1', *(['-N', inodes] if inodes else []),
         image)
     os.mkdir(where)
     run('mount', '-o', 'loop,noatime', image, where)

@@ -269,6 +269,29 @@ def a_full_disk_of_the_owner_is_told_to_everybody():
             actor.do('unlink', f'more{i}')
 
 
+def only_root_gets_its_reserve():
+    """As on a local disk, whichever site asks, and also for what workers do."""
+    disk = sandbox.ext4('96M', reserved=25)
+    cluster = Cluster(2, stores=[f'{disk}/alpha', sandbox.ext4() + '/beta'])
+    os.mkdir(f'{cluster[0].mountpoint}/theirs')
+    os.chown(f'{cluster[0].mountpoint}/theirs', sandbox.TESTER, sandbox.TESTER)
+    for site in cluster:
+        user, root = Actor(f'{site.mountpoint}/theirs', sandbox.TESTER), Actor(f'{site.mountpoint}/theirs')
+        assert user.do('put', 'first', bytes([7]) * (4 << 20)) == ('ok', 4 << 20)
+        for fd, name in enumerate(('first', 'allocated', 'copied')):
+            assert user.do('open', fd, name, os.O_CREAT | os.O_RDWR) == ('ok', None)
+        results = [user.do('put', f'f{i}', bytes(1 << 20)) for i in range(80)]
+        assert results[0] == ('ok', 1 << 20) and ('errno', 'ENOSPC') in results, (site.name, results)
+        assert user.do('fallocate', 1, 0, 0, 4 << 20) == ('errno', 'ENOSPC'), site.name
+        copied = user.do('copy_range', 0, 2, 4 << 20, 0, 0)
+        assert copied[0] == 'errno' or copied[1] < 4 << 20, (site.name, copied)
+        left = os.statvfs(disk)
+        assert left.f_bavail == 0 and left.f_bfree * left.f_bsize > 20 << 20, (site.name, left)
+        assert root.do('put', 'f0', bytes([1]) * (6 << 20)) == ('ok', 6 << 20), site.name
+        for name in user.do('list')[1]:
+            assert user.do('unlink', name) == ('ok', None), (site.name, name)
+
+
 def many_files_under_a_small_ulimit():
     """`find` over the whole tree on an owner and on another site, a handoff, memory below the bound."""
     stores = [sandbox.ext4('12G', inodes=FILES * 2 + 10000) + '/alpha', sandbox.ext4('12G', inodes=FILES * 2 + 10000) + '/beta']
@@ -329,6 +352,7 @@ if __name__ == '__main__':
         'a_stray_file_in_a_new_owners_store_concerns_its_name_only':
             (a_stray_file_in_a_new_owners_store_concerns_its_name_only, 60),
         'a_full_disk_of_the_owner_is_told_to_everybody': (a_full_disk_of_the_owner_is_told_to_everybody, 60),
+        'only_root_gets_its_reserve': (only_root_gets_its_reserve, 60),
         'many_files_under_a_small_ulimit': (many_files_under_a_small_ulimit, 300 + FILES // 500),
         'a_long_file_needs_no_memory': (a_long_file_needs_no_memory, 90),
     }))

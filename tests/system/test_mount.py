@@ -90,6 +90,8 @@ def adopting_leaves_the_files_where_they_are():
     Actor(alpha.mountpoint).do('put', 'written', b'through the mount')
     actor.close()
     alpha.stop()
+    refused = alpha.cli('mount', DATA_SET, alpha.mountpoint, '-o', 'noatime,nonsense', check=False)
+    assert refused.returncode != 0 and refused.stderr.endswith('does not know -o nonsense\n'), refused
     with open(f'{alpha.store}/written') as f:
         assert f.read() == 'through the mount', 'the store is not a plain directory'
 
