@@ -73,7 +73,8 @@ struct Coherence::Impl {
   void remove_name(const pb::Request& request, Reply reply);
   void release(const pb::Request& request, Reply reply);
   void set_lock(const pb::Request& request, Reply reply);
-  void get_lock(const pb::Request& request, const Reply& reply) const;
+  void get_lock(const pb::Request& request, Reply reply);
+  void release_locks(const pb::Request& request);
 
   void execute(const pb::Request& request, Bytes data, Reply reply);
   bool waits_to_be_let_in(const pb::Request& request, Bytes data, Reply& reply);
@@ -109,7 +110,8 @@ struct Coherence::Impl {
   std::map<InodeId, std::set<ClientId>> orphans;
   std::vector<Arrival> arrivals;  // attaching while the first mount drops what it cached alone
   std::set<SiteName> away;
-  // After a restart, until all sites have said what they hold: locks that are asked for.
+  // After a restart, until all sites have said what they hold: locks that are asked for, and what gives them
+  // up.
   struct Asked {
     pb::Request request;
     Reply reply;
@@ -147,21 +149,24 @@ void Coherence::Impl::perform(const pb::Request& request, Bytes data, Reply repl
       release(request, std::move(reply));
       break;
     case pb::Request::kFlush:
-      locks.release_posix(request.client(), request.flush().lock_owner(), request.flush().id());
+      release_locks(request);
       reply_errno(reply, 0);
       break;
     case pb::Request::kSetlock:
       set_lock(request, std::move(reply));
       break;
     case pb::Request::kGetlock:
-      get_lock(request, reply);
+      get_lock(request, std::move(reply));
       break;
     case pb::Request::kCancel:
       locks.cancel(request.client(), request.cancel().seq());
       end_asked([&](const pb::Request& lock) {
         return lock.client() == request.client() && lock.seq() == request.cancel().seq();
       });
-      reply_errno(reply, 0);
+      if (changes.cancel(request.client(), request.cancel().seq()))
+        reply_errno(reply, 0);
+      else
+        store.execute(request, {}, std::move(reply));
       break;
     case pb::Request::kForget:
       for (const InodeId id : request.forget().ids()) drop_holder(id, request.client());
@@ -234,13 +239,26 @@ void Coherence::Impl::release(const pb::Request& request, Reply reply) {
     const pb::Release& release = request.release();
     id = release.id();
     opens.close(client, release.handle());
-    if (release.lock_owner() != 0) locks.release_posix(client, release.lock_owner(), id);
-    if (release.unlock_flock()) locks.release_flock(client, release.lock_owner(), id);
+    release_locks(request);
   } else {
     opens.close(client, request.releasedir().handle());
   }
   store.execute(request, {}, std::move(reply));
   if (!orphans.empty() && free_orphan(id)) free_in_store({id});
+}
+
+// Of a Flush or Release. After a restart nobody waits for that, but what its client has asked for before is
+// granted later, and must go then, too.
+void Coherence::Impl::release_locks(const pb::Request& request) {
+  const ClientId client = request.client();
+  if (request.has_flush()) {
+    locks.release_posix(client, request.flush().lock_owner(), request.flush().id());
+  } else {
+    const pb::Release& release = request.release();
+    if (release.lock_owner() != 0) locks.release_posix(client, release.lock_owner(), release.id());
+    if (release.unlock_flock()) locks.release_flock(client, release.lock_owner(), release.id());
+  }
+  if (recovering && !asked.empty()) asked.push_back({request, ignore});
 }
 
 void Coherence::Impl::set_lock(const pb::Request& request, Reply reply) {
@@ -253,13 +271,18 @@ void Coherence::Impl::set_lock(const pb::Request& request, Reply reply) {
     locks.wait({std::move(lock), request.seq(), std::move(reply)});
   } else {
     reply_errno(reply, locks.set(lock));
+    if (recovering && !asked.empty()) asked.push_back({request, ignore});  // see release_locks
   }
 }
 
-void Coherence::Impl::get_lock(const pb::Request& request, const Reply& reply) const {
+void Coherence::Impl::get_lock(const pb::Request& request, Reply reply) {
   const LockTable::Lock wanted = lock_of(request);
   if (!valid(wanted.range)) {
     reply_errno(reply, EINVAL);
+    return;
+  }
+  if (recovering) {
+    asked.push_back({request, std::move(reply)});
     return;
   }
   pb::Outcome outcome;
@@ -324,10 +347,22 @@ void Coherence::Impl::admit() {
 
 // A site whose connection was lost, or whose owner was restarted, asks as soon as it has said Attach again.
 bool Coherence::Impl::waits_to_be_let_in(const pb::Request& request, Bytes data, Reply& reply) {
-  if (request.has_attach() || request.has_detach() || request.has_cancel()) return false;
+  if (request.has_attach() || request.has_detach()) return false;
   const auto arrival = std::find_if(arrivals.begin(), arrivals.end(),
                                     [&](const Arrival& one) { return one.client == request.client(); });
   if (arrival == arrivals.end()) return false;
+  if (request.has_cancel()) {
+    auto& waiting = arrival->waiting;
+    const auto killed = std::find_if(waiting.begin(), waiting.end(), [&](const Arrival::Waiting& one) {
+      return one.request.seq() == request.cancel().seq();
+    });
+    if (killed == waiting.end()) return false;
+    const Reply cancelled = std::move(killed->reply);
+    waiting.erase(killed);
+    reply_errno(cancelled, EINTR);
+    reply_errno(reply, 0);
+    return true;
+  }
   arrival->waiting.push_back({request, std::string(as_text(data)), std::move(reply)});
   return true;
 }
@@ -448,7 +483,14 @@ void Coherence::Impl::name_holders() {
 
 void Coherence::Impl::recovered() {
   if (!std::exchange(recovering, false)) return;
-  for (Asked& one : std::exchange(asked, {})) set_lock(one.request, std::move(one.reply));
+  for (Asked& one : std::exchange(asked, {})) {
+    if (one.request.has_flush() || one.request.has_release())
+      release_locks(one.request);
+    else if (one.request.has_getlock())
+      get_lock(one.request, std::move(one.reply));
+    else
+      set_lock(one.request, std::move(one.reply));
+  }
   tell_sole();
 }
 

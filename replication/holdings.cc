@@ -87,33 +87,35 @@ void Holdings::execute(const pb::Request& request, Bytes data, Reply reply) {
                 });
 }
 
-// A conversion gives up the old lock before it gets the new one: of a flock that is being asked for it cannot
-// be known what the owner has, and somebody else may have been granted it meanwhile.
-std::set<std::pair<InodeId, std::uint64_t>> Holdings::changing_flocks(ClientId client) const {
-  std::set<std::pair<InodeId, std::uint64_t>> changing;
-  for (const auto& [number, request] : unanswered_)
-    if (request.client() == client && request.setlock().flock())
-      changing.emplace(request.setlock().id(), request.setlock().lock_owner());
-  return changing;
+// What is sure to be held still, whatever comes of the requests that are on their way: they may have been
+// performed, and somebody else been granted what they give up. Of a flock that is being converted nothing is
+// sure, since the old lock goes before the new one comes.
+std::vector<LockTable::Lock> Holdings::sure_locks(ClientId client) const {
+  LockTable sure;
+  for (const auto& lock : locks_.held())
+    if (lock.client == client) sure.set(lock);
+  OpenTable ignored;
+  for (const auto& [number, request] : unanswered_) {
+    const bool gives_up = request.has_flush() || request.has_release() ||
+                          request.setlock().range().type() == pb::LockRange::UNLOCKED ||
+                          request.setlock().flock();
+    if (request.client() != client || !gives_up) continue;
+    pb::Outcome outcome;
+    if (request.setlock().flock()) outcome.set_error(EAGAIN);
+    hold(request, outcome, ignored, sure);
+  }
+  return sure.held();
 }
 
 void Holdings::tell(ClientId client, pb::RecallDone& done) const {
   std::vector<OpenHandle> opened = opens_.all();
-  std::set<std::uint64_t> closing;                        // handles
-  std::set<std::pair<InodeId, std::uint64_t>> unlocking;  // inode, lock owner
-  const auto changing = changing_flocks(client);
+  std::set<std::uint64_t> closing;  // handles
   for (const auto& [number, request] : unanswered_) {
     if (request.client() != client) continue;
     if (request.has_open() && request.lazy())
       opened.push_back({client, request.open().handle(), request.open().id(), request.open().flags(), false});
     if (request.has_releasedir()) closing.insert(request.releasedir().handle());
-    if (request.has_release()) {
-      closing.insert(request.release().handle());
-      unlocking.emplace(request.release().id(), request.release().lock_owner());
-    }
-    if (request.has_flush()) unlocking.emplace(request.flush().id(), request.flush().lock_owner());
-    if (request.has_setlock() && request.setlock().range().type() == pb::LockRange::UNLOCKED)
-      unlocking.emplace(request.setlock().id(), request.setlock().lock_owner());
+    if (request.has_release()) closing.insert(request.release().handle());
   }
   done.set_client(client);
   for (const auto& open : opened) {
@@ -124,9 +126,7 @@ void Holdings::tell(ClientId client, pb::RecallDone& done) const {
     handle->set_flags(open.flags);
     handle->set_directory(open.directory);
   }
-  for (const auto& held : locks_.held()) {
-    if (held.client != client || unlocking.contains({held.id, held.owner})) continue;
-    if (held.flock && changing.contains({held.id, held.owner})) continue;
+  for (const auto& held : sure_locks(client)) {
     auto* lock = done.add_locks();
     lock->set_owner(held.owner);
     lock->set_id(held.id);
@@ -154,10 +154,7 @@ std::vector<pb::Request> Holdings::requests(ClientId client) const {
       again->set_flags(open.flags);
     }
   }
-  const auto changing = changing_flocks(client);
-  for (const auto& lock : locks_.held()) {
-    if (lock.client != client) continue;
-    if (lock.flock && changing.contains({lock.id, lock.owner})) continue;
+  for (const auto& lock : sure_locks(client)) {
     auto* again = add().mutable_setlock();
     again->set_id(lock.id);
     again->set_lock_owner(lock.owner);

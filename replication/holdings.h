@@ -12,7 +12,6 @@
 #include <cstdint>
 #include <functional>
 #include <map>
-#include <set>
 #include <utility>
 #include <vector>
 
@@ -37,8 +36,8 @@ class Holdings final : public Executor {
   // already.
   void tell(ClientId client, pb::RecallDone& done) const;
   // For an owner that has forgotten the client: the requests that make it know again what the client holds;
-  // without seqs, and without flocks that are being converted. A lock that somebody else was granted
-  // meanwhile cannot be had back.
+  // without seqs, and without locks that requests on their way give up or convert. A lock that somebody else
+  // was granted meanwhile cannot be had back.
   std::vector<pb::Request> requests(ClientId client) const;
   const OpenTable& opens() const { return opens_; }
 
@@ -48,7 +47,7 @@ class Holdings final : public Executor {
   void clear();
 
  private:
-  std::set<std::pair<InodeId, std::uint64_t>> changing_flocks(ClientId client) const;  // inode, lock owner
+  std::vector<LockTable::Lock> sure_locks(ClientId client) const;
 
   // constant after construction
   Executor& next_;

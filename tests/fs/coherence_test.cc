@@ -299,6 +299,34 @@ TEST_F(CoherenceTest, AMountEndsWhatAnEarlierOneOfItsSiteHad) {
   EXPECT_EQ(lock(kA, 1, pb::LockRange::EXCLUSIVE, false).error(), 0);
 }
 
+TEST_F(CoherenceTest, WhatGivesUpALockDoesNotOvertakeIt) {
+  coherence_.recover({}, {"site2"});
+  attach(kA);
+  attach(kB);
+  const Answer& flushed = lock(kA, 1, pb::LockRange::EXCLUSIVE, false);
+  pb::Request flush = request_of(kA, ++seq_);
+  flush.mutable_flush()->set_id(kFile);
+  flush.mutable_flush()->set_lock_owner(1);
+  EXPECT_TRUE(ask(flush).given()) << "closing a file waits for nobody";
+  const Answer& unlocked = lock(kA, 2, pb::LockRange::SHARED, false);
+  EXPECT_TRUE(lock(kA, 2, pb::LockRange::UNLOCKED, false).given());
+  const Answer& whole = lock(kA, 3, pb::LockRange::EXCLUSIVE, false, true);
+  pb::Request close = request_of(kA, ++seq_);
+  close.mutable_release()->set_id(kFile);
+  close.mutable_release()->set_lock_owner(3);
+  close.mutable_release()->set_unlock_flock(true);
+  EXPECT_TRUE(ask(close).given());
+  pb::Request get = request_of(kB, ++seq_);
+  get.mutable_getlock()->set_id(kFile);
+  get.mutable_getlock()->mutable_range()->set_type(pb::LockRange::EXCLUSIVE);
+  const Answer& asked = ask(get);
+  EXPECT_FALSE(asked.given()) << "who holds it may not have been heard";
+  coherence_.recovered();
+  for (const Answer* answer : {&flushed, &unlocked, &whole}) EXPECT_EQ(answer->error(), 0);
+  EXPECT_EQ(asked.outcome.lock().type(), pb::LockRange::UNLOCKED);
+  EXPECT_TRUE(locks_.held().empty());
+}
+
 TEST_F(CoherenceTest, LocksWaitUntilSitesHaveSaidWhatTheyHold) {
   coherence_.recover({}, {"site2"});
   attach(kA);

@@ -81,5 +81,25 @@ TEST_F(HoldingsTest, LocksOfOthersAndRecordLocksAreToldMeanwhile) {
   expect_told({1, 2});
 }
 
+TEST_F(HoldingsTest, LocksThatAreBeingGivenUpAreNotToldButAllOthersAre) {
+  perform(record_lock(1, pb::LockRange::EXCLUSIVE));
+  perform(flock(1, pb::LockRange::SHARED));
+  pb::Request part = record_lock(1, pb::LockRange::UNLOCKED);
+  part.mutable_setlock()->mutable_range()->set_end(99);
+  ask(part);
+  expect_told({1, 1});
+  pb::RecallDone done;
+  holdings_.tell(kClient, done);
+  for (const auto& lock : done.locks()) EXPECT_EQ(lock.range().start(), lock.flock() ? 0u : 100u);
+  pb::Request close;
+  close.set_client(kClient);
+  close.mutable_flush()->set_id(kFile);
+  close.mutable_flush()->set_lock_owner(1);
+  ask(close);
+  expect_told({1});
+  ask(flock(1, pb::LockRange::UNLOCKED));
+  expect_told({});
+}
+
 }  // namespace
 }  // namespace sharefs

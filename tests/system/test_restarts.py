@@ -401,6 +401,28 @@ def what_records_have_locked_outlives_the_process_that_performed_them():
     assert third.do('unlink', 'h')[0] == 'ok' and third.do('pread', 1, 4, 0) == ('ok', b'data')
 
 
+def what_is_unlocked_while_the_owner_is_away_is_free_and_the_rest_is_not():
+    """Of what a site holds, its own requests on their way tell what it holds no more."""
+    cluster = Cluster(3, content=lambda store: [content.write(f'{store}/{name}', b'data') for name in 'fg'])
+    alpha, beta, gamma = cluster
+    keeper, closer = Actor(beta.mountpoint), Actor(beta.mountpoint)
+    assert keeper.do('open', 1, 'f', os.O_RDWR)[0] == 'ok' and closer.do('open', 1, 'g', os.O_RDWR)[0] == 'ok'
+    for start in (0, 20):
+        assert keeper.do('lock', 1, 'w', start, 10)[0] == 'ok'
+    assert closer.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
+    alpha.kill()
+    keeper.send('lock', 1, 'u', 0, 10)
+    closer.send('close', 1)
+    time.sleep(0.2)
+    alpha.start()
+    assert [actor.receive()[0] for actor in (keeper, closer)] == ['ok'] * 2
+    other = Actor(gamma.mountpoint)
+    assert other.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+    assert other.do('lock', 1, 'w', 20, 10) == ('errno', 'EAGAIN'), 'a range that is locked was given away'
+    assert other.do('lock', 1, 'w', 0, 10)[0] == 'ok', 'what was unlocked is still locked'
+    assert can_lock(gamma, 'g'), 'the lock of a file that was closed is still there'
+
+
 def what_is_given_up_before_a_restarted_target_serves_stays_given_up():
     """A site says what it holds while the old owner is away, and unlocks and closes it before that is back."""
     cluster = Cluster(3, content=lambda store: content.write(f'{store}/f', b'data'))
@@ -459,6 +481,7 @@ if __name__ == '__main__':
         appends_of_the_target_are_performed_once,
         what_is_locked_in_the_pause_is_known_to_another_process_of_the_new_owner,
         what_records_have_locked_outlives_the_process_that_performed_them,
+        what_is_unlocked_while_the_owner_is_away_is_free_and_the_rest_is_not,
         what_is_given_up_before_a_restarted_target_serves_stays_given_up,
         what_an_owner_performed_and_did_not_answer_is_known_to_the_next,
         a_write_that_waits_for_space_is_seen_by_who_opened_meanwhile)}))
