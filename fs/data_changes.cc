@@ -4,6 +4,7 @@
 #include <linux/falloc.h>
 
 #include <algorithm>
+#include <cerrno>
 
 namespace sharefs {
 
@@ -218,6 +219,23 @@ void DataChanges::answer(const ChangePtr& change) {
   if (it->second.empty()) unanswered_.erase(it);
   if (change->invalidate) change->outcome.set_invalidate(true);
   change->reply(change->outcome, as_bytes(change->result));
+}
+
+bool DataChanges::cancel(ClientId client, std::uint64_t seq) {
+  for (const auto& [id, changes] : unanswered_) {
+    const auto found = std::find_if(changes.begin(), changes.end(), [&](const ChangePtr& change) {
+      return change->stage == Stage::recalling_dirty && change->client == client &&
+             change->request.seq() == seq;
+    });
+    if (found == changes.end()) continue;
+    const ChangePtr change = *found;
+    change->awaited.clear();
+    reactor_.cancel(change->lease);
+    change->outcome.set_error(EINTR);
+    answer(change);
+    return true;
+  }
+  return false;
 }
 
 void DataChanges::held(const pb::Request& request) {

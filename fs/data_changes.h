@@ -54,6 +54,10 @@ class DataChanges {
   // A request changed data of an inode that was not known before: recalls, then replies with the outcome.
   void performed(ClientId client, const Range& range, const pb::Outcome& outcome, Bytes data, Reply reply);
 
+  // The caller of this request was killed. True: it had not been performed, and is not going to be. (Done
+  // later it would overtake what others write then: no caller holds them up any more.)
+  bool cancel(ClientId client, std::uint64_t seq);
+
   void held(const pb::Request& request);
   void none_held() { held_.clear(); }
   bool awaits(ClientId client, InodeId id) const;

@@ -1,6 +1,7 @@
 #include "fs/pace.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <utility>
 
 namespace sharefs {
@@ -18,12 +19,25 @@ bool is_slowed(const pb::Request& request) {
 }  // namespace
 
 void Pace::execute(const pb::Request& request, Bytes data, Reply reply) {
+  if (request.has_cancel() && cancel(request)) return reply_errno(reply, 0);
   if (rate_ == 0 || !is_slowed(request)) return gate_.execute(request, data, std::move(reply));
   const auto when = due(data.size());
   if (waiting_.empty() && when <= Clock::now() + kShortestDelay)
     return gate_.execute(request, data, std::move(reply));
   waiting_.push_back({when, request, std::string(as_text(data)), std::move(reply)});
   arm();
+}
+
+// The caller was killed: nothing is to be performed for it, least of all later.
+bool Pace::cancel(const pb::Request& cancel) {
+  const auto found = std::find_if(waiting_.begin(), waiting_.end(), [&](const Waiting& one) {
+    return one.request.client() == cancel.client() && one.request.seq() == cancel.cancel().seq();
+  });
+  if (found == waiting_.end()) return false;
+  const Reply reply = std::move(found->reply);
+  waiting_.erase(found);
+  reply_errno(reply, EINTR);
+  return true;
 }
 
 Pace::Clock::time_point Pace::due(std::size_t bytes) {

@@ -42,6 +42,7 @@ class Pace final : public Executor {
     std::string data;
     Reply reply;
   };
+  bool cancel(const pb::Request& cancel);
   Clock::time_point due(std::size_t bytes);
   void arm();
   void let_pass(Clock::time_point until);

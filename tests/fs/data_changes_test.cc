@@ -339,6 +339,30 @@ TEST_F(DataChangesTest, ASilentClientIsWaitedForOneLeaseAndToldLater) {
   EXPECT_FALSE(write(kA).given()) << "and is waited for again";
 }
 
+TEST_F(DataChangesTest, AChangeThatWaitsIsNotPerformedForAKilledCaller) {
+  attach_all({kA, kB, kC});
+  for (const ClientId client : {kA, kB, kC}) opened(client);
+  Answer& killed = write(kA);
+  const auto cancel = [this](std::uint64_t seq) {
+    pb::Request request = request_of(kA, ++seq_);
+    request.mutable_cancel()->set_seq(seq);
+    EXPECT_TRUE(ask(request).given());
+  };
+  cancel(seq_);
+  EXPECT_EQ(killed.error(), EINTR);
+  EXPECT_EQ(writes_performed(), 0U);
+  follow(kB);
+  follow(kC);
+  EXPECT_EQ(writes_performed(), 0U) << "what others have written meanwhile stays";
+  Answer& performed = write(kA);
+  const std::uint64_t seq = seq_;
+  follow(kB);
+  follow(kC);
+  EXPECT_EQ(writes_performed(), 1U);
+  cancel(seq);
+  EXPECT_FALSE(performed.given()) << "too late";
+}
+
 TEST_F(DataChangesTest, AClientThatDetachesIsNotWaitedFor) {
   attach_all({kA, kB, kC});
   opened(kA);

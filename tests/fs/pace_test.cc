@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cerrno>
 #include <deque>
 #include <vector>
 
@@ -66,6 +67,21 @@ TEST_F(PaceTest, NobodyWaitsLongerThanPromised) {
   EXPECT_EQ(gate_.seqs().size(), 1U);
   pass_time(200ms);
   EXPECT_EQ(gate_.seqs(), (std::vector<std::uint64_t>{1, 2, 3}));
+}
+
+TEST_F(PaceTest, WhatAKilledCallerWaitedForIsNotPerformed) {
+  pace_.limit(1000, 10s);
+  for (std::uint64_t seq = 1; seq <= 3; ++seq) write(seq, 100'000);
+  for (const std::uint64_t seq : {2, 1}) {
+    auto cancel = request_of(1, 10 + seq);
+    cancel.mutable_cancel()->set_seq(seq);
+    pace_.execute(cancel, {}, answers_.emplace_back().reply());
+  }
+  EXPECT_EQ(answers_[1].error(), EINTR);
+  EXPECT_TRUE(answers_[3].given());
+  EXPECT_EQ(gate_.seqs(), (std::vector<std::uint64_t>{1, 11})) << "the other one is not here any more";
+  pace_.unlimited();
+  EXPECT_EQ(gate_.seqs(), (std::vector<std::uint64_t>{1, 11, 3}));
 }
 
 TEST_F(PaceTest, WhatWaitsPassesInOrderWhenTheLimitGoes) {
