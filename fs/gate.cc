@@ -108,17 +108,21 @@ void Gate::hold(const pb::Request& request, Bytes data, Reply reply) {
   const auto number = static_cast<std::uint64_t>(at - records_.begin()) + 1;
   const auto held = records_.insert(at, {number, request, std::string(as_text(data)), std::move(reply)});
   for (auto later = held + 1; later != records_.end(); ++later) ++later->number;
-  if (number <= durable_through_) store_again(number, durable_through_ + 1);
+  renumbered(number);
   if (hooks_.held) hooks_.held(request);
 }
 
-// The rows of these records have moved.
-void Gate::store_again(std::uint64_t from, std::uint64_t through) {
-  Transaction transaction(database_);
-  Statement(database_, "DELETE FROM record WHERE attempt = ? AND number >= ?").bind(attempt_, from).run();
-  put_records(from, through);
-  transaction.commit();
-  durable_through_ = through;
+// Records from this one on have moved: make_durable(), without which nobody relies on them, writes their rows
+// anew.
+void Gate::renumbered(std::uint64_t from) {
+  if (from > durable_through_) return;
+  durable_through_ = from - 1;
+  stale_rows_ = true;
+}
+
+void Gate::no_rows() {
+  durable_through_ = 0;
+  stale_rows_ = false;
 }
 
 // The caller of a held request waits no longer: nothing is to be performed for it.
@@ -130,7 +134,7 @@ bool Gate::cancel_held(const pb::Request& cancel) {
   const std::uint64_t number = found->number;
   const Reply reply = std::move(found->reply);
   for (auto later = records_.erase(found); later != records_.end(); ++later) --later->number;
-  if (number <= durable_through_) store_again(number, durable_through_ - 1);
+  renumbered(number);
   reply_errno(reply, EINTR);
   return true;
 }
@@ -139,7 +143,7 @@ void Gate::close(std::uint64_t attempt, std::function<void()> drained) {
   if (state_ != State::open) throw std::logic_error("the gate is closed already");
   state_ = State::holding_changes;
   attempt_ = attempt;
-  durable_through_ = 0;
+  no_rows();
   draining_ = true;
   on_drained_ = std::move(drained);
   drained_check();
@@ -157,7 +161,7 @@ void Gate::hold_everything() {
   state_ = State::holding_everything;
   after_ = nullptr;
   attempt_ = 0;
-  durable_through_ = 0;
+  no_rows();
 }
 
 void Gate::hold_changes() {
@@ -189,11 +193,16 @@ void Gate::put_records(std::uint64_t from, std::uint64_t through) {
 }
 
 void Gate::make_durable() {
-  if (attempt_ == 0 || durable_through_ == records_.size()) return;
+  if (attempt_ == 0 || (durable_through_ == records_.size() && !stale_rows_)) return;
   Transaction transaction(database_, Durability::full);
+  if (stale_rows_)
+    Statement(database_, "DELETE FROM record WHERE attempt = ? AND number > ?")
+        .bind(attempt_, durable_through_)
+        .run();
   put_records(durable_through_ + 1, records_.size());
   transaction.commit();
   durable_through_ = records_.size();
+  stale_rows_ = false;
   fault_point("gate.records-durable");
 }
 
@@ -201,7 +210,8 @@ void Gate::open(const std::function<void(Executor&)>& first) {
   if (state_ == State::open || state_ == State::reopening) return;
   state_ = State::reopening;
   // What a reply brings in from here on comes behind them all, and is in no row.
-  const bool stored = std::exchange(durable_through_, 0) > 0;
+  const bool stored = durable_through_ > 0 || stale_rows_;
+  no_rows();
   const std::uint64_t attempt = std::exchange(attempt_, 0);
   after_ = nullptr;
   draining_ = false;
@@ -238,7 +248,7 @@ std::vector<Gate::Record> Gate::surrender() {
   state_ = State::passing_on;
   after_ = nullptr;
   attempt_ = 0;
-  durable_through_ = 0;
+  no_rows();
   return std::exchange(records_, {});
 }
 

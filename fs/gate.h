@@ -117,7 +117,8 @@ class Gate final : public Executor {
   void hold(const pb::Request& request, Bytes data, Reply reply);
   bool passes_closed(const pb::Request& request) const;
   bool cancel_held(const pb::Request& cancel);
-  void store_again(std::uint64_t from, std::uint64_t through);
+  void renumbered(std::uint64_t from);
+  void no_rows();
   void put_records(std::uint64_t from, std::uint64_t through);
   void drained_check();
   void drop_rows(std::uint64_t attempt);
@@ -132,6 +133,7 @@ class Gate final : public Executor {
   Executor* after_ = nullptr;
   std::uint64_t attempt_ = 0;          // 0: records are not written
   std::uint64_t durable_through_ = 0;  // the records up to this number are in SQLite
+  bool stale_rows_ = false;            // and rows behind them are of an earlier numbering
   bool draining_ = false;
   std::uint64_t in_flight_ = 0;  // changes
   std::uint64_t queries_in_flight_ = 0;

@@ -23,7 +23,8 @@ namespace sharefs {
 
 // `state` is written last, so a slot is whole when it says so.
 struct Once::Slot {
-  enum : std::uint32_t { kFree = 0, kIntent = 0x1e41, kOutcome = 0x2e42 };
+  // kAside: of this process, for a request that has had no effect yet.
+  enum : std::uint32_t { kFree = 0, kIntent = 0x1e41, kOutcome = 0x2e42, kAside = 0x3e43 };
   std::uint64_t client;
   std::uint64_t seq;
   std::atomic<std::uint32_t> state;
@@ -163,7 +164,8 @@ Once::Once(Executor& store, const std::filesystem::path& file) : store_(store) {
   if (map_ == MAP_FAILED)
     throw std::runtime_error("cannot map " + file.string() + ": " + std::strerror(errno));
   for (std::size_t index = 0; index < kSlots; ++index) {
-    const Slot& slot = at(index);
+    Slot& slot = at(index);
+    if (slot.state == Slot::kAside) slot.state = Slot::kFree;
     if (slot.state == Slot::kIntent || slot.state == Slot::kOutcome) slots_[{slot.client, slot.seq}] = index;
   }
 }
@@ -183,7 +185,8 @@ void Once::execute(const pb::Request& request, Bytes data, Reply reply) {
 
 bool Once::answer_again(Slot& slot, const pb::Request& request, const Reply& reply) {
   pb::Outcome body;
-  if (slot.client != request.client() || slot.seq != request.seq() || slot.state == Slot::kFree) return false;
+  if (slot.client != request.client() || slot.seq != request.seq()) return false;
+  if (slot.state != Slot::kIntent && slot.state != Slot::kOutcome) return false;
   if (slot.size > sizeof slot.body || !body.ParseFromArray(slot.body, static_cast<int>(slot.size)))
     return false;
   if (slot.state == Slot::kIntent) {
@@ -198,11 +201,8 @@ bool Once::answer_again(Slot& slot, const pb::Request& request, const Reply& rep
 }
 
 void Once::perform(const pb::Request& request, Bytes data, Reply reply) {
-  Slot* slot = free_slot();
-  slot->client = request.client();
-  slot->seq = request.seq();
+  Slot* slot = &slot_for(request.client(), request.seq());
   write(*slot, Slot::kIntent, intent_of(store_, named_by(request)));
-  slots_[{request.client(), request.seq()}] = static_cast<std::size_t>(slot - &at(0));
   fault_point("once.intent");
   const auto done = [this, slot](const pb::Request& performed, const pb::Outcome& outcome, Bytes bytes,
                                  const Reply& to) {
@@ -226,6 +226,13 @@ void Once::perform(const pb::Request& request, Bytes data, Reply reply) {
                  });
 }
 
+void Once::put_aside(const pb::Request& request, bool aside) {
+  const auto found = slots_.find({request.client(), request.seq()});
+  if (found == slots_.end()) return;
+  write(at(found->second), aside ? Slot::kAside : Slot::kIntent,
+        aside ? pb::Outcome() : intent_of(store_, named_by(request)));
+}
+
 void Once::answer(const pb::Request& request, const pb::Outcome& outcome, Bytes data, const Reply& reply) {
   if (!appends_synced(request) || outcome.error() != 0) return reply(outcome, data);
   pb::Request sync;
@@ -240,6 +247,7 @@ std::vector<Once::Known> Once::left(const std::function<bool(std::uint64_t)>& mi
   std::vector<Known> all;
   for (const auto& [key, index] : slots_) {
     const Slot& slot = at(index);
+    if (slot.state == Slot::kAside) continue;
     Known known{.client = key.client, .seq = key.seq, .done = slot.state == Slot::kOutcome, .body = {}};
     if (missed(key.client) && slot.size <= sizeof slot.body &&
         known.body.ParseFromArray(slot.body, static_cast<int>(slot.size)))
@@ -250,23 +258,24 @@ std::vector<Once::Known> Once::left(const std::function<bool(std::uint64_t)>& mi
 
 void Once::adopt(const Known& known) {
   if (slots_.contains({known.client, known.seq})) return;
-  Slot* slot = free_slot();
-  slot->client = known.client;
-  slot->seq = known.seq;
-  write(*slot, known.done ? Slot::kOutcome : Slot::kIntent, known.body);
-  slots_[{known.client, known.seq}] = static_cast<std::size_t>(slot - &at(0));
+  write(slot_for(known.client, known.seq), known.done ? Slot::kOutcome : Slot::kIntent, known.body);
 }
 
-// The oldest slot whose outcome is known. Those that only have an intent are in flight: a handful.
-Once::Slot* Once::free_slot() {
-  while (at(next_).state == Slot::kIntent) next_ = (next_ + 1) % kSlots;
-  Slot& slot = at(next_);
-  next_ = (next_ + 1) % kSlots;
-  const auto index = static_cast<std::size_t>(&slot - &at(0));
+// The oldest slot whose outcome is known. Those that have none are in flight: a handful.
+Once::Slot& Once::slot_for(std::uint64_t client, std::uint64_t seq) {
+  const auto in_flight = [](const Slot& slot) {
+    return slot.state == Slot::kIntent || slot.state == Slot::kAside;
+  };
+  while (in_flight(at(next_))) next_ = (next_ + 1) % kSlots;
+  const std::size_t index = std::exchange(next_, (next_ + 1) % kSlots);
+  Slot& slot = at(index);
   if (const auto old = slots_.find({slot.client, slot.seq}); old != slots_.end() && old->second == index)
     slots_.erase(old);
   slot.state = Slot::kFree;
-  return &slot;
+  slot.client = client;
+  slot.seq = seq;
+  slots_[{client, seq}] = index;
+  return slot;
 }
 
 void Once::write(Slot& slot, std::uint32_t state, const pb::Outcome& body) {

@@ -36,6 +36,11 @@ class Once final : public Executor {
   // on; 0: nobody's do. Nobody's may while records are performed: another process sends those again.
   void exempt(std::uint64_t client) { exempt_ = client; }
 
+  // The store has put a request aside that has had no effect yet, or takes it up again: its intent is of the
+  // moment before the effect. (Of two appends that waited, the size that both found when they came would tell
+  // of neither whether it was performed.)
+  void put_aside(const pb::Request& request, bool aside);
+
   // What is known of a request: an intent, or what came of it.
   struct Known {
     std::uint64_t client = 0, seq = 0;
@@ -65,7 +70,7 @@ class Once final : public Executor {
   bool answer_again(Slot& slot, const pb::Request& request, const Reply& reply);
   void perform(const pb::Request& request, Bytes data, Reply reply);
   void answer(const pb::Request& request, const pb::Outcome& outcome, Bytes data, const Reply& reply);
-  Slot* free_slot();
+  Slot& slot_for(std::uint64_t client, std::uint64_t seq);
   static void write(Slot& slot, std::uint32_t state, const pb::Outcome& body);
   Slot& at(std::size_t index);
 

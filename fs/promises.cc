@@ -63,14 +63,11 @@ void Promises::changing(const Change& change) {
 void Promises::execute(const pb::Request& request, Bytes data, Reply reply) {
   const auto op = request.op_case();
   if (asked_of(request) != 0) return query(request, data, std::move(reply));
-  // Somebody may be told while a worker performs it.
-  const bool takes_time = op == pb::Request::kFallocate || op == pb::Request::kCopyFileRange;
-  const bool nobody_was_told =
-      !takes_time && holders_.empty() && recalling_.empty() && !promises_to(request.client());
-  if (op_class(op) != OpClass::mutation || op == pb::Request::kSync || nobody_was_told)
+  if (op_class(op) != OpClass::mutation || op == pb::Request::kSync)
     return store_.execute(request, data, std::move(reply));
 
-  // The store reports what it changes before it returns, also when a worker does the rest.
+  // The store reports what it changes before it returns, also what it does later: on a worker, in its turn,
+  // when there is space. Somebody may be told meanwhile, also where nobody had been told of anything.
   const auto changed = std::make_shared<Ids>();
   struct Collecting {
     Ids*& collector;

@@ -21,9 +21,7 @@ namespace sharefs {
 namespace {
 
 constexpr std::size_t kMaxName = 255;
-
-constexpr std::chrono::milliseconds kSpacePoll{5};
-constexpr unsigned kTriesForSpace = 100;
+constexpr unsigned kTriesInAHurry = 6;
 
 bool is_full(int error) { return error == ENOSPC || error == EDQUOT; }
 
@@ -290,11 +288,12 @@ int Store::Impl::dispatch(StoreCall& call) {
       return removexattr(request.removexattr());
     case pb::Request::kSync:
       return sync(request.sync(), call);
-    // Locks, clients and their interruptions are not the files' business.
+    case pb::Request::kCancel:
+      return cancel(request);
+    // Locks and clients are not the files' business.
     case pb::Request::kGetlock:
     case pb::Request::kSetlock:
     case pb::Request::kFlush:
-    case pb::Request::kCancel:
     case pb::Request::kAttach:
     case pb::Request::kDetach:
     case pb::Request::OP_NOT_SET:
@@ -339,19 +338,25 @@ Store::~Store() = default;
 
 void Store::observe(ChangeObserver* observer) { impl_->observer = observer; }
 
+void Store::on_put_aside(std::function<void(const pb::Request&, bool)> put_aside) {
+  impl_->put_aside = std::move(put_aside);
+}
+
+void Store::hurry(bool hurry) { impl_->least_tries = hurry ? kTriesForSpace - kTriesInAHurry : 0; }
+
 std::int64_t Store::oldest_change() const { return impl_->ongoing->oldest(); }
 
 void Store::execute(const pb::Request& request, Bytes data, Reply reply) {
   impl_->execute(request, data, std::move(reply));
 }
 
-void Store::Impl::attempt(const pb::Request& request, Bytes data, Reply reply, unsigned tries) {
+void Store::Impl::attempt(const pb::Request& request, Bytes data, Reply reply, unsigned tries, bool ordered) {
   const bool last_try = tries >= kTriesForSpace;
   const bool by_worker = request.has_fallocate() || request.has_copy_file_range();
-  if (by_worker && tries == 0) reply = in_order(ordered_inode(request), std::move(reply));
+  if (by_worker && !std::exchange(ordered, true)) reply = in_order(ordered_inode(request), std::move(reply));
   if (by_worker && !last_try) {
     // Workers do these; there is nothing left of the request when they find that the disk is full.
-    auto attempt = std::make_shared<Attempt>(Attempt{request, {}, std::move(reply), tries});
+    auto attempt = std::make_shared<Attempt>(Attempt{request, {}, std::move(reply), tries, ordered});
     reply = [this, attempt = std::move(attempt)](const pb::Outcome& outcome, Bytes result) {
       if (is_full(static_cast<int>(outcome.error()))) return wait_for_space(attempt);
       attempt->reply(outcome, result);
@@ -366,10 +371,10 @@ void Store::Impl::attempt(const pb::Request& request, Bytes data, Reply reply, u
   const int error = perform(call);
   if (error == kLater) return;
   if (is_full(error) && !last_try) {
-    if (const InodeId id = ordered_inode(request); id != 0 && tries == 0 && !by_worker)
+    if (const InodeId id = ordered_inode(request); id != 0 && !std::exchange(ordered, true))
       reply = in_order(id, std::move(reply));
-    return wait_for_space(
-        std::make_shared<Attempt>(Attempt{request, std::string(as_text(data)), std::move(reply), tries}));
+    return wait_for_space(std::make_shared<Attempt>(
+        Attempt{request, std::string(as_text(data)), std::move(reply), tries, ordered}));
   }
   if (error != 0) {
     own.outcome.Clear();
@@ -389,9 +394,12 @@ void Store::Impl::attempt(const pb::Request& request, Bytes data, Reply reply, u
 void Store::Impl::wait_for_space(const std::shared_ptr<Attempt>& attempt) {
   const auto again = [this, attempt, still_there = std::weak_ptr<bool>(alive)] {
     if (still_there.expired()) return;
-    this->attempt(attempt->request, as_bytes(attempt->data), std::move(attempt->reply), attempt->tries);
+    put_aside(attempt->request, false);
+    this->attempt(attempt->request, as_bytes(attempt->data), std::move(attempt->reply), attempt->tries,
+                  attempt->ordered);
   };
-  ++attempt->tries;
+  put_aside(attempt->request, true);
+  attempt->tries = std::max(attempt->tries + 1, least_tries);
   if (!doomed.empty()) {
     delete_doomed_now();
   } else if (space_is_coming()) {
@@ -411,7 +419,7 @@ bool Store::Impl::space_is_coming() {
   const std::unique_ptr<DIR, CloseDirectory> directory(fd >= 0 ? ::fdopendir(fd) : nullptr);
   while (const dirent* entry = directory ? ::readdir(directory.get()) : nullptr) {
     const InodeId id = parse_orphan(entry->d_name);
-    if (id != 0 && !opens.is_open(id)) return true;
+    if (id != 0 && entry->d_type != DT_DIR && !opens.is_open(id)) return true;
   }
   return false;
 }

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -40,6 +41,13 @@ class Store final : public Executor {
 
   // Where changes are reported; nullptr: nowhere. Not owned.
   void observe(ChangeObserver* observer);
+
+  // Called when a request that has had no effect yet has to wait (true), for its turn or for space, and when
+  // it is taken up again.
+  void on_put_aside(std::function<void(const pb::Request&, bool)> put_aside);
+
+  // Applications are held up until everything under way is answered: nobody waits long for space.
+  void hurry(bool hurry);
 
   void execute(const pb::Request& request, Bytes data, Reply reply) override;
 

@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 
 #include <atomic>
+#include <chrono>
 #include <deque>
 #include <functional>
 #include <list>
@@ -32,6 +33,8 @@
 namespace sharefs {
 
 constexpr int kLater = -1;
+constexpr std::chrono::milliseconds kSpacePoll{5};
+constexpr unsigned kTriesForSpace = 100;
 constexpr unsigned kBackingMask = STATX_BASIC_STATS | STATX_BTIME;
 
 // One request on its way through a handler.
@@ -77,9 +80,13 @@ struct Store::Impl {
     pb::Request request;
     std::string data;
     Reply reply;
-    unsigned tries = 0;  // so far
+    unsigned tries = 0;    // so far
+    bool ordered = false;  // whether the reply is in_order()'s
+    std::chrono::steady_clock::time_point arrived = std::chrono::steady_clock::now();
   };
-  void attempt(const pb::Request& request, Bytes data, Reply reply, unsigned tries);
+  std::function<void(const pb::Request&, bool)> put_aside = [](const pb::Request&, bool) {};
+  unsigned least_tries = 0;  // that every request counts as having had
+  void attempt(const pb::Request& request, Bytes data, Reply reply, unsigned tries, bool ordered);
   void wait_for_space(const std::shared_ptr<Attempt>& attempt);
   bool space_is_coming();
 
@@ -92,6 +99,7 @@ struct Store::Impl {
     std::deque<Attempt> waiting;
   };
   void execute(const pb::Request& request, Bytes data, Reply reply);
+  int cancel(const pb::Request& request);
   // From now on until the reply that this returns, changes to the data of the inode wait.
   Reply in_order(InodeId id, Reply reply);
   void go_on(InodeId id);

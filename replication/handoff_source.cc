@@ -342,6 +342,7 @@ void HandoffSource::close_gate() {
     pause_ran_over();
   });
   live_sent_ = false;
+  parts_.store.hurry(true);
   parts_.gate.close(record_.attempt, [this, attempt = record_.attempt] {
     if (attempt == record_.attempt) handle(SourceEvent::drained);
   });

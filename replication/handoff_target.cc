@@ -358,10 +358,12 @@ void HandoffTarget::record(Message message) {
   if (message.parts.size() != 1) return;
   if (body.number() < next_) {
     // Asked again after a broken connection: the outcome is known and given again.
-    performer_->perform(body.number(), body.request(), as_bytes(message.parts[0].to_string_view()),
-                        [this, number = body.number()](const pb::Outcome& outcome, Bytes data) {
-                          answer(number, outcome, data);
-                        });
+    performer_->perform(
+        body.number(), body.request(), as_bytes(message.parts[0].to_string_view()),
+        [this, number = body.number()](const pb::Outcome& outcome, Bytes data) {
+          answer(number, outcome, data);
+        },
+        [](const std::exception&) {});
     return;
   }
   const auto [arrived, added] =
@@ -375,14 +377,18 @@ void HandoffTarget::perform() {
   try {
     perform_next();
   } catch (const std::exception& error) {
-    spdlog::error("handoff {} cannot go on yet: {}", record_.attempt, error.what());
-    performing_ = false;
-    parts_.reactor.cancel(retry_timer_);
-    retry_timer_ = parts_.reactor.after(kRecordRetry, [this] {
-      retry_timer_ = 0;
-      perform();
-    });
+    perform_later(error);
   }
+}
+
+void HandoffTarget::perform_later(const std::exception& why) {
+  spdlog::error("handoff {} cannot go on yet: {}", record_.attempt, why.what());
+  performing_ = false;
+  parts_.reactor.cancel(retry_timer_);
+  retry_timer_ = parts_.reactor.after(kRecordRetry, [this] {
+    retry_timer_ = 0;
+    perform();
+  });
 }
 
 void HandoffTarget::perform_next() {
@@ -399,7 +405,8 @@ void HandoffTarget::perform_next() {
   fault_point("target.record");
   performer_->perform(
       number, found->second.request, as_bytes(found->second.data),
-      [this, number](const pb::Outcome& outcome, Bytes data) { performed(number, outcome, data); });
+      [this, number](const pb::Outcome& outcome, Bytes data) { performed(number, outcome, data); },
+      [this](const std::exception& error) { perform_later(error); });
 }
 
 bool HandoffTarget::performed() const { return next_ > records_total_; }

@@ -71,6 +71,7 @@ class HandoffTarget {
   void record(Message message);
   void perform();
   void perform_next();
+  void perform_later(const std::exception& why);
   bool performed() const;  // all records are
   void was_performed(const State::StoredRecord& record);
   void performed(std::uint64_t number, const pb::Outcome& outcome, Bytes data);

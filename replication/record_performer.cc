@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <string>
+#include <utility>
 
 #include "meta/fault.h"
 
@@ -20,7 +21,8 @@ std::optional<std::string> RecordPerformer::outcome(State& state, std::uint64_t 
   return std::string(select.blob(1));
 }
 
-void RecordPerformer::perform(std::uint64_t number, const pb::Request& request, Bytes data, Reply done) {
+void RecordPerformer::perform(std::uint64_t number, const pb::Request& request, Bytes data, Reply done,
+                              Failed failed) {
   pb::Outcome known;
   if (const auto bytes = outcome(state_, attempt_, number, known)) return done(known, as_bytes(*bytes));
   state_.put_record(
@@ -30,9 +32,14 @@ void RecordPerformer::perform(std::uint64_t number, const pb::Request& request, 
       pb::Request::descriptor()->FindFieldByNumber(request.op_case())->name());
   fault_point("target.record.stored");
   store_.execute(request, data,
-                 [this, number, done = std::move(done)](const pb::Outcome& outcome, Bytes bytes) {
+                 [this, number, done = std::move(done), failed = std::move(failed)](
+                     const pb::Outcome& outcome, Bytes bytes) {
                    fault_point("target.record.performed");
-                   state_.finish_record(attempt_, number, outcome.SerializeAsString(), as_text(bytes));
+                   try {
+                     state_.finish_record(attempt_, number, outcome.SerializeAsString(), as_text(bytes));
+                   } catch (const std::exception& error) {
+                     return failed(error);
+                   }
                    done(outcome, bytes);
                  });
 }

@@ -5,6 +5,7 @@
 // Threads: reactor thread.
 #pragma once
 
+#include <exception>
 #include <functional>
 #include <optional>
 #include <string>
@@ -19,9 +20,12 @@ class RecordPerformer {
   // `store`: where records are performed (Coherence).
   RecordPerformer(State& state, Executor& store, std::uint64_t attempt);
 
+  using Failed = std::function<void(const std::exception&)>;
+
   // Performs `number`, or answers from what was done before. Calls `done` exactly once; the outcome survives
-  // kill -9 by then. One at a time, in order.
-  void perform(std::uint64_t number, const pb::Request& request, Bytes data, Reply done);
+  // kill -9 by then. One at a time, in order. `failed` instead: the outcome could not be noted (a full disk),
+  // and the record is to be performed again. Throws when it could not be begun.
+  void perform(std::uint64_t number, const pb::Request& request, Bytes data, Reply done, Failed failed);
 
   // What came of a record that was performed: the outcome, and its bytes as the result. Nothing: not
   // performed, or forgotten.

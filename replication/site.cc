@@ -147,12 +147,17 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
             .router = router} {
   data_set_id = std::stoull(required(state, "data_set_id"));
   store.observe(&promises);
+  store.on_put_aside([this](const pb::Request& request, bool aside) { once.put_aside(request, aside); });
   gate.set_hooks(
       {.held = [this](const pb::Request& request) { coherence.held(request); },
        .awaited = [this](const pb::Request& writeback) { return coherence.awaits(writeback); },
        // What the windows know never reaches a new owner's gate: RequestServer keeps it back until then.
        .answered = {},
-       .opened = [this] { coherence.none_held(); }});
+       .opened =
+           [this] {
+             coherence.none_held();
+             store.hurry(false);
+           }});
   server.on_takeover([this](const pb::Request& request) { coherence.held(request); });
   // No automatic checkpoint, with its syncs, on this thread: it could fall into the pause.
   database.defer_checkpoints();
@@ -190,6 +195,7 @@ Site::Impl::~Impl() {
   source.reset();
   target.reset();
   store.observe(nullptr);
+  store.on_put_aside([](const pb::Request&, bool) {});
   inodes.flush();
   try {
     std::set<SiteName> sites = coherence.unheard();

@@ -167,6 +167,29 @@ TEST_P(OnceTest, synced_appends_that_overlap_are_each_performed_once) {
   EXPECT_EQ(std::filesystem::file_size(path("log")), 11U);
 }
 
+TEST_P(OnceTest, of_requests_that_waited_with_one_intent_each_is_performed) {
+  const InodeId file = create(kRootInode, "log").id();
+  auto made = asked(3);
+  made.mutable_mkdir()->set_parent(kRootInode);
+  made.mutable_mkdir()->set_name("lock");
+  made.mutable_mkdir()->set_mode(0755);
+  auto again = made;
+  again.set_seq(4);
+  const std::vector<pb::Request> all{append(1, file, 5, false), append(2, file, 5, false), made, again};
+  killed_.when = Killed::When::before;
+  for (const pb::Request& request : all) {
+    leave_unanswered(request, "12345");
+    once().put_aside(request, true);  // there is no space
+  }
+  once().put_aside(all[0], false);
+  next_process();
+  killed_.when = Killed::When::never;
+  for (const int i : {0, 1}) EXPECT_EQ(through(once(), all[i], "12345").outcome.count(), 5u);
+  EXPECT_EQ(std::filesystem::file_size(path("log")), 10u);
+  EXPECT_EQ(through(once(), made).error(), 0);
+  EXPECT_EQ(through(once(), again).error(), EEXIST) << "as if it had not been asked before";
+}
+
 TEST_P(OnceTest, the_next_owner_knows_what_its_site_may_be_asked_again) {
   const auto all = requests();
   for (const auto& [name, one] : all) through(once(), one.first, one.second);

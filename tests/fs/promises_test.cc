@@ -76,6 +76,7 @@ class TinyStore final : public Executor {
         break;
       }
       case pb::Request::kWrite:
+        if (no_space) return later(request.write().id(), reply);
         change(request.write().id());
         if (data.empty()) break;
         versions[request.write().id()].emplace_back(as_text(data));
@@ -90,18 +91,20 @@ class TinyStore final : public Executor {
         change(request.setxattr().id());
         break;
       case pb::Request::kFallocate:
-        observer->changing({.kind = Change::Kind::attributes, .id = request.fallocate().id()});
-        end_work = [this, id = request.fallocate().id(), reply] {
-          ++sizes[id];
-          reply({}, {});
-        };
-        return;
+        return later(request.fallocate().id(), reply);
       default:
         break;
     }
     reply(outcome, {});
   }
 
+  void later(InodeId id, const Reply& reply) {
+    observer->changing({.kind = Change::Kind::attributes, .id = id});
+    end_work = [this, id, reply] {
+      ++sizes[id];
+      reply({}, {});
+    };
+  }
   void change(InodeId id) {
     observer->changing({.kind = Change::Kind::attributes, .id = id});
     ++sizes[id];
@@ -114,6 +117,7 @@ class TinyStore final : public Executor {
   }
 
   ChangeObserver* observer = nullptr;
+  bool no_space = false;
   std::function<void()> end_work;
   std::map<std::string, InodeId> names;
   std::map<InodeId, std::uint64_t> sizes;
@@ -403,6 +407,22 @@ TEST_F(PromisesTest, WhoIsToldWhileAWorkerChangesItIsCalledBack) {
   fallocate.mutable_fallocate()->set_id(id);
   const auto& done = ask(kOwn, fallocate);
   EXPECT_FALSE(done.given());
+  ask(0, getattr(1, id));
+  deliver_all();
+  ASSERT_TRUE(ask(0, getattr(1, id)).given());
+  store.end_work();
+  EXPECT_FALSE(done.given());
+  deliver_all();
+  EXPECT_TRUE(done.given());
+  EXPECT_FALSE(ask(0, getattr(1, id)).given());
+}
+
+TEST_F(PromisesTest, WhoComesWhileAWriteWaitsIsCalledBack) {
+  const InodeId id = store.names["old"];
+  for (ClientId client = 1; client <= 3; ++client) opens.detach(client);
+  store.no_space = true;
+  const auto& done = ask(kOwn, write(kOwn, id));
+  for (ClientId client = 1; client <= 3; ++client) opens.attach(client, "site");
   ask(0, getattr(1, id));
   deliver_all();
   ASSERT_TRUE(ask(0, getattr(1, id)).given());

@@ -204,8 +204,16 @@ TEST_P(StoreDataTest, changes_of_data_wait_behind_those_that_workers_make) {
   ask_later("write", write_of(target.id(), 0, 3), std::string("new"));
   ask_later("bad fallocate", fallocate_of(target.id(), 4096, 0xff00));
   ask_later("fallocate", fallocate_of(target.id(), 4096, FALLOC_FL_KEEP_SIZE));
+  pb::Request killed = write_of(target.id(), 0, 4), cancel;
+  killed.set_client(5);
+  killed.set_seq(100);
+  ask_later("killed", killed, std::string("away"));
   ask_later("second write", write_of(target.id(), 3, 1), std::string("!"));
   EXPECT_TRUE(answered_.empty());
+  cancel.set_client(5);
+  cancel.mutable_cancel()->set_seq(100);
+  ask_later("cancel", cancel);
+  EXPECT_EQ(std::exchange(answered_, {}), (std::vector<std::string>{"killed failed", "cancel"}));
   EXPECT_EQ(create(kRootInode, "target", 0644, O_WRONLY | O_TRUNC).error(), ESTALE);
   EXPECT_EQ(getattr(target.id()).outcome.attr().size(), 0u) << "a query does not wait";
   ask_later("writeback", write_of(target.id(), 8191, 1, true), std::string("b"));
@@ -228,6 +236,10 @@ TEST_P(StoreDataTest, changes_of_data_wait_behind_one_that_waits_for_space) {
   start();
   const Answer large = create(kRootInode, "large"), file = create(kRootInode, "file");
   write(large.id(), 0, std::string(3 << 20, 'l'));
+  std::vector<std::string> aside;
+  store_->on_put_aside([&](const pb::Request& request, bool put) {
+    aside.push_back(std::to_string(request.write().size()) + (put ? " waits" : " again"));
+  });
   EXPECT_EQ(unlink(kRootInode, "large").error(), 0);  // nobody has it open: space is coming
   const std::string bytes(2 << 20, 'f');
   ask_later("write", write_of(file.id(), 0, bytes.size()), bytes);
@@ -238,6 +250,11 @@ TEST_P(StoreDataTest, changes_of_data_wait_behind_one_that_waits_for_space) {
   EXPECT_EQ(forget(large.id()).error(), 0);
   EXPECT_EQ(answered(), (std::vector<std::string>{"writeback", "write", "second write"}));
   EXPECT_EQ(read(file.id(), 0, 4).data, "newf");
+  ASSERT_GE(aside.size(), 4u);
+  EXPECT_EQ(aside[0], "2097152 waits") << "without an effect";
+  EXPECT_EQ(aside[1], "3 waits");
+  EXPECT_EQ(aside[aside.size() - 2], "2097152 again");
+  EXPECT_EQ(aside.back(), "3 again");
   stop();
   EXPECT_EQ(::umount(tree().c_str()), 0);
 }

@@ -21,7 +21,9 @@ class RecordPerformerTest : public ::testing::Test {
  protected:
   pb::Outcome perform(std::uint64_t number, const pb::Request& request) {
     Answer answer;
-    RecordPerformer(state_, store_, kAttempt).perform(number, request, {}, answer.reply());
+    RecordPerformer(state_, store_, kAttempt)
+        .perform(number, request, {}, answer.reply(),
+                 [](const std::exception& error) { ADD_FAILURE() << error.what(); });
     EXPECT_TRUE(answer.given());
     return answer.outcome;
   }
@@ -44,6 +46,25 @@ TEST_F(RecordPerformerTest, ARecordIsPerformedOnceAndAnsweredAgain) {
   EXPECT_EQ(perform(1, request).error(), static_cast<unsigned>(ENOTEMPTY));
   EXPECT_EQ(perform(1, request).error(), static_cast<unsigned>(ENOTEMPTY)) << "by another process";
   EXPECT_EQ(store_.calls.size(), 1U);
+}
+
+TEST_F(RecordPerformerTest, WhatCannotBeNotedFailsHoweverLateItIsAnswered) {
+  RecordPerformer performer(state_, store_, kAttempt);
+  auto request = request_of(1, 2);
+  request.mutable_sync()->set_id(5);
+  store_.late = true;
+  Answer answer;
+  std::string why;
+  const auto failed = [&](const std::exception& error) { why = error.what(); };
+  performer.perform(1, request, {}, answer.reply(), failed);
+  Statement(database_, "ALTER TABLE record RENAME TO away").run();  // as good as a full disk
+  EXPECT_NO_THROW(store_.answer(0));
+  EXPECT_FALSE(answer.given());
+  EXPECT_NE(why, "");
+  Statement(database_, "ALTER TABLE away RENAME TO record").run();
+  performer.perform(1, request, {}, answer.reply(), failed);
+  store_.answer(1);
+  EXPECT_TRUE(answer.given());
 }
 
 }  // namespace
