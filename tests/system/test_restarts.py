@@ -335,6 +335,39 @@ def a_write_that_waits_for_space_is_seen_by_who_opened_meanwhile():
     raise AssertionError('no write waited for space')
 
 
+def what_waits_for_space_at_the_kill_is_each_performed_once():
+    """Two appends, and two who make one directory, found the same size and name when they came."""
+    disk = sandbox.ext4('64M')
+    cluster = Cluster(3, stores=[f'{disk}/alpha', sandbox.ext4() + '/beta', sandbox.ext4() + '/gamma'])
+    alpha, beta, gamma = cluster
+    content.write(f'{alpha.mountpoint}/log', b'-' * 4096)
+    keeper = Actor(beta.mountpoint)  # of a file that the owner sees nobody have open: its space may come
+    assert keeper.do('put', 'kept', b'k' * 4096)[0] == keeper.do('open', 1, 'kept', os.O_PATH)[0] == 'ok'
+    assert keeper.do('unlink', 'kept')[0] == 'ok'
+    with open(f'{disk}/filler', 'wb', buffering=0) as filler:
+        for size in (1 << 16, 512):
+            try:
+                while filler.write(b'x' * size) == size:
+                    pass
+            except OSError:
+                pass
+    appenders, makers = ([Actor(site.mountpoint) for site in (beta, gamma)] for _ in range(2))
+    for actor, letter in zip(appenders, b'bg'):
+        assert actor.do('open', 1, 'log', os.O_WRONLY | os.O_APPEND)[0] == 'ok'
+        actor.send('write', 1, bytes([letter]) * 4096)
+    for actor in makers:
+        actor.send('mkdir', 'lock')
+    time.sleep(0.15)
+    assert not any(actor.has_answered() for actor in appenders), 'they were to wait for space'
+    alpha.kill()
+    os.unlink(f'{disk}/filler')
+    alpha.start()
+    assert [actor.receive() for actor in appenders] == [('ok', 4096)] * 2
+    assert sorted(actor.receive()[0] for actor in makers) == ['errno', 'ok'], 'both have made it'
+    written = open(f'{alpha.mountpoint}/log', 'rb').read()
+    assert sorted(set(written)) == sorted(b'-bg') and len(written) == 3 * 4096, 'an acknowledged append is lost'
+
+
 def in_the_pause(source, target, *faults):
     """A handoff whose gate has just closed, and stays so for a second."""
     target.restart(','.join(['target.final_end=sleep:1500', *faults]))
@@ -481,6 +514,7 @@ if __name__ == '__main__':
         appends_of_the_target_are_performed_once,
         what_is_locked_in_the_pause_is_known_to_another_process_of_the_new_owner,
         what_records_have_locked_outlives_the_process_that_performed_them,
+        what_waits_for_space_at_the_kill_is_each_performed_once,
         what_is_unlocked_while_the_owner_is_away_is_free_and_the_rest_is_not,
         what_is_given_up_before_a_restarted_target_serves_stays_given_up,
         what_an_owner_performed_and_did_not_answer_is_known_to_the_next,
