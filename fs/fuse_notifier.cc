@@ -6,7 +6,7 @@
 
 namespace sharefs {
 
-FuseNotifier::FuseNotifier(fuse_session* session, Reactor& reactor)
+FuseNotifier::FuseNotifier(const FuseSession& session, Reactor& reactor)
     : session_(session), reactor_(reactor), alive_(std::make_shared<bool>(true)) {}
 
 FuseNotifier::~FuseNotifier() {
@@ -15,7 +15,7 @@ FuseNotifier::~FuseNotifier() {
     const std::lock_guard lock(mutex_);
     ending_ = true;
   }
-  for (Queue* queue : {&pages_, &attributes_}) {
+  for (Queue* queue : {&pages_, &attributes_, &unused_}) {
     queue->wanted.notify_all();
     queue->threads.clear();  // joins
   }
@@ -23,11 +23,16 @@ FuseNotifier::~FuseNotifier() {
 
 void FuseNotifier::invalidate(InodeId id, std::uint64_t offset, std::uint64_t length,
                               std::function<void()> done) {
-  Queue& queue = offset == kAttributes ? attributes_ : pages_;
+  add(offset == kAttributes ? attributes_ : pages_, {id, offset, length, std::move(done)});
+}
+
+void FuseNotifier::let_go(InodeId id) { add(unused_, {.id = id, .done = {}}); }
+
+void FuseNotifier::add(Queue& queue, Order order) {
   bool another = false;
   {
     const std::lock_guard lock(mutex_);
-    queue.orders.push_back({id, offset, length, std::move(done)});
+    queue.orders.push_back(std::move(order));
     another =
         queue.busy + queue.orders.size() > queue.threads.size() && queue.threads.size() < queue.most_threads;
   }
@@ -38,7 +43,7 @@ void FuseNotifier::invalidate(InodeId id, std::uint64_t offset, std::uint64_t le
 bool FuseNotifier::idle() const {
   const std::lock_guard lock(mutex_);
   const auto rests = [](const Queue& queue) { return queue.orders.empty() && queue.busy == 0; };
-  return rests(pages_) && rests(attributes_);
+  return rests(pages_) && rests(attributes_) && rests(unused_);
 }
 
 void FuseNotifier::work(Queue& queue) {
@@ -51,8 +56,11 @@ void FuseNotifier::work(Queue& queue) {
     ++queue.busy;
     lock.unlock();
     // Whatever it says (ENOENT: the kernel does not know the inode), nothing is cached afterwards.
-    fuse_lowlevel_notify_inval_inode(session_, order.id, static_cast<off_t>(order.offset),
-                                     static_cast<off_t>(order.length));
+    if (&queue == &unused_)
+      session_.let_go(order.id);
+    else
+      fuse_lowlevel_notify_inval_inode(session_.get(), order.id, static_cast<off_t>(order.offset),
+                                       static_cast<off_t>(order.length));
     if (order.done) finished(std::move(order.done));
     lock.lock();
     --queue.busy;

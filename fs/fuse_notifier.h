@@ -17,13 +17,13 @@
 #include "meta/reactor.h"
 #include "meta/types.h"
 
-struct fuse_session;
-
 namespace sharefs {
+
+class FuseSession;
 
 class FuseNotifier {
  public:
-  FuseNotifier(fuse_session* session, Reactor& reactor);
+  FuseNotifier(const FuseSession& session, Reactor& reactor);
   // Does what was asked, then ends the threads; no `done` is called any more. Blocks until the kernel has
   // followed, so its requests must be answered meanwhile: see idle().
   ~FuseNotifier();
@@ -35,6 +35,9 @@ class FuseNotifier {
 
   // See FrontEnd::invalidate. Reactor thread. An empty `done` is allowed.
   void invalidate(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done);
+
+  // The inode has no name on the owner any more: see FuseSession::let_go. Reactor thread.
+  void let_go(InodeId id);
 
   // Nothing is queued or being done.
   bool idle() const;
@@ -54,11 +57,12 @@ class FuseNotifier {
     std::size_t busy = 0;               // under mutex_: threads at an order
     std::vector<std::jthread> threads;  // reactor thread
   };
+  void add(Queue& queue, Order order);
   void work(Queue& queue);
   void finished(std::function<void()> done);
 
   // constant after construction
-  fuse_session* const session_;
+  const FuseSession& session_;
   Reactor& reactor_;
   const std::shared_ptr<bool> alive_;  // reactor thread; outlives this object in what was posted
 
@@ -66,6 +70,7 @@ class FuseNotifier {
   bool ending_ = false;  // under mutex_
   Queue pages_{16};
   Queue attributes_{1};
+  Queue unused_{1};
 };
 
 }  // namespace sharefs

@@ -79,7 +79,7 @@ FuseServer::FuseServer(const FrontEnd::Options& options, Reactor& reactor, Execu
       let_go_(options.let_go),
       mount_(options.mountpoint, options.data_set, options.mount_options),
       session_(fuse_operations(), this, mount_.device()),
-      notifier_(std::make_unique<FuseNotifier>(session_.get(), reactor)),
+      notifier_(std::make_unique<FuseNotifier>(session_, reactor)),
       buffer_(map_buffer()),
       alive_(std::make_shared<bool>(true)),
       requests_(pb::Request::kSync + 1),
@@ -295,8 +295,12 @@ void FuseServer::finish(PendingRequest& pending, const pb::Outcome& outcome, Byt
   }
   // What this mount's own request left without a name: its kernel still refers to it, and says when it does
   // not.
-  for (const InodeId id : outcome.orphaned())
-    if (!watch_orphan(id)) forgotten_orphans_.push_back(id);
+  for (const InodeId id : outcome.orphaned()) {
+    if (known_.contains(id))
+      watched_orphans_.insert(id);
+    else
+      forgotten_orphans_.push_back(id);
+  }
   if (pending.given_up)
     undo(pending, outcome);
   else
@@ -467,6 +471,7 @@ void FuseServer::settle_drops() {
 bool FuseServer::watch_orphan(InodeId id) {
   if (!known_.contains(id)) return false;
   watched_orphans_.insert(id);
+  notifier_->let_go(id);
   return true;
 }
 

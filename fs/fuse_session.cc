@@ -22,6 +22,15 @@ namespace {
 constexpr int kInitTimeoutMs = 10'000;
 constexpr std::uint64_t kResent = 1ULL << 63;  // FUSE_UNIQUE_RESEND: not part of the request's name
 // FUSE_DIRECT_IO_ALLOW_MMAP (protocol 7.39): append handles are opened direct and may be mapped all the same.
+// As in the kernel's header since 7.45.
+constexpr unsigned kPruneMinor = 45;
+constexpr std::int32_t kNotifyPrune = 9;
+struct PruneOut {
+  std::uint32_t count, padding;
+  std::uint64_t spare;
+  std::uint64_t id;  // `count` of them
+};
+
 constexpr std::uint64_t kDirectIoAllowMmap = 1ULL << 36;
 // Taken when the kernel offers them, whether or not the installed libfuse knows them (3.14 knows of
 // FUSE_PARALLEL_DIROPS and forgets to say so).
@@ -126,6 +135,20 @@ void FuseSession::exchange_init(int device) {
     throw std::runtime_error("FUSE: this kernel and this libfuse cannot work together");
   }
   if (::dup3(device, ends[0], O_CLOEXEC) < 0) fail("dup3");
+}
+
+void FuseSession::let_go(std::uint64_t id) const {
+  if (protocol_minor_ < kPruneMinor) return;
+  struct {
+    fuse_out_header header;
+    PruneOut prune;
+  } message{};
+  message.header.len = sizeof message;
+  message.header.error = kNotifyPrune;
+  message.prune.count = 1;
+  message.prune.id = id;
+  // Whatever it says (the kernel does not know the inode), there is nothing to be done about it.
+  [[maybe_unused]] const ssize_t written = ::write(fuse_session_fd(session_.get()), &message, sizeof message);
 }
 
 void FuseSession::process(std::span<std::byte> request) {

@@ -232,6 +232,20 @@ def what_is_deleted_while_a_site_is_away_makes_room():
     assert Actor(beta.mountpoint).do('content', 'last') == ('ok', b'x')
 
 
+def what_is_deleted_makes_room_though_other_sites_have_looked_at_it():
+    """A kernel that keeps names nobody may trust any more keeps their inodes, too, until it is told."""
+    disk = sandbox.ext4('256M')
+    cluster = Cluster(2, stores=[f'{disk}/alpha', sandbox.ext4() + '/beta'])
+    alpha, beta = cluster
+    reader = Actor(beta.mountpoint)
+    for look in (('list_types',), ('stat', 'f'), ('content', 'f')):
+        before = os.statvfs(disk).f_bfree
+        content.write(f'{alpha.mountpoint}/f', bytes(8 << 20))
+        assert reader.do(*look)[0] == 'ok'
+        os.unlink(f'{alpha.mountpoint}/f')
+        sandbox.eventually(lambda: os.statvfs(disk).f_bfree >= before - 100, f'{look[0]} keeps the space', 10)
+
+
 def a_site_that_is_away_is_waited_for_once():
     """Not again for each file that it was promised something about."""
     cluster = Cluster(2, content=lambda store: [content.write(f'{store}/f{i}', b'old') for i in range(20)])
@@ -509,6 +523,7 @@ if __name__ == '__main__':
         what_a_dead_mount_asked_does_not_come_true_later,
         files_without_a_name_outlive_a_restart_of_the_owner,
         what_is_deleted_while_a_site_is_away_makes_room,
+        what_is_deleted_makes_room_though_other_sites_have_looked_at_it,
         a_site_that_is_away_is_waited_for_once,
         a_target_that_is_killed_as_it_becomes_the_owner,
         appends_of_the_target_are_performed_once,
