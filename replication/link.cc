@@ -28,8 +28,8 @@ constexpr int kHeartbeatTimeoutMs = 15000;
 constexpr int kDealerReceiveLimit = 16;  // nothing is ever sent to us on a DEALER
 constexpr auto kPlausibleRoundTrip = std::chrono::minutes(1);
 
-// A site that is connected but not heard for so long is connected to anew: packets may vanish on the old
-// connections, and TCP waits ever longer to find out.
+// A site that is connected but does not answer for so long is connected to anew: packets may vanish on the
+// old connections, and TCP waits ever longer to find out.
 constexpr auto kReconnectAfter = 2 * kLiveness;
 // ZeroMQ does not try again where a handshake was refused; nor where a peer broke the protocol.
 constexpr auto kReconnectAfterRefusal = std::chrono::seconds(1);
@@ -120,6 +120,7 @@ bool Liveness::pong(Clock::time_point sent, Clock::time_point now) {
   // Those that come late over a connection that has been replaced say nothing of the present one.
   if (sent >= asked_) samples_[sampled_++ % samples_.size()] = now - sent;
   asked_ = std::max(asked_, sent);
+  answered_ = now;
   if (proven_ || sent < proof_from_) return false;
   proven_ = announced_ = true;
   return true;
@@ -142,6 +143,7 @@ bool Liveness::expired(Clock::time_point now) {
 
 void Liveness::forgive(Clock::duration pause) {
   last_heard_ += pause;
+  answered_ += pause;
   doubted_ += pause;
 }
 
@@ -182,7 +184,7 @@ Link::~Link() {
 void Link::maintain(Clock::time_point now) {
   if (endpoint_.empty()) return;
   const auto unchanged = now - changed_at_;
-  const bool dead = up() ? std::min(unchanged, liveness.silence(now)) > kReconnectAfter
+  const bool dead = up() ? std::min(unchanged, liveness.unanswered(now)) > kReconnectAfter
                          : unchanged > (handshake_failed_ ? Clock::duration(kReconnectAfterRefusal)
                                                           : Clock::duration(kReconnectWhenDown));
   if (!dead) return;

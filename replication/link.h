@@ -73,6 +73,8 @@ class Liveness {
   bool proven() const { return proven_; }
   Clock::time_point asked() const { return asked_; }  // when the latest ping that was answered was sent
   Clock::duration silence(Clock::time_point now) const { return now - last_heard_; }
+  // Since the last pong. Its pings and requests, which come on a connection of its own, say nothing of ours.
+  Clock::duration unanswered(Clock::time_point now) const { return now - answered_; }
   // The shortest of the last few: one that waited in a queue, or out a broken connection, says nothing of the
   // link.
   Clock::duration round_trip() const;
@@ -82,6 +84,7 @@ class Liveness {
   bool announced_ = false;
   Clock::time_point last_heard_{};
   Clock::time_point asked_{};
+  Clock::time_point answered_{};
   Clock::time_point proof_from_{};
   Clock::time_point doubted_{};
   std::array<Clock::duration, 8> samples_{};

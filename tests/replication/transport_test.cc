@@ -253,6 +253,22 @@ TEST_F(TransportTest, AConnectionThatStaysDeadIsReplaced) {
   EXPECT_TRUE(run_until_connected(reactor, a, b));
 }
 
+TEST_F(TransportTest, AConnectionThatIsDeadInOneDirectionIsReplaced) {
+  Relay to_b(b.transport.endpoint());
+  a.transport.add_site("b", to_b.endpoint(), b.keys.public_key);
+  b.transport.add_site("a", a.transport.endpoint(), a.keys.public_key);
+  ASSERT_TRUE(run_until_connected(reactor, a, b));
+  int arrived = 0;
+  b.transport.subscribe(pb::Envelope::kRecallDone, [&](const SiteName&, Message) { ++arrived; });
+  to_b.swallow_existing();
+  EXPECT_TRUE(run_until(reactor, [&] {
+    pb::Envelope envelope;
+    envelope.mutable_recall_done();
+    a.transport.send("b", Lane::requests, envelope);
+    return arrived > 0;
+  })) << "b is heard all the time, but hears nothing";
+}
+
 // ---- invitations
 
 class InvitationTest : public TransportTest {
