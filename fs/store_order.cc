@@ -1,7 +1,8 @@
 // The Store: the order of changes to the data of one inode.
 //
 // Nothing here depends on a kernel: workers and the waiting for space come to an end by themselves, so
-// whatever waits is performed, and a recall that waits for its caller's pages waits no longer than that.
+// whatever waits is performed, or dropped with its caller, and a recall that waits for its caller's pages
+// waits no longer than that.
 #include <algorithm>
 #include <cerrno>
 
