@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import sys
+import threading
 import time
 
 import content
@@ -269,6 +270,42 @@ def a_full_disk_of_the_owner_is_told_to_everybody():
             actor.do('unlink', f'more{i}')
 
 
+def a_data_set_leaves_a_full_disk_while_somebody_goes_on_writing():
+    """Writes that wait for space do not keep the pause from being short."""
+    disk = sandbox.ext4('64M')
+    cluster = Cluster(2, stores=[f'{disk}/alpha', sandbox.ext4() + '/beta'])
+    alpha, beta = cluster
+    keeper = Actor(beta.mountpoint)  # of a file that the owner sees nobody have open: its space may come
+    assert keeper.do('put', 'kept', b'k')[0] == keeper.do('open', 1, 'kept', os.O_PATH)[0] == 'ok'
+    assert keeper.do('unlink', 'kept')[0] == 'ok'
+    with open(f'{disk}/filler', 'wb', buffering=0) as filler:
+        for size in (1 << 16, 512):
+            try:
+                while filler.write(b'x' * size) == size:
+                    pass
+            except OSError as error:
+                assert error.errno == errno.ENOSPC, error
+    writers = [Actor(site.mountpoint) for site in cluster]
+    for writer in writers:
+        assert writer.do('open', 1, 'log', os.O_CREAT | os.O_WRONLY | os.O_APPEND)[0] == 'ok'
+    stop = threading.Event()
+
+    def write(writer):
+        while not stop.is_set() and writer.do('write', 1, bytes(4096)) == ('errno', 'ENOSPC'):
+            pass
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in writers]
+    try:
+        for thread in threads:
+            thread.start()
+        summary = alpha.migrate(beta)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert summary['attempts'] == 1, summary
+
+
 def only_root_gets_its_reserve():
     """As on a local disk, whichever site asks, and also for what workers do."""
     disk = sandbox.ext4('96M', reserved=25)
@@ -352,6 +389,8 @@ if __name__ == '__main__':
         'a_stray_file_in_a_new_owners_store_concerns_its_name_only':
             (a_stray_file_in_a_new_owners_store_concerns_its_name_only, 60),
         'a_full_disk_of_the_owner_is_told_to_everybody': (a_full_disk_of_the_owner_is_told_to_everybody, 60),
+        'a_data_set_leaves_a_full_disk_while_somebody_goes_on_writing':
+            (a_data_set_leaves_a_full_disk_while_somebody_goes_on_writing, 60),
         'only_root_gets_its_reserve': (only_root_gets_its_reserve, 60),
         'many_files_under_a_small_ulimit': (many_files_under_a_small_ulimit, 300 + FILES // 500),
         'a_long_file_needs_no_memory': (a_long_file_needs_no_memory, 90),
