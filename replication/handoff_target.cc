@@ -355,7 +355,8 @@ void HandoffTarget::make_performer() {
 
 void HandoffTarget::record(Message message) {
   const auto& body = message.head.record();
-  if (message.parts.size() != 1) return;
+  const bool expected = state_ == TargetState::prepared || state_ == TargetState::performing;
+  if (!expected || body.number() == 0 || message.parts.size() != 1) return;
   if (body.number() < next_) {
     // Asked again after a broken connection: the outcome is known and given again.
     performer_->perform(

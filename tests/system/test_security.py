@@ -376,6 +376,30 @@ def malformed_messages_of_a_known_site_break_nothing():
     alpha.migrate(beta, '--max-pause', '2s')
 
 
+def records_that_no_handoff_sends_are_ignored():
+    """A member says that it is the owner, and sends one with the number 0, or before there is anything to perform."""
+    cluster = Cluster(2)
+    alpha, beta = cluster
+    keys = hostile.settings(beta.home, DATA_SET)
+    server = hostile.settings(alpha.home, DATA_SET)['public_key']
+    alpha.migrate(beta, '--max-pause', '2s')
+    cluster.wait_agreed(beta)
+    beta.stop()
+    hello = hostile.envelope(f'hello {{ data_set: {keys["data_set_id"]} version: 1 incarnation: 5 epoch: 2 '
+                             'owner: "beta" power: 1 connection: 9 }')
+    prepare = hostile.envelope('prepare { attempt: 7 epoch: 3 version: 1 }')
+    records = [[hostile.envelope(f'record {{ attempt: 7 number: {number} request {{ client: 5 seq: 1 '
+                                 'mkdir { parent: 1 name: "x" } } }'), b'x'] for number in (0, 1)]
+    hostile.send(beta, alpha.listen, keys, server, [[hello], [prepare], *records], rounds=3)
+    time.sleep(1)
+    assert alpha.running(), alpha.tail(3)
+    beta.start()
+    cluster.wait_connected()
+    beta.migrate(alpha, '--max-pause', '2s', check=False)  # its epoch is known to alpha
+    cluster.hand_over_and_compare(alpha, '--max-pause', '2s')
+    assert 'x' not in os.listdir(alpha.mountpoint)
+
+
 if __name__ == '__main__':
     sys.exit(sandbox.main({
         'a_token_is_valid_once': (a_token_is_valid_once, 60),
@@ -392,5 +416,6 @@ if __name__ == '__main__':
         'verify_ends_when_the_other_site_does': (verify_ends_when_the_other_site_does, 60),
         'a_wrong_key_is_not_let_in': (a_wrong_key_is_not_let_in, 60),
         'garbage_on_the_port_breaks_nothing': (garbage_on_the_port_breaks_nothing, 60),
+        'records_that_no_handoff_sends_are_ignored': (records_that_no_handoff_sends_are_ignored, 60),
         'malformed_messages_of_a_known_site_break_nothing': (malformed_messages_of_a_known_site_break_nothing, 90),
     }))
