@@ -84,13 +84,6 @@ bool same_inode(const Backing& a, const Backing& b) {
   return a.stx_ino == b.stx_ino && a.stx_dev_major == b.stx_dev_major && a.stx_dev_minor == b.stx_dev_minor;
 }
 
-std::int64_t ctime_floor() {
-  constexpr std::int64_t kTicks = 20'000'000;  // longer than the slowest tick (10 ms)
-  struct timespec now {};
-  clock_gettime(CLOCK_REALTIME_COARSE, &now);
-  return now.tv_sec * std::int64_t{1'000'000'000} + now.tv_nsec - kTicks;
-}
-
 struct timespec to_timespec(std::int64_t nanoseconds) {
   constexpr std::int64_t kSecond = 1'000'000'000;
   std::int64_t seconds = nanoseconds / kSecond;

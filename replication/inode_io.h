@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "fs/inode_table.h"
+#include "fs/stamps.h"
 
 namespace sharefs {
 
@@ -26,9 +27,6 @@ std::optional<Backing> stat_name(int directory, const std::string& name);
 inline bool is_regular(const Backing& backing) { return S_ISREG(backing.stx_mode); }
 inline bool is_directory(const Backing& backing) { return S_ISDIR(backing.stx_mode); }
 bool same_inode(const Backing& a, const Backing& b);
-// Whatever is changed from now on has a later ctime, in ns since 1970. (Kernels stamp changes with a clock
-// that ticks.)
-std::int64_t ctime_floor();
 struct timespec to_timespec(std::int64_t nanoseconds);
 
 // An inode opened by its name. What is not a regular file is only opened as a path (O_PATH): opening a device

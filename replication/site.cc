@@ -11,6 +11,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "fs/private_area.h"
 #include "meta/fault.h"
 #include "replication/inode_io.h"
 #include "replication/site_impl.h"
@@ -146,6 +147,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
             .server = server,
             .router = router} {
   data_set_id = std::stoull(required(state, "data_set_id"));
+  if (const UniqueFd area = open_private_area(store_fd.get())) learn_stamps(area.get());
   store.observe(&promises);
   store.on_put_aside([this](const pb::Request& request, bool aside) { once.put_aside(request, aside); });
   gate.set_hooks(

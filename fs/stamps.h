@@ -1,0 +1,16 @@
+// With which times the kernel stamps changes of files.
+#pragma once
+
+#include <cstdint>
+
+namespace sharefs {
+
+// Whatever is changed from now on has a later ctime, in ns since 1970: kernels stamp changes with a clock
+// that ticks, and file systems keep what they can of it.
+std::int64_t ctime_floor();
+
+// Looks how much of it the file system of this directory keeps, which is this user's; stamps it. A process
+// has one store.
+void learn_stamps(int directory);
+
+}  // namespace sharefs
