@@ -19,6 +19,7 @@
 #include "fs/identity_journal.h"
 #include "fs/identity_rows.h"
 #include "fs/private_area.h"
+#include "fs/stamps.h"
 
 namespace sharefs {
 namespace {
@@ -580,11 +581,15 @@ void InodeTable::changing(InodeId id) {
   if (!impl_->any_import.load(std::memory_order_relaxed)) return;
   Lock lock(impl_->mutex);
   const Entry* entry = impl_->load(id);
-  if (entry == nullptr || !entry->imported() || entry->backing_ctime == kOverrideEnded) return;
+  if (entry == nullptr || !entry->imported()) return;
+  // The former owner's clock may be ahead of this one's: until that is passed each change shows a later
+  // ctime.
+  if (entry->backing_ctime == kOverrideEnded && entry->imported_ctime < ctime_floor()) return;
   impl_->flusher.wait_for_space(lock);
   entry = impl_->load(id);
   if (entry == nullptr) return;
   Identity identity = impl_->cache.identity(*entry);
+  if (identity.backing_ctime == kOverrideEnded) ++identity.imported_ctime;
   identity.backing_ctime = kOverrideEnded;
   impl_->put(lock, identity);
 }

@@ -253,6 +253,12 @@ TEST_P(InodeTableTest, an_imported_inode_keeps_the_id_and_ctime_of_its_former_ow
   EXPECT_EQ(table_->presented_ctime(kImported, backing), ahead);
   table_->changing(kImported);
   EXPECT_EQ(table_->presented_ctime(kImported, backing), ahead + 1) << "ctime never goes back";
+  for (int change = 2; change < 5; ++change) {
+    table_->changing(kImported);
+    EXPECT_EQ(table_->presented_ctime(kImported, backing), ahead + change) << "each change shows another one";
+  }
+  open_table();
+  EXPECT_EQ(table_->presented_ctime(kImported, backing), ahead + 4);
 }
 
 TEST_P(InodeTableTest, an_orphan_is_found_in_the_private_area) {
