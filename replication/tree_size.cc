@@ -8,55 +8,124 @@
 #include <cerrno>
 #include <string>
 #include <system_error>
+#include <vector>
 
-#include "meta/types.h"
+#include "replication/inode_io.h"
 
 namespace sharefs {
 
 namespace {
 
+constexpr int kDirectoryFlags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+
 // An entry of the root is moved when ownership changes; everything is read by who runs this.
-std::string trouble_with(const std::filesystem::path& path, const struct stat& st, bool top) {
-  struct statx found {};
-  if (top && ::statx(AT_FDCWD, path.c_str(), AT_SYMLINK_NOFOLLOW, STATX_TYPE, &found) == 0 &&
-      (found.stx_attributes & (STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND)) != 0)
+std::string trouble_with(int folder, const std::string& name, const Backing& backing,
+                         bool top) {
+  if (top && (backing.stx_attributes & (STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND)) != 0)
     return "cannot be moved: chattr -i -a it first";
-  const bool directory = S_ISDIR(st.st_mode);
-  if ((directory || S_ISREG(st.st_mode)) && ::geteuid() != 0 &&
-      ::faccessat(AT_FDCWD, path.c_str(), directory ? R_OK | X_OK : R_OK, AT_EACCESS) != 0 && errno == EACCES)
+  const bool directory = is_directory(backing);
+  if ((directory || is_regular(backing)) && ::geteuid() != 0 &&
+      ::faccessat(folder, name.c_str(), directory ? R_OK | X_OK : R_OK, AT_EACCESS) != 0 && errno == EACCES)
     return std::string("cannot be read by this user: chmod ") + (directory ? "u+rx" : "u+r") + " it first";
   return "";
 }
 
+// Depth first, with one open directory at a time.
+class Measure {
+ public:
+  explicit Measure(const std::filesystem::path& top) : top_(top) {}
+
+  TreeSize run() {
+    UniqueFd at(::open(top_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (at) enter(at.get(), "");
+    while (!way_.empty()) {
+      if (way_.back().below.empty()) {
+        at = back(at.get());
+        continue;
+      }
+      const std::string name = std::move(way_.back().below.back());
+      way_.back().below.pop_back();
+      UniqueFd child(::openat(at.get(), name.c_str(), kDirectoryFlags));
+      if (child && enter(child.get(), name)) at = std::move(child);
+    }
+    return std::move(size_);
+  }
+
+ private:
+  struct Level {
+    std::string name;
+    Backing backing;
+    std::vector<std::string> below;  // directories that are still to be walked
+  };
+
+  // Entries may vanish while we look.
+  bool enter(int directory, const std::string& name) {
+    try {
+      Level level{.name = name, .backing = stat_inode(directory), .below = {}};
+      for (auto& entry : list_directory(directory)) {
+        if (way_.empty() && entry.name == kPrivateArea) continue;
+        const auto backing = stat_name(directory, entry.name);
+        if (!backing) continue;
+        count(directory, name, entry.name, *backing);
+        if (is_directory(*backing)) level.below.push_back(std::move(entry.name));
+      }
+      way_.push_back(std::move(level));
+      return true;
+    } catch (const std::system_error&) {
+      return false;
+    }
+  }
+
+  // To the directory above, unless this one has been moved meanwhile: then by the way that it was reached,
+  // as far as that leads.
+  UniqueFd back(int directory) {
+    way_.pop_back();
+    if (way_.empty()) return {};
+    UniqueFd above(::openat(directory, "..", kDirectoryFlags));
+    if (is(above, way_.back())) return above;
+    above = UniqueFd(::open(top_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    std::size_t reached = is(above, way_.front()) ? 1 : 0;
+    while (reached > 0 && reached < way_.size()) {
+      UniqueFd next(::openat(above.get(), way_[reached].name.c_str(), kDirectoryFlags));
+      if (!is(next, way_[reached])) break;
+      above = std::move(next);
+      ++reached;
+    }
+    way_.resize(reached);
+    return above;
+  }
+
+  static bool is(const UniqueFd& directory, const Level& level) {
+    return directory && same_inode(stat_inode(directory.get()), level.backing);
+  }
+
+  void count(int directory, const std::string& parent, const std::string& name, const Backing& backing) {
+    if (size_.trouble.empty())
+      if (const auto what = trouble_with(directory, name, backing, way_.empty()); !what.empty())
+        size_.trouble = "'" + path(parent) + name + "' in the store " + what;
+    const std::uint64_t bytes = backing.stx_blocks * 512;
+    ++size_.files;
+    size_.bytes += bytes;
+    if (is_regular(backing)) size_.data += std::min<std::uint64_t>(backing.stx_size, bytes);
+    size_.devices = size_.devices || S_ISCHR(backing.stx_mode) || S_ISBLK(backing.stx_mode);
+    if (size_.owners.size() <= TreeSize::kMaxOwners) size_.owners.insert(backing.stx_uid);
+    if (size_.groups.size() <= TreeSize::kMaxOwners) size_.groups.insert(backing.stx_gid);
+  }
+
+  std::string path(const std::string& parent) const {
+    std::string path;
+    for (const auto& level : way_)
+      if (!level.name.empty()) path += level.name + "/";
+    return parent.empty() ? path : path + parent + "/";
+  }
+
+  const std::filesystem::path top_;
+  std::vector<Level> way_;
+  TreeSize size_;
+};
+
 }  // namespace
 
-TreeSize measure(const std::filesystem::path& directory) {
-  namespace stdfs = std::filesystem;
-  TreeSize size;
-  std::error_code ignored;  // entries may vanish while we look
-  for (stdfs::recursive_directory_iterator
-           it(directory, stdfs::directory_options::skip_permission_denied, ignored),
-       end;
-       it != end; it.increment(ignored)) {
-    struct stat st {};
-    if (::lstat(it->path().c_str(), &st) != 0) continue;
-    if (it.depth() == 0 && it->path().filename() == kPrivateArea) {
-      it.disable_recursion_pending();
-      continue;
-    }
-    if (size.trouble.empty())
-      if (const auto what = trouble_with(it->path(), st, it.depth() == 0); !what.empty())
-        size.trouble = "'" + it->path().lexically_relative(directory).string() + "' in the store " + what;
-    ++size.files;
-    size.bytes += static_cast<std::uint64_t>(st.st_blocks) * 512;
-    if (S_ISREG(st.st_mode))
-      size.data +=
-          std::min(static_cast<std::uint64_t>(st.st_size), static_cast<std::uint64_t>(st.st_blocks) * 512);
-    size.devices = size.devices || S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode);
-    if (size.owners.size() <= TreeSize::kMaxOwners) size.owners.insert(st.st_uid);
-    if (size.groups.size() <= TreeSize::kMaxOwners) size.groups.insert(st.st_gid);
-  }
-  return size;
-}
+TreeSize measure(const std::filesystem::path& directory) { return Measure(directory).run(); }
 
 }  // namespace sharefs
