@@ -18,10 +18,10 @@ namespace {
 
 constexpr int kDirectoryFlags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
 
-// An entry of the root is moved when ownership changes; everything is read by who runs this.
-std::string trouble_with(int folder, const std::string& name, const Backing& backing,
-                         bool top) {
-  if (top && (backing.stx_attributes & (STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND)) != 0)
+// What cannot be changed here cannot be written over when the data set comes back; and everything is read by
+// who runs this.
+std::string trouble_with(int folder, const std::string& name, const Backing& backing) {
+  if ((backing.stx_attributes & (STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND)) != 0)
     return "cannot be moved: chattr -i -a it first";
   const bool directory = is_directory(backing);
   if ((directory || is_regular(backing)) && ::geteuid() != 0 &&
@@ -101,7 +101,7 @@ class Measure {
 
   void count(int directory, const std::string& parent, const std::string& name, const Backing& backing) {
     if (size_.trouble.empty())
-      if (const auto what = trouble_with(directory, name, backing, way_.empty()); !what.empty())
+      if (const auto what = trouble_with(directory, name, backing); !what.empty())
         size_.trouble = "'" + path(parent) + name + "' in the store " + what;
     const std::uint64_t bytes = backing.stx_blocks * 512;
     ++size_.files;

@@ -111,6 +111,13 @@ def a_store_that_cannot_be_put_away_keeps_nobody_waiting():
     refused = alpha.migrate(beta, check=False)
     sandbox.run('chattr', '-i', fixed)
     assert refused['result'] == 'failed' and "'fixed'" in refused['error'] and 'chattr' in refused['error'], refused
+    # Nor could the copy here be written over when the data set comes back.
+    below = next(os.path.join(folder, names[0]) for folder, _, names in os.walk(alpha.store)
+                 if names and folder != alpha.store and area not in folder)
+    sandbox.run('chattr', '+a', below)
+    refused = alpha.migrate(beta, check=False)
+    sandbox.run('chattr', '-a', below)
+    assert refused['result'] == 'failed' and os.path.relpath(below, alpha.store) in refused['error'], refused
     sandbox.run('chattr', '+i', area)
     try:
         alpha.migrate(beta, '--max-pause', '2s')
