@@ -2,6 +2,9 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <sys/statvfs.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -10,6 +13,7 @@
 #include <cerrno>
 #include <climits>
 #include <cstring>
+#include <stdexcept>
 #include <system_error>
 
 namespace sharefs {
@@ -56,6 +60,13 @@ ssize_t call_with_room(std::string& buffer, const Call& call) {
     if (size >= 0 || errno != ERANGE || buffer.size() >= (std::size_t{1} << 20)) return size;
     buffer.resize(std::max<std::size_t>(buffer.size() * 4, 4096));
   }
+}
+
+// For more than any extended attribute takes.
+bool has_room(int fd) {
+  constexpr std::uint64_t kRoom = std::uint64_t{1} << 20;
+  struct statvfs space {};
+  return fstatvfs(fd, &space) == 0 && std::uint64_t{space.f_bavail} * space.f_frsize >= kRoom;
 }
 
 bool no_xattrs_here(int error) { return error == ENOTSUP || error == EPERM || error == ENOSYS; }
@@ -203,7 +214,13 @@ bool write_xattrs(int fd, bool path_only, const Xattrs& wanted) {
   for (const auto& [name, value] : wanted) {
     const auto found = present.find(name);
     if (found != present.end() && found->second == value) continue;
-    if (access.set(name.c_str(), value) != 0) throw_errno("cannot set extended attribute " + name);
+    if (access.set(name.c_str(), value) == 0) continue;
+    // A disk that has room, and a file system that has not: some keep those of an inode in a few KiB.
+    if ((errno == ENOSPC && has_room(fd)) || errno == E2BIG || errno == ERANGE) {
+      throw std::runtime_error("this file system cannot hold the extended attribute " + name + " of " +
+                               std::to_string(value.size()) + " bytes");
+    }
+    throw_errno("cannot set extended attribute " + name);
   }
   return true;
 }

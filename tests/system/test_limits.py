@@ -2,6 +2,7 @@
 """Limits: full disks, many files under `ulimit -n 1024`, memory."""
 
 import errno
+import functools
 import json
 import os
 import sqlite3
@@ -48,6 +49,24 @@ def an_old_image_needs_no_room_again():
     summary = beta.migrate(alpha, '--max-pause', '1s')
     assert summary['image_bytes_sent'] < 1 << 20, summary
     cluster.verify(alpha, beta)
+
+
+def _refuses(what, coarse=False):
+    """The target's file system cannot keep it: that is said in one line, and no full disk."""
+    stores = [sandbox.tmpfs('size=100m') + '/alpha', sandbox.ext4('300M', coarse=coarse) + '/beta']
+    os.mkdir(stores[0])
+    content.write(f'{stores[0]}/f', b'x')
+    os.utime(f'{stores[0]}/f', ns=(1, 1_000_000_123_456_789))
+    if not coarse:
+        try:
+            os.setxattr(f'{stores[0]}/f', 'user.big', bytes(20000))
+        except OSError as error:
+            raise sandbox.Skip(f'tmpfs has no extended attributes: {error}') from None
+    cluster = Cluster(2, stores=stores)
+    summary = cluster[0].migrate(cluster[1], '--max-pause', '2s', check=False)
+    assert summary['result'] == 'failed' and what in summary['error'], summary
+    assert '\n' not in summary['error'] and 'full' not in summary['error'], summary
+    assert cluster.owner() is cluster[0]
 
 
 def a_target_without_privileges_is_refused():
@@ -387,6 +406,7 @@ if __name__ == '__main__':
     sys.exit(sandbox.main({
         'a_target_without_space_is_refused': (a_target_without_space_is_refused, 60),
         'an_old_image_needs_no_room_again': (an_old_image_needs_no_room_again, 60),
+        'an_attribute_that_the_target_cannot_keep_is_refused': (functools.partial(_refuses, 'user.big'), 60),
         'a_target_without_privileges_is_refused': (a_target_without_privileges_is_refused, 60),
         'a_target_that_fills_up_ends_the_attempt': (a_target_that_fills_up_ends_the_attempt, 60),
         'a_store_that_cannot_be_put_away_keeps_nobody_waiting': (a_store_that_cannot_be_put_away_keeps_nobody_waiting, 60),
