@@ -18,7 +18,11 @@ static_assert(kSmallFile <= BatchSender::kBatchBytes);
 // The last bit of a batch that is too small to be worth a read call of its own.
 constexpr std::size_t kLeastRead = std::size_t{16} << 10;
 
-bool has_no_holes(const Backing& backing) { return backing.stx_blocks * 512 >= backing.stx_size; }
+// Blocks alone do not tell: some may be reserved beyond the end of the file.
+bool has_no_holes(int fd, const Backing& backing) {
+  return backing.stx_blocks * 512 >= backing.stx_size &&
+         lseek(fd, 0, SEEK_HOLE) >= static_cast<off_t>(backing.stx_size);
+}
 
 // The next data at or after `at` and where it ends, both at most `to`.
 struct Segment {
@@ -99,7 +103,8 @@ void CellShipper::whole(InodeId id, const OpenedInode& opened, const EntryName* 
       if (entry != nullptr) sender_.add_entry(entry->parent, entry->name, id, S_IFREG);
       announced = true;
     }
-    data(id, opened.fd.get(), backing, 0, size, holes);
+    const int fd = opened.fd.get();
+    data(id, fd, has_no_holes(fd, backing), 0, size, holes);
   }
   state(id, opened, as_of);
   if (entry != nullptr && !announced) {
@@ -113,7 +118,7 @@ void CellShipper::changed_blocks(InodeId id, const OpenedInode& opened, const pb
   const std::int64_t as_of = settled_before();
   const Backing backing = stat_inode(fd);  // again, as in whole()
   const std::uint64_t size = backing.stx_size;
-  const bool dense = has_no_holes(backing);
+  const bool dense = has_no_holes(fd, backing);
   block_.resize(kBlockBytes);
   for (std::uint64_t at = 0; at < size; at += kBlockBytes) {
     sender_.check();
@@ -132,7 +137,7 @@ void CellShipper::changed_blocks(InodeId id, const OpenedInode& opened, const pb
       same = filled == end - at && XXH3_64bits(block_.data(), filled) == need.blocks(index);
     }
     if (!same) {
-      data(id, fd, backing, at, end, Holes::send);
+      data(id, fd, dense, at, end, Holes::send);
       continue;
     }
     passed(end - at);
@@ -148,16 +153,14 @@ void CellShipper::changed_blocks(InodeId id, const OpenedInode& opened, const pb
 
 void CellShipper::extent(InodeId id, const OpenedInode& opened, std::uint64_t from, std::uint64_t to) {
   const std::uint64_t size = opened.backing.stx_size;
-  if (from < size) data(id, opened.fd.get(), opened.backing, from, std::min(to, size), Holes::send);
+  if (from < size) data(id, opened.fd.get(), false, from, std::min(to, size), Holes::send);
   // The file may have been cut off here and may grow again before its size is read: then it grows by zeros,
   // and so must the target's copy.
   hole(id, std::max(from, size), to);
   sender_.checkpoint();
 }
 
-void CellShipper::data(InodeId id, int fd, const Backing& backing, std::uint64_t from, std::uint64_t to,
-                       Holes holes) {
-  const bool dense = has_no_holes(backing);
+void CellShipper::data(InodeId id, int fd, bool dense, std::uint64_t from, std::uint64_t to, Holes holes) {
   while (from < to) {
     const Segment next = next_data(fd, dense, from, to);
     if (holes == Holes::send) hole(id, from, next.begin);

@@ -69,7 +69,7 @@ class CellShipper {
 
  private:
   pb::InodeState& add_state(InodeId id, const OpenedInode& opened);
-  void data(InodeId id, int fd, const Backing& backing, std::uint64_t from, std::uint64_t to, Holes holes);
+  void data(InodeId id, int fd, bool dense, std::uint64_t from, std::uint64_t to, Holes holes);
   std::uint64_t bytes(InodeId id, int fd, std::uint64_t from, std::uint64_t to);
   void hole(InodeId id, std::uint64_t from, std::uint64_t to);
 

@@ -163,6 +163,17 @@ TEST_P(ImageTest, KeepsHolesAsHoles) {
   EXPECT_LT(attempt_->source().counters().image_bytes_sent, 10'000u);
 }
 
+TEST_P(ImageTest, BlocksBehindTheEndHideNoHole) {
+  std::ofstream(a("sparse")).close();
+  const UniqueFd fd(::open(a("sparse").c_str(), O_WRONLY | O_CLOEXEC));
+  if (::fallocate(fd.get(), FALLOC_FL_KEEP_SIZE, 4 << 20, 4 << 20) != 0)
+    GTEST_SKIP() << "no room can be reserved";
+  ASSERT_EQ(::pwrite(fd.get(), "end", 3, (2 << 20) - 3), 3);
+  send_all();
+  expect_equal();
+  EXPECT_LE(attempt_->source().counters().image_bytes_sent, 1U << 20);
+}
+
 TEST_P(ImageTest, ShrinkingAndGrowingAgainLeavesZeros) {
   write_file(a("f"), std::string(8192, 'x'));
   begin();
