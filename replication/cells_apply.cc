@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <climits>
 #include <limits>
+#include <stdexcept>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -127,6 +128,12 @@ void set_times(int fd, const pb::Attr& attr) {
   if (utimensat(fd, "", times.data(), AT_EMPTY_PATH) != 0) throw_errno("cannot set times");
 }
 
+std::string lost_time(const pb::Attr& attr) {
+  return "the target's file system cannot keep the modification time " + std::to_string(attr.mtime()) +
+         " ns of inode " + std::to_string(attr.id()) +
+         ": it has whole seconds only, or none so late (ext4 with inodes of 128 bytes)";
+}
+
 }  // namespace
 
 void CellsApply::apply(const pb::Cells& cells, Bytes data) {
@@ -235,7 +242,9 @@ void CellsApply::apply_state(const OpenedInode& opened, const pb::InodeState& st
     set_mode(opened, permissions);
   }
   set_times(fd, attr);
-  inodes_.import_ctime(attr.id(), attr.ctime(), stat_inode(fd));
+  const Backing after = stat_inode(fd);
+  if (timestamp_ns(after.stx_mtime) != attr.mtime()) throw std::runtime_error(lost_time(attr));
+  inodes_.import_ctime(attr.id(), attr.ctime(), after);
 }
 
 // Of a manifest: more would make its answer too large.

@@ -406,6 +406,7 @@ if __name__ == '__main__':
     sys.exit(sandbox.main({
         'a_target_without_space_is_refused': (a_target_without_space_is_refused, 60),
         'an_old_image_needs_no_room_again': (an_old_image_needs_no_room_again, 60),
+        'a_time_that_the_target_cannot_keep_is_refused': (functools.partial(_refuses, 'modification time', True), 60),
         'an_attribute_that_the_target_cannot_keep_is_refused': (functools.partial(_refuses, 'user.big'), 60),
         'a_target_without_privileges_is_refused': (a_target_without_privileges_is_refused, 60),
         'a_target_that_fills_up_ends_the_attempt': (a_target_that_fills_up_ends_the_attempt, 60),
