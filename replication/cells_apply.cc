@@ -175,6 +175,7 @@ void CellsApply::apply(const pb::Cells& cells, Bytes data) {
       write(opened, pieces_of(piece.extent->id()), data);
     }
   }
+  tree_.lock_again();
   for (const auto& state : cells.inodes()) {
     if (state.complete() && type_of(state) == S_IFDIR)
       apply_state(tree_.open(state.attr().id(), S_IFDIR), state);
@@ -233,12 +234,15 @@ void CellsApply::apply_state(const OpenedInode& opened, const pb::InodeState& st
   }
   const bool new_owner = before.stx_uid != attr.uid() || before.stx_gid != attr.gid();
   if (new_owner) set_owner(opened, attr);
+  // Its extended attributes are for who may write it, or root.
+  const bool unlocked = ::geteuid() != 0 && !S_ISLNK(attr.mode()) && (before.stx_mode & S_IWUSR) == 0;
+  if (unlocked) set_mode(opened, (before.stx_mode & kPermissionBits) | S_IWUSR);
   Xattrs xattrs;
   for (const auto& xattr : state.xattrs()) xattrs.emplace(xattr.name(), xattr.value());
   const bool new_xattrs = write_xattrs(fd, opened.path_only, xattrs);
   const std::uint32_t permissions = attr.mode() & kPermissionBits;
   if (!S_ISLNK(attr.mode()) &&
-      (new_owner || new_xattrs || (before.stx_mode & kPermissionBits) != permissions)) {
+      (new_owner || new_xattrs || unlocked || (before.stx_mode & kPermissionBits) != permissions)) {
     set_mode(opened, permissions);
   }
   set_times(fd, attr);

@@ -69,6 +69,7 @@ struct ImageTarget::Impl {
   void serve();
   void apply(const Message& message);
   void settle_and_sync(const char* point);
+  void settle();
   std::uint64_t sync();
   void send(pb::Envelope envelope);
   void fail(const std::string& reason);
@@ -181,6 +182,12 @@ void ImageTarget::Impl::apply(const Message& message) {
   send(std::move(envelope));
 }
 
+// Names that had to wait.
+void ImageTarget::Impl::settle() {
+  tree.settle();
+  tree.lock_again();
+}
+
 // Everything applied so far is on stable storage when it returns. Tells how long that took, in nanoseconds.
 std::uint64_t ImageTarget::Impl::sync() {
   const auto began = Clock::now();
@@ -226,7 +233,7 @@ void ImageTarget::image_end() {
 
 void ImageTarget::round_end(std::uint32_t round) {
   impl_->queue([impl = impl_.get(), round] {
-    impl->tree.settle();
+    impl->settle();
     const std::uint64_t sync_ns = impl->sync();
     if (fault_point("round.target")) throw std::runtime_error("fault point round.target");
     pb::Envelope envelope;
@@ -244,7 +251,7 @@ void ImageTarget::final_end(std::uint64_t batches, std::function<void()> applied
       throw Malformed("there are " + std::to_string(impl->batches) + " batches instead of " +
                       std::to_string(batches));
     }
-    impl->tree.settle();
+    impl->settle();
     if (const std::size_t left = impl->tree.set_aside(); left > 0) {
       throw std::runtime_error("the tree received is not whole: " + std::to_string(left) +
                                " names have no inode");

@@ -175,6 +175,27 @@ std::vector<ListedName> list_directory(int fd) {
   return names;
 }
 
+bool move_name(int from, const std::string& name, int to, const std::string& new_name) {
+  const auto attempt = [&] {
+    return renameat2(from, name.c_str(), to, new_name.c_str(), RENAME_NOREPLACE) == 0;
+  };
+  if (attempt()) return true;
+  if (errno != EACCES) return false;
+  Backing backing{};
+  const bool known = statx(from, name.c_str(), AT_SYMLINK_NOFOLLOW, kBackingMask, &backing) == 0;
+  const mode_t mode = backing.stx_mode & 07777u;
+  if (!known || !is_directory(backing) || (mode & S_IWUSR) != 0 ||
+      fchmodat(from, name.c_str(), mode | S_IWUSR, 0) != 0) {
+    errno = EACCES;
+    return false;
+  }
+  const bool moved = attempt();
+  const int error = errno;
+  fchmodat(moved ? to : from, (moved ? new_name : name).c_str(), mode, 0);
+  errno = error;
+  return moved;
+}
+
 Xattrs read_xattrs(int fd, bool path_only) {
   Xattrs xattrs;
   const XattrAccess access(fd, path_only);

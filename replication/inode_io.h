@@ -54,6 +54,10 @@ struct ListedName {
 // cheapest).
 std::vector<ListedName> list_directory(int fd);
 
+// Moves a name, never onto another one; false: errno says why not. A directory that may not be written cannot
+// be moved, but by root, since its «..» changes: it may be written meanwhile.
+bool move_name(int from, const std::string& name, int to, const std::string& new_name);
+
 using Xattrs = std::map<std::string, std::string>;
 // `path_only`: the descriptor is an O_PATH one. Empty where the file system has none.
 Xattrs read_xattrs(int fd, bool path_only);

@@ -2,8 +2,6 @@
 
 #include <dirent.h>
 #include <fcntl.h>
-#include <linux/fs.h>
-#include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -43,8 +41,14 @@ std::unordered_set<InodeId> ids_in(int folder) {
   return ids;
 }
 
-bool rename_into(int from, const std::string& name, int to, const std::string& new_name) {
-  return renameat2(from, name.c_str(), to, new_name.c_str(), RENAME_NOREPLACE) == 0;
+// Who may not write a directory of the private area, and is not root, can change nothing in it. If it is
+// placed again its state comes with its name.
+UniqueFd open_parked(int folder, const std::string& name, const Backing& backing) {
+  if (::geteuid() != 0 && (backing.stx_mode & S_IRWXU) != S_IRWXU)
+    fchmodat(folder, name.c_str(), (backing.stx_mode & 07777u) | S_IRWXU, 0);
+  UniqueFd fd(openat(folder, name.c_str(), kDirectoryFlags));
+  if (!fd) throw_errno("cannot open '" + name + "'");
+  return fd;
 }
 
 }  // namespace
@@ -113,10 +117,38 @@ OpenedInode TargetTree::open(InodeId id, std::uint32_t type) {
 TargetTree::Directory TargetTree::directory(InodeId id) {
   if (const auto cached = directories_.find(id); cached != directories_.end()) return cached->second;
   if (!known(id)) return nullptr;
+  unlock(id);
   auto opened = std::make_shared<const UniqueFd>(open(id, S_IFDIR).fd);
   if (directories_.size() >= kCachedDirectories) directories_.clear();
   directories_.emplace(id, opened);
   return opened;
+}
+
+// Ordinary users change nothing in a directory that they may not write: it may be written until lock_again().
+void TargetTree::unlock(InodeId id) {
+  if (::geteuid() == 0) return;
+  const UniqueFd path = inodes_.open(id, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+  if (!path) return;
+  const Backing backing = stat_inode(path.get());
+  const mode_t mode = backing.stx_mode & 07777u;
+  if (!is_directory(backing) || (mode & S_IRWXU) == S_IRWXU) return;
+  change_mode(id, path.get(), mode | S_IRWXU);
+  unlocked_.emplace(id, mode);
+}
+
+void TargetTree::lock_again() {
+  for (const auto& [id, mode] : unlocked_) {
+    directories_.erase(id);
+    if (const UniqueFd path = inodes_.open(id, O_PATH | O_NOFOLLOW | O_CLOEXEC))
+      change_mode(id, path.get(), mode);
+  }
+  unlocked_.clear();
+}
+
+void TargetTree::change_mode(InodeId id, int path, mode_t mode) {
+  CtimeKeeper ctime(inodes_, id, stat_inode(path));
+  if (chmod(proc_path(path).c_str(), mode) != 0) throw_errno("cannot set the mode of a directory");
+  ctime.restore(stat_inode(path));
 }
 
 UniqueFd TargetTree::try_create(const pb::InodeState& state, int directory, const std::string& name) const {
@@ -252,10 +284,10 @@ void TargetTree::park(int directory, const std::string& name, const Backing& bac
   }
   const std::string parked = hex_name(*id);
   CtimeKeeper ctime(inodes_, *id, backing);
-  if (!rename_into(directory, name, parked_fd_.get(), parked)) {
+  if (!move_name(directory, name, parked_fd_.get(), parked)) {
     if (errno != EEXIST) throw_errno("cannot park '" + name + "'");
     discard(parked_fd_.get(), parked);  // a left-over that has lost its identity
-    if (!rename_into(directory, name, parked_fd_.get(), parked)) throw_errno("cannot park '" + name + "'");
+    if (!move_name(directory, name, parked_fd_.get(), parked)) throw_errno("cannot park '" + name + "'");
   }
   parked_.insert(*id);
   more_names_.erase(*id);
@@ -267,7 +299,7 @@ void TargetTree::park(int directory, const std::string& name, const Backing& bac
 std::string TargetTree::park_unnamed(int directory, const std::string& name) {
   for (;;) {
     std::string unnamed = "unknown-" + std::to_string(++unnamed_);
-    if (rename_into(directory, name, parked_fd_.get(), unnamed)) return unnamed;
+    if (move_name(directory, name, parked_fd_.get(), unnamed)) return unnamed;
     if (errno != EEXIST) throw_errno("cannot park '" + name + "'");
   }
 }
@@ -311,7 +343,7 @@ bool TargetTree::move_to(int directory, const std::string& name, InodeId id, int
   for (auto* folder : {&parked_, &orphans_}) {
     if (!folder->contains(id)) continue;
     const bool parked = folder == &parked_;
-    if (rename_into(parked ? parked_fd_.get() : orphans_fd_.get(), hex, directory, name)) {
+    if (move_name(parked ? parked_fd_.get() : orphans_fd_.get(), hex, directory, name)) {
       folder->erase(id);
       if (!parked) inodes_.set_orphan(id, false);
       return true;
@@ -326,8 +358,11 @@ bool TargetTree::move_to(int directory, const std::string& name, InodeId id, int
 
 bool TargetTree::move_directory(int directory, const std::string& name, int fd) {
   const Place now = find_directory(fd);
-  if (const auto left = inodes_.find(stat_inode(now.directory.get()))) inodes_.changing(*left);
-  if (rename_into(now.directory.get(), now.name, directory, name)) return true;
+  if (const auto left = inodes_.find(stat_inode(now.directory.get()))) {
+    inodes_.changing(*left);
+    unlock(*left);
+  }
+  if (move_name(now.directory.get(), now.name, directory, name)) return true;
   if (errno == EINVAL) return false;  // into itself
   throw_errno("cannot move directory '" + name + "'");
 }
@@ -393,8 +428,7 @@ void TargetTree::drop_hidden_names() {
     left.pop_back();
     const auto backing = stat_name(parked_fd_.get(), name);
     if (!backing || !is_directory(*backing)) continue;
-    const UniqueFd fd(openat(parked_fd_.get(), name.c_str(), kDirectoryFlags));
-    if (!fd) throw_errno("cannot open '" + name + "'");
+    const UniqueFd fd = open_parked(parked_fd_.get(), name, *backing);
     const InodeId directory = inodes_.find(*backing).value_or(0);
     for (const auto& entry : list_directory(fd.get())) {
       const auto inner = stat_name(fd.get(), entry.name);
@@ -455,8 +489,7 @@ void TargetTree::discard(int directory, const std::string& name) {
       remove_file(folder, top, *backing);
       continue;
     }
-    const UniqueFd fd(openat(folder, top.c_str(), kDirectoryFlags));
-    if (!fd) throw_errno("cannot open '" + top + "'");
+    const UniqueFd fd = open_parked(folder, top, *backing);
     for (const auto& entry : list_directory(fd.get())) {
       if (interrupted_) return;
       const auto inner = stat_name(fd.get(), entry.name);

@@ -67,6 +67,9 @@ class TargetTree {
   void settle();  // attaches what was set aside and fits by now
   std::size_t set_aside() const { return set_aside_.size(); }
 
+  // To be called when names have been changed, before states are set: directories get their modes again.
+  void lock_again();
+
   // The attempt won. keep_orphans() moves these to orphans/; discard_rest() removes all that is parked or
   // another orphan, until interrupt() (any thread).
   // What was parked with its directory may have been named again elsewhere since: such an inode must not be
@@ -85,6 +88,8 @@ class TargetTree {
   static constexpr std::size_t kMaxSetAside = 1'000'000;
 
   Directory directory(InodeId id);  // null: not known
+  void unlock(InodeId id);
+  void change_mode(InodeId id, int path, mode_t mode);
   UniqueFd try_create(const pb::InodeState& state, int directory, const std::string& name) const;
   bool place(InodeId parent, const std::string& name, InodeId id);
   bool move_to(int directory, const std::string& name, InodeId id, int fd, const Backing& backing);
@@ -108,6 +113,7 @@ class TargetTree {
   SentSet seen_;
   std::unordered_set<InodeId> parked_, orphans_;
   std::unordered_map<InodeId, Directory> directories_;
+  std::unordered_map<InodeId, mode_t> unlocked_;  // their own modes
   std::map<std::pair<InodeId, std::string>, InodeId> set_aside_;
   // Without file handles: names of inodes beyond the one by which InodeTable reaches them. While an image
   // changes, an inode that moves has two names for a time, and may lose either.

@@ -15,6 +15,7 @@ import sandbox
 from actor import Actor
 from cluster import Cluster, Site
 from loads import Load, once
+from tree import SAME_CONTENT, assert_same, digest
 
 FILES = int(os.environ.get('SHAREFS_TEST_FILES', '100000'))
 MEGABYTES = int(os.environ.get('SHAREFS_TEST_MEGABYTES', '512'))
@@ -67,6 +68,53 @@ def _refuses(what, coarse=False):
     assert summary['result'] == 'failed' and what in summary['error'], summary
     assert '\n' not in summary['error'] and 'full' not in summary['error'], summary
     assert cluster.owner() is cluster[0]
+
+
+def an_ordinary_user_moves_what_may_not_be_written():
+    """Directories, and the root itself, of mode 0555: changed, moved, handed over and back."""
+    def fill(store):
+        for path in ('p', 'q', 'p/moves', 'ro', 'ro/deep', 'gone', 'gone/sub'):
+            os.mkdir(f'{store}/{path}')
+        for path in ('p/moves/a', 'ro/a', 'ro/old', 'gone/a', 'gone/sub/b', 'file'):
+            content.write(f'{store}/{path}', b'a')
+            os.setxattr(f'{store}/{path}', 'user.x', b'1')
+        for path in ('p/moves', 'ro/deep', 'ro', 'gone/sub', 'gone'):
+            os.chmod(f'{store}/{path}', 0o555)
+        os.chmod(f'{store}/file', 0o444)
+        sandbox.run('chown', '-R', f'{sandbox.TESTER}:{sandbox.TESTER}', store)
+
+    cluster = Cluster(2, user=sandbox.TESTER, content=fill)
+    alpha, beta = cluster
+    actor = Actor(alpha.mountpoint, sandbox.TESTER)
+
+    def tree(store):
+        fields = [field for field in SAME_CONTENT if field != 'nlink']
+        return {path: entry for path, entry in digest(store, fields).items() if not path.startswith(b'.sharefs')}
+
+    def hand_over(source, target):
+        before = tree(source.store)
+        source.migrate(target, '--max-pause', '2s')
+        assert_same(before, tree(target.store), f'the store of {target.name}')
+        assert actor.do('lstat', '')[1]['mode'] == '0o555'
+        cluster.verify(target, source)
+
+    assert actor.do('lstat', '')[1]['mode'] == '0o755'
+    assert actor.do('chmod', '', 0o555) == ('ok', None)
+    hand_over(alpha, beta)
+    steps = [('chmod', '', 0o755), ('chmod', 'ro', 0o755), ('put', 'ro/new', b'new'), ('unlink', 'ro/old'),
+             ('chmod', 'ro', 0o555), ('chmod', 'p/moves', 0o755), ('rename', 'p/moves', 'q/moves'),
+             ('chmod', 'q/moves', 0o555), ('chmod', 'gone', 0o755), ('chmod', 'gone/sub', 0o755),
+             ('unlink', 'gone/sub/b'), ('unlink', 'gone/a'), ('rmdir', 'gone/sub'), ('rmdir', 'gone'),
+             ('chmod', 'file', 0o644), ('setxattr', 'file', 'user.x', b'2'), ('chmod', 'file', 0o444),
+             ('chmod', '', 0o555)]
+    for step in steps:
+        result = actor.do(*step)
+        assert result[0] == 'ok', (step, result)
+    hand_over(beta, alpha)
+    hand_over(alpha, beta)
+    beta.restart()
+    cluster.wait_connected()
+    assert actor.do('content', 'ro/new', timeout=10) == ('ok', b'new')
 
 
 def a_target_without_privileges_is_refused():
@@ -408,6 +456,7 @@ if __name__ == '__main__':
         'an_old_image_needs_no_room_again': (an_old_image_needs_no_room_again, 60),
         'a_time_that_the_target_cannot_keep_is_refused': (functools.partial(_refuses, 'modification time', True), 60),
         'an_attribute_that_the_target_cannot_keep_is_refused': (functools.partial(_refuses, 'user.big'), 60),
+        'an_ordinary_user_moves_what_may_not_be_written': (an_ordinary_user_moves_what_may_not_be_written, 60),
         'a_target_without_privileges_is_refused': (a_target_without_privileges_is_refused, 60),
         'a_target_that_fills_up_ends_the_attempt': (a_target_that_fills_up_ends_the_attempt, 60),
         'a_store_that_cannot_be_put_away_keeps_nobody_waiting': (a_store_that_cannot_be_put_away_keeps_nobody_waiting, 60),
