@@ -219,8 +219,8 @@ void ImageTarget::manifest(pb::Manifest manifest) {
 
 void ImageTarget::image_end() {
   impl_->queue([impl = impl_.get()] {
-    impl->tree.settle();
-    impl->tree.drop_hidden_names();
+    impl->settle();
+    impl->tree.show_hidden();
     impl->background->end();  // from here on callers may wait for what it does
     const std::uint64_t sync_ns = impl->sync();
     if (fault_point("image.target.end")) throw std::runtime_error("fault point image.target.end");

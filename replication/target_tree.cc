@@ -420,7 +420,7 @@ void TargetTree::freed(InodeId id) {
   inodes_.erase(id);
 }
 
-void TargetTree::drop_hidden_names() {
+void TargetTree::show_hidden() {
   std::vector<std::string> left;
   for (auto& entry : list_directory(parked_fd_.get())) left.push_back(std::move(entry.name));
   while (!left.empty() && !interrupted_) {
@@ -433,13 +433,13 @@ void TargetTree::drop_hidden_names() {
     for (const auto& entry : list_directory(fd.get())) {
       const auto inner = stat_name(fd.get(), entry.name);
       if (!inner) continue;
-      if (!is_directory(*inner)) {
-        if (inner->stx_nlink > 1 && !only_known_name(directory, entry.name, *inner))
-          unlink_kept(directory, fd.get(), entry.name, *inner);
-      } else if (const auto id = inodes_.find(*inner)) {
+      const auto id = inodes_.find(*inner);
+      if (!is_directory(*inner) && inner->stx_nlink > 1 && !only_known_name(directory, entry.name, *inner)) {
+        unlink_kept(directory, fd.get(), entry.name, *inner);
+      } else if (id) {
         park(fd.get(), entry.name, *inner, id);
-        left.push_back(hex_name(*id));
-      } else {
+        if (is_directory(*inner)) left.push_back(hex_name(*id));
+      } else if (is_directory(*inner)) {
         left.push_back(park_unnamed(fd.get(), entry.name));
       }
     }

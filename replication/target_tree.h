@@ -67,14 +67,14 @@ class TargetTree {
   void settle();  // attaches what was set aside and fits by now
   std::size_t set_aside() const { return set_aside_.size(); }
 
+  // What was parked with its directory gets a parked name of its own, or, if it was named again elsewhere
+  // since, loses this one: how many names an inode has decides later whether it is kept without one.
+  void show_hidden();
   // To be called when names have been changed, before states are set: directories get their modes again.
   void lock_again();
 
   // The attempt won. keep_orphans() moves these to orphans/; discard_rest() removes all that is parked or
   // another orphan, until interrupt() (any thread).
-  // What was parked with its directory may have been named again elsewhere since: such an inode must not be
-  // counted as having one name more. Once the image is complete.
-  void drop_hidden_names();
   void keep_orphans(const std::set<InodeId>& orphans);
   void discard_rest();
   void interrupt() { interrupted_ = true; }

@@ -414,6 +414,30 @@ TEST_P(ImageTest, WhatWasMovedOutOfADeletedDirectoryHasNoHiddenName) {
   expect_equal();
 }
 
+// It is where the image has not been yet, and moves to where that has been.
+TEST_P(ImageTest, WhatMovesPastTheImageHasNoHiddenName) {
+  std::filesystem::create_directories(a("gone"));
+  std::filesystem::create_directories(a("kept"));
+  write_file(a("gone/file"), "precious");
+  send_all();
+  change_owner();
+  std::swap(a_, b_);
+  ASSERT_EQ(rename("gone/file", "kept/file"), 0);
+  std::filesystem::remove_all(a("gone"));
+  const auto unseen = a_->home / "unseen";
+  std::filesystem::rename(a("kept/file"), unseen);
+  begin(true);
+  attempt_->image();
+  std::filesystem::rename(unseen, a("kept/file"));
+  ASSERT_EQ(rename("kept/file", "kept/moved"), 0);
+  attempt_->round();
+  struct stat status {};
+  ASSERT_EQ(::stat(b("kept/moved").c_str(), &status), 0);
+  EXPECT_EQ(status.st_nlink, 1U);
+  finish();
+  expect_equal();
+}
+
 // Which of them a table without file handles knows is a matter of chance.
 TEST_P(ImageTest, WhatHasSeveralNamesIsReachedWhicheverOfThemGoes) {
   for (const char* which : {"1", "2"}) {
