@@ -38,6 +38,10 @@ struct Outlet {
   bool open = true;
 };
 
+bool means_full(const std::system_error& error) {
+  return error.code().value() == ENOSPC || error.code().value() == EDQUOT;
+}
+
 // Threads inherit the file-system identity that the reactor thread has just now for some caller's sake
 // (fs/caller.h). Files get their own modes: the private area that they lie in is closed.
 void take_own_identity() {
@@ -68,7 +72,7 @@ struct ImageTarget::Impl {
   // applying thread
   void serve();
   void apply(const Message& message);
-  void settle_and_sync(const char* point);
+  void apply_with_room(Bytes data);
   void settle();
   std::uint64_t sync();
   void send(pb::Envelope envelope);
@@ -133,8 +137,7 @@ void ImageTarget::Impl::serve() {
     try {
       task();
     } catch (const std::system_error& error) {
-      const int code = error.code().value();
-      fail(code == ENOSPC || code == EDQUOT ? disk_full() : error.what());
+      fail(means_full(error) ? disk_full() : error.what());
     } catch (const std::exception& error) {
       fail(error.what());
     }
@@ -173,13 +176,23 @@ void ImageTarget::Impl::apply(const Message& message) {
     throw Malformed("it cannot be decoded");
   }
   applying_bytes = head.size() + body.size();
-  cells.apply(decoded, Bytes(static_cast<const std::byte*>(body.data()), body.size()));
+  apply_with_room(Bytes(static_cast<const std::byte*>(body.data()), body.size()));
   early_sync.written(applying_bytes);
   ++batches;
   pb::Envelope envelope;
   envelope.mutable_credit()->set_attempt(options.attempt);
   envelope.mutable_credit()->set_bytes(applying_bytes);
   send(std::move(envelope));
+}
+
+// A batch may be applied twice, like what an earlier attempt has left.
+void ImageTarget::Impl::apply_with_room(Bytes data) {
+  try {
+    cells.apply(decoded, data);
+  } catch (const std::system_error& error) {
+    if (!means_full(error) || !tree.make_room()) throw;
+    cells.apply(decoded, data);
+  }
 }
 
 // Names that had to wait.

@@ -9,7 +9,9 @@
 // Invariants
 //  - Nothing outside the tree directory is ever touched, whatever a batch says; a malformed one ends the
 //  attempt.
-//  - An inode without a name is parked (private area, `parked/<id in hex>`), never deleted before finish().
+//  - An inode without a name is parked (private area, `parked/<id in hex>`), and deleted by finish(), or
+//  before that if
+//    the disk is full and the source has not spoken of it.
 //  - What was applied is kept when the attempt is abandoned, and is offered again as what this site holds.
 //
 // Threads: batches are queued by the reactor and applied on one thread; answers are posted back to the

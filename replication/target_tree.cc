@@ -446,6 +446,29 @@ void TargetTree::show_hidden() {
   }
 }
 
+bool TargetTree::make_room() {
+  const bool files = discard_unseen(false);
+  show_hidden();
+  return discard_unseen(true) || files;
+}
+
+// Of what has no name the source has said nothing in this attempt: should it, it hears that it is not here.
+bool TargetTree::discard_unseen(bool directories) {
+  bool any = false;
+  for (auto* ids : {&orphans_, &parked_}) {
+    const int folder = ids == &parked_ ? parked_fd_.get() : orphans_fd_.get();
+    for (const auto& entry : list_directory(folder)) {
+      const auto backing = stat_name(folder, entry.name);
+      if (!backing || (is_directory(*backing) && !directories)) continue;
+      if (const auto id = inodes_.find(*backing); id && seen_.contains(*id)) continue;
+      discard(folder, entry.name);
+      if (const auto id = id_of(entry.name)) ids->erase(*id);
+      any = true;
+    }
+  }
+  return any;
+}
+
 void TargetTree::keep_orphans(const std::set<InodeId>& orphans) {
   for (const InodeId id : orphans) {
     if (!orphans_.contains(id)) {

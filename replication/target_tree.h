@@ -6,7 +6,8 @@
 //    checked (check_name), and never through a symbolic link.
 //  - An inode that loses its last name is renamed to `parked/<id in hex>`; so is every directory that loses
 //  its
-//    place. Nothing is deleted before discard_rest(), but ids that the source says are free.
+//    place. Nothing is deleted before discard_rest(), but ids that the source says are free, and, where the
+//    disk is full, what the source has not spoken of.
 //  - A name that cannot be given yet (its inode or directory has not arrived, or it would close a cycle) is
 //  set aside,
 //    until settle() can, or a later word on the same name replaces it.
@@ -70,6 +71,8 @@ class TargetTree {
   // What was parked with its directory gets a parked name of its own, or, if it was named again elsewhere
   // since, loses this one: how many names an inode has decides later whether it is kept without one.
   void show_hidden();
+  // The disk is full: removes what the source has not spoken of. False: there is nothing.
+  bool make_room();
   // To be called when names have been changed, before states are set: directories get their modes again.
   void lock_again();
 
@@ -90,6 +93,7 @@ class TargetTree {
   Directory directory(InodeId id);  // null: not known
   void unlock(InodeId id);
   void change_mode(InodeId id, int path, mode_t mode);
+  bool discard_unseen(bool directories);
   UniqueFd try_create(const pb::InodeState& state, int directory, const std::string& name) const;
   bool place(InodeId parent, const std::string& name, InodeId id);
   bool move_to(int directory, const std::string& name, InodeId id, int fd, const Backing& backing);

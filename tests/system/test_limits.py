@@ -52,6 +52,26 @@ def an_old_image_needs_no_room_again():
     cluster.verify(alpha, beta)
 
 
+def a_disk_takes_back_what_was_replaced():
+    """Every file was saved anew: what the old image has under other inodes makes room."""
+    stores = [sandbox.tmpfs('size=64m') + '/alpha', sandbox.ext4() + '/beta']
+    os.makedirs(stores[0] + '/deep/er')
+    content.bulk(stores[0] + '/deep/er', 40)
+    cluster = Cluster(2, stores=stores)
+    alpha, beta = cluster
+    alpha.migrate(beta, '--max-pause', '2s')
+    folder = f'{beta.mountpoint}/deep/er'
+    kept = sorted(os.listdir(folder))[0]
+    for name in sorted(os.listdir(folder))[1:]:
+        with open(f'{folder}/{name}', 'rb') as old, open(f'{folder}/new', 'wb') as new:
+            new.write(old.read()[::-1])
+        os.rename(f'{folder}/new', f'{folder}/{name}')
+    os.rename(f'{beta.mountpoint}/deep', f'{beta.mountpoint}/moved')
+    os.rename(f'{beta.mountpoint}/moved/er/{kept}', f'{beta.mountpoint}/kept')
+    beta.migrate(alpha, '--max-pause', '2s')
+    cluster.verify(alpha, beta)
+
+
 def _refuses(what, coarse=False):
     """The target's file system cannot keep it: that is said in one line, and no full disk."""
     stores = [sandbox.tmpfs('size=100m') + '/alpha', sandbox.ext4('300M', coarse=coarse) + '/beta']
@@ -454,6 +474,7 @@ if __name__ == '__main__':
     sys.exit(sandbox.main({
         'a_target_without_space_is_refused': (a_target_without_space_is_refused, 60),
         'an_old_image_needs_no_room_again': (an_old_image_needs_no_room_again, 60),
+        'a_disk_takes_back_what_was_replaced': (a_disk_takes_back_what_was_replaced, 60),
         'a_time_that_the_target_cannot_keep_is_refused': (functools.partial(_refuses, 'modification time', True), 60),
         'an_attribute_that_the_target_cannot_keep_is_refused': (functools.partial(_refuses, 'user.big'), 60),
         'an_ordinary_user_moves_what_may_not_be_written': (an_ordinary_user_moves_what_may_not_be_written, 60),
