@@ -247,6 +247,12 @@ void HandoffSource::ship(std::function<void(ImageSource&)> work, std::function<v
       });
 }
 
+std::vector<InodeId> HandoffSource::open_inodes() const {
+  std::vector<InodeId> ids;
+  for (const auto& handle : parts_.opens.all()) ids.push_back(handle.id);
+  return ids;
+}
+
 // ---- catch-up rounds
 
 void HandoffSource::next_round() {
@@ -256,7 +262,8 @@ void HandoffSource::next_round() {
   const auto entries = parts_.log.entries() - entries_at_cut_;
   entries_at_cut_ = parts_.log.entries();
   const auto began = Clock::now();
-  ship([after = cut_, through, cut](ImageSource& image) { image.ship_round(after, through, cut, false); },
+  ship([after = cut_, through, cut,
+        open = open_inodes()](ImageSource& image) { image.ship_round(after, through, cut, open, false); },
        [this, through, entries, began, bytes = image_->counters().log_bytes.load()] {
          cut_ = through;
          last_round_bytes_ = image_->counters().log_bytes - bytes;
@@ -361,7 +368,8 @@ void HandoffSource::pause_ran_over() {
 void HandoffSource::ship_rest() {
   fault_point("source.t1");
   const auto through = parts_.log.flush();
-  ship([after = cut_, through](ImageSource& image) { image.ship_round(after, through, ctime_floor(), true); },
+  ship([after = cut_, through, open = open_inodes()](
+           ImageSource& image) { image.ship_round(after, through, ctime_floor(), open, true); },
        [this] {
          if (state_ != SourceState::finishing) return;
          pb::Envelope envelope;

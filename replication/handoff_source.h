@@ -76,6 +76,7 @@ class HandoffSource {
   void enter(SourceState state);
   void start_image(const pb::Prepared& prepared);
   void ship(std::function<void(ImageSource&)> work, std::function<void()> done);
+  std::vector<InodeId> open_inodes() const;
   void next_round();
   void round_done(std::uint64_t entries, Clock::duration took);
   void slow_writers();

@@ -262,11 +262,26 @@ void HandoffTarget::everything_applied(std::int64_t synced) {
   if (state_ != TargetState::finishing) return;
   try {
     parts_.power.synced(synced);
+    find_orphans();
     become_prepared();
   } catch (const std::exception& error) {  // a full disk under the state folder
     return fail(fmt::format("{}: {}", parts_.self, error.what()));
   }
   say_log_applied(0);
+}
+
+// An open file without a name here is no orphan at the source if it has a hard link outside of that store.
+void HandoffTarget::find_orphans() {
+  const std::set<InodeId> known = orphans_of(live_);
+  std::map<InodeId, std::set<ClientId>> found;
+  for (const auto& handle : live_.handles())
+    if (!known.contains(handle.id()) && image_->is_parked(handle.id()))
+      found[handle.id()].insert(handle.client());
+  for (const auto& [id, clients] : found) {
+    auto* orphan = live_.add_orphans();
+    orphan->set_id(id);
+    orphan->mutable_clients()->Add(clients.begin(), clients.end());
+  }
 }
 
 void HandoffTarget::become_prepared() {

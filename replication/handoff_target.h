@@ -62,6 +62,7 @@ class HandoffTarget {
   bool handle(TargetEvent event);
   void final_end(const pb::FinalEnd& message);
   void everything_applied(std::int64_t synced);
+  void find_orphans();
   void become_prepared();
   void say_log_applied(std::uint64_t number);
   void note_figures(std::string_view json);

@@ -59,12 +59,14 @@ void ImageSource::send_image() {
   impl_->counters.estimated_files = impl_->counters.image_files.load();
 }
 
-void ImageSource::ship_round(std::uint64_t after, std::uint64_t through, std::int64_t cut, bool final_round) {
+void ImageSource::ship_round(std::uint64_t after, std::uint64_t through, std::int64_t cut,
+                             const std::vector<InodeId>& open, bool final_round) {
   if (fault_point("round.source")) throw std::runtime_error("fault point round.source");
   if (!impl_->database) impl_->database.emplace(impl_->options.database);
   Round changed(impl_->inodes, impl_->sender, impl_->shipper, impl_->sent, impl_->walk);
   const auto entries = read_changes(*impl_->database, after, through,
                                     [&changed](const Change& change) { changed.note(change); });
+  for (const InodeId id : open) changed.note_open(id);
   if (final_round) {
     impl_->shipper.tree_is_still();
   } else {

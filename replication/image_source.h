@@ -71,7 +71,9 @@ class ImageSource {
   // Ships the entries in (after, through]; returns when RoundApplied arrived. `cut`: ctime_floor() when
   // `through` was the last entry. `final_round`: nothing changes any more; does not wait for an answer
   // (FinalEnd follows at once on the same lane).
-  void ship_round(std::uint64_t after, std::uint64_t through, std::int64_t cut, bool final_round);
+  // `open`: the inodes that are.
+  void ship_round(std::uint64_t after, std::uint64_t through, std::int64_t cut,
+                  const std::vector<InodeId>& open, bool final_round);
 
   // --- reactor thread
   void credit(const pb::Credit& credit);

@@ -278,6 +278,8 @@ void ImageTarget::final_end(std::uint64_t batches, std::function<void()> applied
   });
 }
 
+bool ImageTarget::is_parked(InodeId id) const { return impl_->tree.is_parked(id); }
+
 void ImageTarget::finish(const std::set<InodeId>& orphans, std::function<void()> discarded) {
   // Orphans may be asked for at once; what nobody can name any more may go in its own time.
   impl_->tree.keep_orphans(orphans);

@@ -52,6 +52,8 @@ class ImageTarget {
   void round_end(std::uint32_t round);  // syncs, then sends RoundApplied
   // Checks that all batches arrived, syncs everything; then `applied` on the reactor thread.
   void final_end(std::uint64_t batches, std::function<void()> applied);
+  // Once everything is applied: whether the inode is here, and has no name in the tree.
+  bool is_parked(InodeId id) const;
   // The attempt won: moves what is in `orphans` to orphans/ before it returns, then removes everything else
   // that is parked, on the thread; `discarded` is called when that is done. The destructor interrupts it:
   // what is left goes with the next attempt that wins.

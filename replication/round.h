@@ -39,6 +39,11 @@ class Round {
 
   // Every entry of the log up to the cut; then `cut`: ctime_floor() when that was made.
   void note(const Change& change);
+  // Is open. If it has not been sent by any name it has none here: a link outside of the store keeps its
+  // number of links from telling that it is an orphan.
+  void note_open(InodeId id) {
+    if (!sent_.contains(id)) touched_.insert(id);
+  }
   void ship(std::int64_t cut);
 
  private:

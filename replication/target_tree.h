@@ -13,7 +13,7 @@
 //    until settle() can, or a later word on the same name replaces it.
 //  - Changing an inode's names leaves the ctime that it presents as it was.
 //
-// Threads: the applying thread; keep_orphans() on any other while that one is idle.
+// Threads: the applying thread; keep_orphans() and is_parked() on any other while that one is idle.
 #pragma once
 
 #include <atomic>

@@ -147,7 +147,7 @@ class Attempt {
       through = from_.log->flush();
       cut = ctime_floor();
     });
-    source_->ship_round(cut_, through, cut, final_round);
+    source_->ship_round(cut_, through, cut, open, final_round);
     cut_ = through;
   }
   // After a final round; throws what the target says when it fails.
@@ -172,6 +172,7 @@ class Attempt {
   std::uint64_t applied() const { return applied_; }  // batches
   // Called for each batch on the reactor thread; false drops it and everything after it.
   std::function<bool(std::uint64_t number)> on_batch;
+  std::vector<InodeId> open;  // inodes
 
  private:
   void to_target(const pb::Envelope& head, std::vector<zmq::message_t> parts) {

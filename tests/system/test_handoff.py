@@ -521,6 +521,44 @@ def whole_seconds_hide_no_change():
     assert actor.do('pread', 'h', 8192, 0) == ('ok', b'A' * 4096 + b'B' * 4096)
 
 
+def a_link_outside_of_the_store_loses_no_open_file():
+    """It was there when the store was adopted: the file loses its name in the data set, but not its last link."""
+    disk = sandbox.ext4()
+
+    def fill(store):
+        for name in ('f', 'late'):
+            content.write(f'{store}/{name}', b'precious')
+            os.link(f'{store}/{name}', f'{disk}/outside-{name}')
+
+    cluster = Cluster(2, disk=disk, content=fill)
+    alpha, beta = cluster
+    actors = [Actor(site.mountpoint) for site in cluster]
+    for actor in actors:
+        for name in ('f', 'late'):
+            assert actor.do('open', name, name, os.O_RDWR)[0] == 'ok'
+    assert actors[0].do('unlink', 'f')[0] == 'ok'
+    beta.restart(faults='image.target.end=sleep:1000')
+    cluster.wait_connected()
+    actors[1] = Actor(beta.mountpoint)
+    migration = alpha.migrate_in_background(beta, '--max-pause', '2s')
+    sandbox.eventually(lambda: alpha.phase() == 'image', 'the image', every=0.02)
+    assert actors[0].do('unlink', 'late')[0] == 'ok'
+    migration.finish()
+    for name in ('f', 'late'):
+        assert actors[0].do('pread', name, 20, 0) == ('ok', b'precious'), name
+        assert actors[0].do('pwrite', name, b'P', 0) == ('ok', 1), name
+    kept = f'{beta.store}/.sharefs/orphans'
+    assert len(os.listdir(kept)) == 2
+    beta.migrate(alpha, '--max-pause', '2s')
+    alpha.migrate(beta, '--max-pause', '2s')
+    for name in ('f', 'late'):
+        assert actors[0].do('pread', name, 20, 0) == ('ok', b'Precious'), name
+        actors[0].do('close', name)
+    time.sleep(1)
+    beta.stop()
+    assert not os.listdir(kept), 'nobody needs them any more'
+
+
 if __name__ == '__main__':
     sys.exit(sandbox.main({
         'twenty_handoffs_with_every_kind_of_application': (twenty_handoffs_with_every_kind_of_application, 240),
@@ -551,4 +589,5 @@ if __name__ == '__main__':
             (a_killed_caller_ends_at_once_and_is_not_performed, 60),
         'a_caller_without_an_owner_can_be_killed': (a_caller_without_an_owner_can_be_killed, 60),
         'whole_seconds_hide_no_change': (whole_seconds_hide_no_change, 90),
+        'a_link_outside_of_the_store_loses_no_open_file': (a_link_outside_of_the_store_loses_no_open_file, 60),
     }))
