@@ -389,7 +389,9 @@ std::string Site::Impl::objection(const SiteName& from, const pb::Prepare& prepa
 
 bool Site::Impl::holds_image() const {
   const auto area = parts.store_directory / kPrivateArea;
-  return !std::filesystem::is_empty(area / "tree") || !std::filesystem::is_empty(area / "parked");
+  for (const char* part : {"tree", "parked", "orphans"})
+    if (!std::filesystem::is_empty(area / part)) return true;
+  return false;
 }
 
 // What an old image holds is counted only where it matters, since counting takes a while.

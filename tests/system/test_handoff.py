@@ -559,6 +559,24 @@ def a_link_outside_of_the_store_loses_no_open_file():
     assert not os.listdir(kept), 'nobody needs them any more'
 
 
+def an_old_image_of_orphans_keeps_no_old_bytes():
+    """The data set is one open file without a name, which has a hole by the second time."""
+    cluster = Cluster(2)
+    alpha, beta = cluster
+    actor = Actor(alpha.mountpoint)
+    actor.do('open', 'h', 'f', os.O_RDWR | os.O_CREAT)
+    actor.do('pwrite', 'h', b'S' * (256 << 10), 0)
+    actor.do('unlink', 'f')
+    assert actor.do('list', '') == ('ok', [])
+    alpha.migrate(beta, '--max-pause', '2s')
+    beta.migrate(alpha, '--max-pause', '2s')
+    assert actor.do('fallocate', 'h', 3, 64 << 10, 64 << 10)[0] == 'ok'  # punches a hole
+    alpha.migrate(beta, '--max-pause', '2s')
+    name, = os.listdir(f'{beta.store}/.sharefs/orphans')
+    with open(f'{beta.store}/.sharefs/orphans/{name}', 'rb') as file:
+        assert file.read() == b'S' * (64 << 10) + bytes(64 << 10) + b'S' * (128 << 10)
+
+
 if __name__ == '__main__':
     sys.exit(sandbox.main({
         'twenty_handoffs_with_every_kind_of_application': (twenty_handoffs_with_every_kind_of_application, 240),
@@ -590,4 +608,5 @@ if __name__ == '__main__':
         'a_caller_without_an_owner_can_be_killed': (a_caller_without_an_owner_can_be_killed, 60),
         'whole_seconds_hide_no_change': (whole_seconds_hide_no_change, 90),
         'a_link_outside_of_the_store_loses_no_open_file': (a_link_outside_of_the_store_loses_no_open_file, 60),
+        'an_old_image_of_orphans_keeps_no_old_bytes': (an_old_image_of_orphans_keeps_no_old_bytes, 60),
     }))
