@@ -344,6 +344,7 @@ Joined join_data_set(const Home& home, const JoinOptions& options) {
   if (!reply.error().empty()) fail(reply.error());
   keep_join_reply(open.state, site, reply);
   make_private_area(store, id);
+  make_private_folder(store);  // what is put in there would be in the way of the data set
   set_data_set(open, token.data_set);
   return {token.data_set, site, reply.owner()};
 }

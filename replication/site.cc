@@ -279,18 +279,24 @@ void Site::Impl::follow(const SiteName& owner, Epoch epoch, bool moving) {
 
 // What lies in the store of a site that is not the owner, outside the private area, was put there by somebody
 // else, unless it is what an interrupted handoff has not moved yet: that has an id.
-void Site::Impl::refuse_strangers() {
+// One line, or empty.
+std::string Site::Impl::stranger() {
   for (const auto& entry : std::filesystem::directory_iterator(parts.store_directory)) {
     if (entry.path().filename() == kPrivateArea) continue;
     struct statx found {};
     const unsigned wanted = STATX_BASIC_STATS | STATX_BTIME;
     if (::statx(AT_FDCWD, entry.path().c_str(), AT_SYMLINK_NOFOLLOW, wanted, &found) != 0) continue;
     if (inodes.find(found)) continue;
-    throw std::runtime_error(fmt::format(
+    return fmt::format(
         "{}/{} is not part of the data set: {} is the owner, and what is put into this store directly would "
         "be lost. Move it away",
-        state.setting("store"), entry.path().filename().string(), ownership.owner));
+        state.setting("store"), entry.path().filename().string(), ownership.owner);
   }
+  return {};
+}
+
+void Site::Impl::refuse_strangers() {
+  if (const auto why = stranger(); !why.empty()) throw std::runtime_error(why);
 }
 
 // Starts moving the entries of the root out of (owner) or into (old image) the private area; a little at a

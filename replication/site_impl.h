@@ -95,6 +95,7 @@ struct Site::Impl {
   // way.
   void serve_as_owner(bool moving);
   void follow(const SiteName& owner, Epoch epoch, bool moving);
+  std::string stranger();
   void refuse_strangers();
   void relocate(Relocation::Direction direction);
   void relocate_later();

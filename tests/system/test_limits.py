@@ -316,18 +316,43 @@ def a_takeover_goes_on_when_its_end_can_be_noted():
     cluster.hand_over_and_compare(alpha, '--max-pause', '5s')
 
 
-def a_stray_file_in_a_new_owners_store_concerns_its_name_only():
-    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/f{i}', b'old') for i in range(3)])
+def a_stray_file_in_a_targets_store_is_refused():
+    """As when the daemon starts: before anything is sent."""
+    cluster = Cluster(2)
     alpha, beta = cluster
+    assert os.stat(beta.store).st_mode & 0o777 == 0o700
+    content.write(f'{alpha.mountpoint}/f', b'x')
+    content.write(f'{beta.store}/f', b'stray')
+    for options in (('--max-pause', '2s'), ('--dry-run',)):
+        refused = alpha.cli('migrate', 'd', '--to', 'beta', *options, check=False)
+        assert refused.returncode != 0 and f'{beta.store}/f is not part of the data set' in refused.stderr, refused
+    assert beta.running() and cluster.owner() is alpha
+    os.unlink(f'{beta.store}/f')
+    cluster.hand_over_and_compare(beta, '--max-pause', '2s')
+
+
+def a_stray_file_in_a_new_owners_store_concerns_its_name_only(user=None):
+    """It was put there while the image was received."""
+    def fill(store):
+        for i in range(3):
+            content.write(f'{store}/f{i}', b'old')
+            os.chown(f'{store}/f{i}', user or 0, user or 0)
+
+    cluster = Cluster(2, content=fill, user=user)
+    alpha, beta = cluster
+    beta.restart(faults='image.target.end=sleep:1500')
+    cluster.wait_connected()
+    migration = alpha.migrate_in_background(beta, '--max-pause', '3s')
+    sandbox.eventually(lambda: alpha.phase() == 'image', 'the image', every=0.02)
     content.write(f'{beta.store}/f1', b'stray')
-    alpha.migrate(beta, '--max-pause', '3s')
+    migration.finish()
     for site in cluster:
-        actor = Actor(site.mountpoint)
+        actor = Actor(site.mountpoint, user or 0)
         assert actor.do('content', 'f0', timeout=10) == ('ok', b'old')
         assert actor.do('content', 'f1', timeout=10) == ('errno', 'EIO')
     os.unlink(f'{beta.store}/f1')
     for site in cluster:
-        assert Actor(site.mountpoint).do('content', 'f1', timeout=10) == ('ok', b'old')
+        assert Actor(site.mountpoint, user or 0).do('content', 'f1', timeout=10) == ('ok', b'old')
 
 
 def a_full_disk_of_the_owner_is_told_to_everybody():
@@ -486,6 +511,7 @@ if __name__ == '__main__':
         'a_takeover_goes_on_when_its_end_can_be_noted': (a_takeover_goes_on_when_its_end_can_be_noted, 90),
         'a_stray_file_in_a_new_owners_store_concerns_its_name_only':
             (a_stray_file_in_a_new_owners_store_concerns_its_name_only, 60),
+        'a_stray_file_in_a_targets_store_is_refused': (a_stray_file_in_a_targets_store_is_refused, 60),
         'a_full_disk_of_the_owner_is_told_to_everybody': (a_full_disk_of_the_owner_is_told_to_everybody, 60),
         'a_data_set_leaves_a_full_disk_while_somebody_goes_on_writing':
             (a_data_set_leaves_a_full_disk_while_somebody_goes_on_writing, 60),
