@@ -1,14 +1,15 @@
 #include "replication/relocate.h"
 
 #include <fcntl.h>
-#include <linux/fs.h>
-#include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
 #include <climits>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
 #include <optional>
 #include <stdexcept>
 #include <string_view>
@@ -34,25 +35,46 @@ UniqueFd open_directory(const std::filesystem::path& path) {
   return fd;
 }
 
-std::string read_marker(int area) {
-  std::array<char, 16> text;
-  const ssize_t size = readlinkat(area, kMarker, text.data(), text.size());
+// «up» or «down», and in octal the mode that the root gets in the end, if that lets nothing be moved.
+struct Marker {
+  std::string direction;
+  std::optional<mode_t> mode;
+};
+
+Marker read_marker(int area) {
+  std::array<char, 16> buffer;
+  const ssize_t size = readlinkat(area, kMarker, buffer.data(), buffer.size());
   if (size < 0 && errno != ENOENT) throw_errno("cannot read the relocation marker");
-  return size < 0 ? std::string() : std::string(text.data(), static_cast<std::size_t>(size));
+  if (size < 0) return {};
+  const std::string text(buffer.data(), static_cast<std::size_t>(size));
+  const auto space = text.find(' ');
+  if (space == std::string::npos) return {.direction = text, .mode = {}};
+  return {.direction = text.substr(0, space),
+          .mode = static_cast<mode_t>(std::strtoul(text.c_str() + space, nullptr, 8)) & 07777u};
 }
 
-void write_marker(int area, const char* direction) {
+void write_marker(int area, const Marker& marker) {
+  std::array<char, 16> text;
+  std::snprintf(text.data(), text.size(), marker.mode ? "%s %o" : "%s", marker.direction.c_str(),
+                marker.mode.value_or(0));
   if (unlinkat(area, kNewMarker, 0) != 0 && errno != ENOENT) throw_errno("cannot remove an old marker");
-  if (symlinkat(direction, area, kNewMarker) != 0 || renameat(area, kNewMarker, area, kMarker) != 0) {
+  if (symlinkat(text.data(), area, kNewMarker) != 0 || renameat(area, kNewMarker, area, kMarker) != 0) {
     throw_errno("cannot write the relocation marker");
   }
 }
 
-void copy_attributes(int from, int to) {
-  const Backing backing = stat_inode(from);
+mode_t permissions(const Backing& backing) { return backing.stx_mode & 07777u; }
+
+void set_mode(int fd, mode_t mode) {
+  if (fchmod(fd, mode) != 0) throw_errno("cannot set the mode of the root");
+}
+
+// What a directory must allow ordinary users who move names into or out of it.
+mode_t open_to_moves(mode_t mode) { return ::geteuid() == 0 ? mode : mode | S_IRWXU; }
+
+void copy_attributes(int from, const Backing& backing, int to) {
   if (fchown(to, backing.stx_uid, backing.stx_gid) != 0) throw_errno("cannot set the owner of the root");
   write_xattrs(to, false, read_xattrs(from, false));
-  if (fchmod(to, backing.stx_mode & 07777u) != 0) throw_errno("cannot set the mode of the root");
 }
 
 void set_times(int fd, const Backing& backing) {
@@ -67,7 +89,7 @@ struct Relocation::Impl {
   Impl(InodeTable& inode_table, const std::filesystem::path& store, Direction direction);
 
   bool move(const std::string& name);
-  bool rename(const std::string& name, const Backing& backing);
+  void move_some(unsigned entries);
   // Moves within one change of the root's times, which is undone.
   template <class Moves>
   void quietly(const Moves& moves);
@@ -75,6 +97,7 @@ struct Relocation::Impl {
 
   InodeTable& inodes;
   UniqueFd area, from, to;
+  std::optional<mode_t> mode;                      // of the root in the end, if it is another one meanwhile
   std::optional<std::vector<std::string>> behind;  // names, once listed; some may have been pulled meanwhile
   bool done = false;
 };
@@ -92,18 +115,26 @@ Relocation::Impl::Impl(InodeTable& inode_table, const std::filesystem::path& sto
   if (!to) throw_errno("cannot open the tree's directory");
   if (up) std::swap(from, to);
 
-  const char* const marker = up ? "up" : "down";
+  const char* const direction_name = up ? "up" : "down";
   const Backing old_root = stat_inode(from.get());
-  const bool begun = read_marker(area.get()) == marker;
+  const Marker marker = read_marker(area.get());
+  const bool begun = marker.direction == direction_name;
   const std::int64_t ctime = inodes.presented_ctime(kRootInode, begun ? stat_inode(to.get()) : old_root);
+  mode = marker.mode;
   if (!begun) {
-    copy_attributes(from.get(), to.get());
+    const mode_t wanted = mode.value_or(permissions(old_root));
+    if (open_to_moves(wanted) != wanted) mode = wanted;
+    const mode_t before = permissions(stat_inode(to.get()));
+    if (open_to_moves(before) != before) set_mode(to.get(), open_to_moves(before));
+    copy_attributes(from.get(), old_root, to.get());
+    set_mode(to.get(), open_to_moves(wanted));
     set_times(to.get(), old_root);
-    write_marker(area.get(), marker);
-    // What is put into the store of an old image is not part of the data set: nobody does by mistake, or with
-    // a purpose.
-    if (!up && fchmod(from.get(), kPrivate) != 0) throw_errno("cannot close the store");
+    write_marker(area.get(), {.direction = direction_name, .mode = mode});
   }
+  // What is put into the store of an old image is not part of the data set: nobody does by mistake, or with a
+  // purpose.
+  const mode_t left = up ? open_to_moves(permissions(old_root)) : kPrivate;
+  if (left != permissions(old_root)) set_mode(from.get(), left);
   inodes.set_root(UniqueFd(fcntl(to.get(), F_DUPFD_CLOEXEC, 0)));
   inodes.import_ctime(kRootInode, ctime, stat_inode(to.get()));
 }
@@ -117,30 +148,13 @@ void Relocation::Impl::quietly(const Moves& moves) {
   ctime.restore(stat_inode(to.get()));
 }
 
-// A directory that may not be written cannot be moved either, but by root: its «..» changes.
-bool Relocation::Impl::rename(const std::string& name, const Backing& backing) {
-  const auto attempt = [&] {
-    return renameat2(from.get(), name.c_str(), to.get(), name.c_str(), RENAME_NOREPLACE) == 0;
-  };
-  if (attempt()) return true;
-  const mode_t mode = backing.stx_mode & 07777u;
-  if (errno != EACCES || !S_ISDIR(backing.stx_mode) || (mode & S_IWUSR) != 0 ||
-      fchmodat(from.get(), name.c_str(), mode | S_IWUSR, 0) != 0)
-    return false;
-  const bool moved = attempt();
-  const int error = errno;
-  fchmodat(moved ? to.get() : from.get(), name.c_str(), mode, 0);
-  errno = error;
-  return moved;
-}
-
 bool Relocation::Impl::move(const std::string& name) {
   if (name == kPrivateArea) return false;
   const auto backing = stat_name(from.get(), name);
   if (!backing) return false;
   std::optional<CtimeKeeper> ctime;
   if (const auto id = inodes.find(*backing)) ctime.emplace(inodes, *id, *backing);
-  if (!rename(name, *backing)) {
+  if (!move_name(from.get(), name, to.get(), name)) {
     if (errno == EEXIST) {
       throw std::runtime_error("'" + name +
                                "' is both in the store and in its .sharefs/tree: move one of them away");
@@ -152,7 +166,29 @@ bool Relocation::Impl::move(const std::string& name) {
   return true;
 }
 
+// What cannot be moved keeps nothing else from its place: it is tried last, and again. Throws what the first
+// said.
+void Relocation::Impl::move_some(unsigned entries) {
+  std::vector<std::string> stuck;
+  std::exception_ptr trouble;
+  quietly([&] {
+    for (; entries > 0 && !behind->empty(); --entries) {
+      try {
+        move(behind->back());
+      } catch (const std::exception&) {
+        if (!trouble) trouble = std::current_exception();
+        stuck.push_back(behind->back());
+      }
+      behind->pop_back();
+    }
+  });
+  behind->insert(behind->begin(), stuck.begin(), stuck.end());
+  if (trouble) std::rethrow_exception(trouble);
+}
+
 void Relocation::Impl::finish() {
+  if (mode && permissions(stat_inode(to.get())) == open_to_moves(*mode))
+    quietly([this] { set_mode(to.get(), *mode); });
   if (unlinkat(area.get(), kMarker, 0) != 0 && errno != ENOENT)
     throw_errno("cannot remove the relocation marker");
   done = true;
@@ -166,7 +202,7 @@ Relocation::~Relocation() = default;
 bool Relocation::under_way(const std::filesystem::path& store) {
   const UniqueFd root(open(store.c_str(), kDirectoryFlags));
   const UniqueFd area = root ? open_private_area(root.get()) : UniqueFd();
-  return area && !read_marker(area.get()).empty();
+  return area && !read_marker(area.get()).direction.empty();
 }
 
 bool Relocation::step(unsigned entries) {
@@ -175,12 +211,7 @@ bool Relocation::step(unsigned entries) {
     impl_->behind.emplace();
     for (auto& entry : list_directory(impl_->from.get())) impl_->behind->push_back(std::move(entry.name));
   }
-  impl_->quietly([&] {
-    for (; entries > 0 && !impl_->behind->empty(); --entries) {
-      impl_->move(impl_->behind->back());
-      impl_->behind->pop_back();
-    }
-  });
+  impl_->move_some(entries);
   if (impl_->behind->empty()) impl_->finish();
   return !impl_->done;
 }

@@ -15,6 +15,9 @@
 //  attributes have
 //    been copied until the last entry has been moved. A Relocation made again in the same direction goes on;
 //    one in the other direction turns round. (The root's own times may show the moment of a crash.)
+//  - An ordinary user can move names into and out of a root that may not be written: it gets its mode, which
+//  the link
+//    says, when everything has been moved.
 //
 // Threads: reactor thread only; nothing else may walk the root while it is under way (call all() before a
 // handoff or a verification).
@@ -43,7 +46,9 @@ class Relocation {
   // True if a relocation of this store was begun and has not ended (the process died): make one to go on.
   static bool under_way(const std::filesystem::path& store);
 
-  bool step(unsigned entries);         // moves up to `entries`; false: everything has been moved
+  // Moves up to `entries`; false: everything has been moved. Throws when some cannot be, the others are moved
+  // all the same.
+  bool step(unsigned entries);
   bool pull(const std::string& name);  // moves this one now; false: it was not behind
   void all();
   bool done() const;

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <climits>
 #include <sstream>
 #include <stdexcept>
 
@@ -57,8 +58,6 @@ UniqueFd open_directory(const std::filesystem::path& path) {
         fmt::format("cannot open the store {}: {}", path.string(), std::strerror(errno)));
   return fd;
 }
-
-std::filesystem::path tree_of(const std::filesystem::path& store) { return store / kPrivateArea / "tree"; }
 
 bool holds_entries(const std::filesystem::path& directory) {
   for (const auto& entry : std::filesystem::directory_iterator(directory))
@@ -248,7 +247,7 @@ void Site::Impl::serve_as_owner(bool moving) {
   promises.begin(ownership.epoch, holders);
   if (!moving && holders.empty()) coherence.recovered();
   if (moving || holds_entries(tree_of(parts.store_directory)))
-    relocate(Relocation::Direction::up);
+    begin_relocation(Relocation::Direction::up);
   else
     inodes.set_root(open_directory(parts.store_directory));
   router.route_to(pace);
@@ -262,18 +261,13 @@ void Site::Impl::follow(const SiteName& owner, Epoch epoch, bool moving) {
   router.route_to(peer);
   gate.pass_to(peer);
   server.redirect(owner, epoch);
-  if (!moving && !holds_entries(parts.store_directory)) {
+  if (moving && relocation_due == Relocation::Direction::up) {
+    relocation_due.reset();  // the tree has never left the private area
+    ::fchmod(store_fd.get(), S_IRWXU);
+  } else if (!moving && !holds_entries(parts.store_directory))
     inodes.set_root(open_directory(tree_of(parts.store_directory)));
-  } else {
-    // Last, since it may fail (a full disk), which must not keep anybody from the owner.
-    try {
-      relocate(Relocation::Direction::down);
-    } catch (const std::exception& error) {
-      spdlog::error("this store cannot be put away as an old image yet: {}", error.what());
-      relocation_due = Relocation::Direction::down;
-      relocate_later();
-    }
-  }
+  else
+    begin_relocation(Relocation::Direction::down);  // last, since it may fail
   store.drop_descriptors();
 }
 
@@ -302,25 +296,40 @@ void Site::Impl::refuse_strangers() {
 // Starts moving the entries of the root out of (owner) or into (old image) the private area; a little at a
 // time.
 void Site::Impl::relocate(Relocation::Direction direction) {
-  relocation_due.reset();
   relocating.relocation.reset();
   relocating.relocation = std::make_unique<Relocation>(inodes, parts.store_directory, direction);
+  relocation_due.reset();
   store.drop_descriptors();
-  // Without file handles an inode is reached by its path, of which the root is the beginning.
-  if (!inodes.uses_handles()) relocating.relocation->all();
   relocate_some();
+}
+
+// What fails (a full disk) keeps nobody waiting: the tree is served from where it is until it can be moved.
+void Site::Impl::begin_relocation(Relocation::Direction direction) {
+  const bool up = direction == Relocation::Direction::up;
+  try {
+    relocate(direction);
+  } catch (const std::exception& error) {
+    if (up && Relocation::under_way(parts.store_directory)) throw;  // it is in two places
+    if (!relocation_due)
+      spdlog::error("{} yet: {}",
+                    up ? "the files cannot be moved from .sharefs/tree into this store"
+                       : "this store cannot be put away as an old image",
+                    error.what());
+    if (up && relocation_due != direction) {
+      inodes.set_root(open_directory(tree_of(parts.store_directory)));
+      store.drop_descriptors();
+    }
+    relocation_due = direction;
+    relocate_later();
+  }
 }
 
 void Site::Impl::relocate_later() {
   reactor.cancel(relocation_timer);
   relocation_timer = reactor.after(kRelocationRetry, [this] {
     relocation_timer = 0;
-    try {
-      if (relocation_due) relocate(*relocation_due);
-    } catch (const std::exception&) {
-      relocation_due = Relocation::Direction::down;
-      relocate_later();
-    }
+    if (source || verification) return relocate_later();  // they walk the root
+    if (relocation_due) begin_relocation(*relocation_due);
   });
 }
 
@@ -330,7 +339,9 @@ void Site::Impl::relocate_some() {
   if (!relocating.relocation) return;
   auto pause = kRelocationPause;
   try {
-    if (!relocating.relocation->step(kRelocationStep)) return relocating.relocation.reset();
+    // Without file handles an inode is reached by its path, of which the root is the beginning.
+    const unsigned entries = inodes.uses_handles() ? kRelocationStep : UINT_MAX;
+    if (!relocating.relocation->step(entries)) return relocating.relocation.reset();
   } catch (const std::exception& error) {
     spdlog::error("{}: tried again in a moment", error.what());
     pause = kRelocationRetry;
@@ -338,8 +349,10 @@ void Site::Impl::relocate_some() {
   relocation_timer = reactor.after(pause, [this] { relocate_some(); });
 }
 
+// The root lies in one place then: where it belongs, or where an owner has to serve it from.
 void Site::Impl::finish_relocation() {
-  if (relocation_due) relocate(*relocation_due);
+  if (relocation_due == Relocation::Direction::up) begin_relocation(*relocation_due);
+  if (relocation_due == Relocation::Direction::down) relocate(*relocation_due);
   if (!relocating.relocation) return;
   relocating.relocation->all();
   reactor.cancel(relocation_timer);

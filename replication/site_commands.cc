@@ -191,7 +191,9 @@ void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
                             to, least, 2 * least)));
   const auto size = std::make_shared<TreeSize>();
   workers.submit(
-      [size, store = parts.store_directory] { *size = measure(store); },
+      [size, root = relocation_due ? tree_of(parts.store_directory) : parts.store_directory] {
+        *size = measure(root);
+      },
       [this, size, wanted, only_asked = request.value("dry_run", false), reply = std::move(reply)]() mutable {
         if (!size->trouble.empty()) return reply(failure(size->trouble));
         wanted.needed = std::move(*size);

@@ -65,6 +65,11 @@ class RelocatingExecutor final : public Executor {
   Executor& store_;
 };
 
+// Where the tree lies while another site is the owner.
+inline std::filesystem::path tree_of(const std::filesystem::path& store) {
+  return store / kPrivateArea / "tree";
+}
+
 // One comparison of this site's copy with another's (`verify`).
 struct Verification {
   SiteName with;
@@ -97,6 +102,7 @@ struct Site::Impl {
   void follow(const SiteName& owner, Epoch epoch, bool moving);
   std::string stranger();
   void refuse_strangers();
+  void begin_relocation(Relocation::Direction direction);
   void relocate(Relocation::Direction direction);
   void relocate_later();
   void relocate_some();
@@ -217,9 +223,10 @@ struct Site::Impl {
   };
   std::map<std::uint64_t, Command> commands;
   std::set<SiteName> restarted;  // while this site held their live state without being the owner yet
-  std::map<SiteName, ClientId> incarnations;            // the present processes of other sites, as last heard
-  std::map<SiteName, std::uint64_t> powers;             // Hello.power of other sites, as last heard
-  std::optional<Relocation::Direction> relocation_due;  // none under way, since it could not be begun
+  std::map<SiteName, ClientId> incarnations;  // the present processes of other sites, as last heard
+  std::map<SiteName, std::uint64_t> powers;   // Hello.power of other sites, as last heard
+  // None is under way, since it could not be begun. Up: this owner serves the tree from the private area.
+  std::optional<Relocation::Direction> relocation_due;
   Reactor::TimerId relocation_timer = 0;
   std::shared_ptr<int> alive = std::make_shared<int>();
 };

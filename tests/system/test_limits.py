@@ -90,6 +90,41 @@ def _refuses(what, coarse=False):
     assert cluster.owner() is cluster[0]
 
 
+def a_takeover_needs_no_inode():
+    """The data set takes the last one: its root stays in the private area until there is room, whoever owns."""
+    stores = [sandbox.ext4('300M') + '/alpha', sandbox.tmpfs('size=64m,nr_inodes=300') + '/beta']
+    os.mkdir(stores[0])
+    os.chmod(stores[0], 0o751)
+    cluster = Cluster(2, stores=stores)
+    alpha, beta = cluster
+    os.mkdir(f'{alpha.mountpoint}/d')
+    for i in range(os.statvfs(beta.store).f_favail - 1):
+        content.write(f'{alpha.mountpoint}/d/f{i}', b'x')
+    alpha.migrate(beta, '--max-pause', '2s')
+    beta.restart()
+    cluster.wait_connected()
+    tree = f'{beta.store}/.sharefs/tree'
+    for site in cluster:
+        actor = Actor(site.mountpoint)
+        assert os.listdir(tree) == ['d']
+        assert actor.do('content', 'd/f0', timeout=10) == ('ok', b'x')
+        assert actor.do('put', 'd/f0', b'y', timeout=10) == ('ok', 1)
+        assert actor.do('lstat', '')[1]['mode'] == '0o751'
+        assert actor.do('put', 'd/one more', b'y', timeout=10) == ('errno', 'ENOSPC')
+        content.write(f'{site.mountpoint}/d/f0', b'x')
+    for source, target in ((beta, alpha), (alpha, beta)):
+        source.migrate(target, '--max-pause', '2s')
+        cluster.wait_agreed(target)
+        cluster.verify(target, source)
+        assert os.listdir(tree) == ['d'] and os.listdir(beta.store) == ['.sharefs']
+    for i in range(1, 100):  # they are deleted in batches
+        os.unlink(f'{alpha.mountpoint}/d/f{i}')
+    sandbox.eventually(lambda: os.listdir(tree) == [] and 'd' in os.listdir(beta.store), 'it is in place')
+    for site in cluster:
+        assert Actor(site.mountpoint).do('content', 'd/f0', timeout=10) == ('ok', b'x')
+    cluster.hand_over_and_compare(alpha, '--max-pause', '2s')
+
+
 def an_ordinary_user_moves_what_may_not_be_written():
     """Directories, and the root itself, of mode 0555: changed, moved, handed over and back."""
     def fill(store):
@@ -502,6 +537,7 @@ if __name__ == '__main__':
         'a_disk_takes_back_what_was_replaced': (a_disk_takes_back_what_was_replaced, 60),
         'a_time_that_the_target_cannot_keep_is_refused': (functools.partial(_refuses, 'modification time', True), 60),
         'an_attribute_that_the_target_cannot_keep_is_refused': (functools.partial(_refuses, 'user.big'), 60),
+        'a_takeover_needs_no_inode': (a_takeover_needs_no_inode, 90),
         'an_ordinary_user_moves_what_may_not_be_written': (an_ordinary_user_moves_what_may_not_be_written, 60),
         'a_target_without_privileges_is_refused': (a_target_without_privileges_is_refused, 60),
         'a_target_that_fills_up_ends_the_attempt': (a_target_that_fills_up_ends_the_attempt, 60),
@@ -511,6 +547,8 @@ if __name__ == '__main__':
         'a_takeover_goes_on_when_its_end_can_be_noted': (a_takeover_goes_on_when_its_end_can_be_noted, 90),
         'a_stray_file_in_a_new_owners_store_concerns_its_name_only':
             (a_stray_file_in_a_new_owners_store_concerns_its_name_only, 60),
+        'a_stray_file_in_an_ordinary_users_store_concerns_its_name_only':
+            (functools.partial(a_stray_file_in_a_new_owners_store_concerns_its_name_only, sandbox.TESTER), 60),
         'a_stray_file_in_a_targets_store_is_refused': (a_stray_file_in_a_targets_store_is_refused, 60),
         'a_full_disk_of_the_owner_is_told_to_everybody': (a_full_disk_of_the_owner_is_told_to_everybody, 60),
         'a_data_set_leaves_a_full_disk_while_somebody_goes_on_writing':
