@@ -52,15 +52,16 @@ std::vector<std::string> split_options(const std::string& text) {
   return options;
 }
 
-// A mount whose daemon was killed stays in the way; nothing can come of it any more.
-void remove_dead_mount(const fs::path& mountpoint) {
-  if (mountpoint.empty() || !is_dead_mount(mountpoint)) return;
+// A mount whose daemon was killed stays in the way; nothing can come of it any more. False: there is none.
+bool remove_dead_mount(const fs::path& mountpoint) {
+  if (mountpoint.empty() || !is_dead_mount(mountpoint)) return false;
   if (const std::string why = unmount(mountpoint, Unmount::lazy); !why.empty()) {
     fail(fmt::format("{} has a mount whose daemon is gone, and it cannot be unmounted: {}",
                      mountpoint.string(), why));
   }
   std::cerr << fmt::format("sharefs: note: removed the mount of an ended daemon from {}\n",
                            mountpoint.string());
+  return true;
 }
 
 // By this data set, and not covered by another mount.
@@ -79,7 +80,10 @@ void check_store(const std::string& name, const fs::path& store, const std::stri
                    (store / kPrivateArea).string()));
 }
 
-void check_mountpoint(const Home& home, const fs::path& mountpoint, const fs::path& store) {
+// Whose place a new mount can take: a directory's, or a dead mount's, which leaves when that one is there
+// (FuseMount).
+void check_usable(const fs::path& mountpoint) {
+  if (is_dead_mount(mountpoint)) return;
   std::error_code error;
   if (!fs::exists(mountpoint, error) && !error) {
     fail(fmt::format("{} does not exist: mkdir -p {}", mountpoint.string(), mountpoint.string()));
@@ -90,6 +94,11 @@ void check_mountpoint(const Home& home, const fs::path& mountpoint, const fs::pa
   if (const auto mount = fuse_mount_at(mountpoint)) {
     fail(fmt::format("{} is mounted already ({})", mountpoint.string(), mount->source));
   }
+}
+
+void check_mountpoint(const Home& home, const fs::path& mountpoint, const fs::path& store) {
+  std::error_code error;
+  check_usable(mountpoint);
   if (mountpoint != store && is_within(mountpoint, store)) {
     fail(fmt::format("{} lies inside the store {}: mount over the store itself or elsewhere",
                      mountpoint.string(), store.string()));
@@ -150,6 +159,50 @@ bool mount_answers(const fs::path& mountpoint) {
   return false;
 }
 
+// The store cannot be opened below the mount that a killed daemon has left over it. From now on applications
+// find the bare directory there, so whatever can refuse the new mount before does.
+bool uncover(const fs::path& store, const std::optional<fs::path>& earlier,
+             const std::optional<fs::path>& mountpoint) {
+  return (earlier == store || mountpoint == store) && remove_dead_mount(store);
+}
+
+// Where a killed daemon had it mounted, if that is elsewhere: not before this one serves.
+void clear_earlier(const std::optional<fs::path>& earlier, const std::optional<fs::path>& mountpoint) {
+  try {
+    if (earlier && earlier != mountpoint) remove_dead_mount(*earlier);
+  } catch (const std::exception& error) {
+    std::cerr << fmt::format("sharefs: warning: {}\n", error.what());
+  }
+}
+
+void start_daemon(const Home& home, const ServeArguments& arguments, DaemonOptions& options,
+                  bool& uncovered) {
+  std::optional<fs::path> earlier;
+  {
+    OpenState open(options.paths);  // closed again before the daemon is forked
+    const fs::path store = open.state.setting("store");
+    if (const std::string where = open.state.setting("mountpoint"); !where.empty()) earlier = where;
+    if (!arguments.mountpoint.empty()) {
+      options.mountpoint = resolve_mountpoint(arguments.mountpoint);
+      check_mountpoint(home, *options.mountpoint, store);
+    }
+    uncovered = uncover(store, earlier, options.mountpoint);
+    check_store(arguments.name, store, open.state.setting("data_set_id"));
+    tell_what_is_hidden(store, options.mountpoint);
+    tell_what_privileges_add(open.state);
+    warn_of_bypassing(store);
+  }
+  if (arguments.foreground) {
+    std::jthread
+        clearing;  // not the daemon's own, which the kernel asks on the way to what is below the mount
+    serve_in_foreground(
+        options, [&] { clearing = std::jthread([&] { clear_earlier(earlier, options.mountpoint); }); });
+  } else {
+    serve_in_background(options);
+    clear_earlier(earlier, options.mountpoint);
+  }
+}
+
 int run_serve(const Home& home, const ServeArguments& arguments) {
   DaemonOptions options{home.require(arguments.name), std::nullopt, split_options(arguments.options),
                         std::nullopt};
@@ -164,28 +217,17 @@ int run_serve(const Home& home, const ServeArguments& arguments) {
         "ends it",
         pid, arguments.name, arguments.name));
   }
-  {
-    OpenState open(options.paths);  // closed again before the daemon is forked
-    const fs::path store = open.state.setting("store");
-    // Left by a daemon that was killed, here or where it was mounted before: over the store, perhaps.
-    remove_dead_mount(open.state.setting("mountpoint"));
-    open.state.set_setting("mountpoint", "");
-    if (!arguments.mountpoint.empty()) {
-      options.mountpoint = resolve_mountpoint(arguments.mountpoint);
-      remove_dead_mount(*options.mountpoint);
-      check_mountpoint(home, *options.mountpoint, store);
-    }
-    check_store(arguments.name, store, open.state.setting("data_set_id"));
-    tell_what_is_hidden(store, options.mountpoint);
-    tell_what_privileges_add(open.state);
-    warn_of_bypassing(store);
+  bool uncovered = false;
+  try {
+    start_daemon(home, arguments, options, uncovered);
+  } catch (const std::exception& error) {
+    if (!uncovered) throw;
+    fail(
+        fmt::format("{} (nothing is mounted over the store now: what applications write there goes past "
+                    "sharefs)",
+                    error.what()));
   }
-  if (arguments.foreground) {
-    serve_in_foreground(options, [] {});
-    return 0;
-  }
-  serve_in_background(options);
-  if (options.mountpoint && !mount_answers(*options.mountpoint)) {
+  if (!arguments.foreground && options.mountpoint && !mount_answers(*options.mountpoint)) {
     std::cerr << fmt::format(
         "sharefs: note: mounted, but the owner does not answer yet; requests wait for it\n");
   }

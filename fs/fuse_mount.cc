@@ -25,6 +25,7 @@ namespace {
 
 constexpr const char* kDevice = "/dev/fuse";
 constexpr const char* kHelperConfiguration = "/etc/fuse.conf";
+constexpr unsigned kMoveMountBeneath = 0x200;  // since Linux 6.5; unknown to older headers
 
 [[noreturn]] void refuse(const std::filesystem::path& mountpoint, const std::string& why) {
   throw std::runtime_error("cannot mount on " + mountpoint.string() + ": " + why);
@@ -103,103 +104,112 @@ UniqueFd mount_with_helper(const std::filesystem::path& mountpoint, const std::s
 
 // ---- root
 
-// Options of mount(8) that are flags of mount(2). Set ones are added to, cleared ones taken from the default.
+// Options of mount(8) that are attributes of the mount. Set ones are added to, cleared ones taken from the
+// default.
 struct MountFlag {
   const char* name;
-  unsigned long flag;
+  unsigned flag;
   bool set;
 };
 constexpr std::array kMountFlags{
-    MountFlag{"ro", MS_RDONLY, true},
-    MountFlag{"rw", MS_RDONLY, false},
-    MountFlag{"nosuid", MS_NOSUID, true},
-    MountFlag{"suid", MS_NOSUID, false},
-    MountFlag{"nodev", MS_NODEV, true},
-    MountFlag{"dev", MS_NODEV, false},
-    MountFlag{"noexec", MS_NOEXEC, true},
-    MountFlag{"exec", MS_NOEXEC, false},
-    MountFlag{"sync", MS_SYNCHRONOUS, true},
-    MountFlag{"async", MS_SYNCHRONOUS, false},
-    MountFlag{"dirsync", MS_DIRSYNC, true},
-    MountFlag{"noatime", MS_NOATIME, true},
-    MountFlag{"atime", MS_NOATIME, false},
-    MountFlag{"nodiratime", MS_NODIRATIME, true},
-    MountFlag{"diratime", MS_NODIRATIME, false},
-    MountFlag{"relatime", MS_RELATIME, true},
+    MountFlag{"ro", MOUNT_ATTR_RDONLY, true},
+    MountFlag{"rw", MOUNT_ATTR_RDONLY, false},
+    MountFlag{"nosuid", MOUNT_ATTR_NOSUID, true},
+    MountFlag{"suid", MOUNT_ATTR_NOSUID, false},
+    MountFlag{"nodev", MOUNT_ATTR_NODEV, true},
+    MountFlag{"dev", MOUNT_ATTR_NODEV, false},
+    MountFlag{"noexec", MOUNT_ATTR_NOEXEC, true},
+    MountFlag{"exec", MOUNT_ATTR_NOEXEC, false},
+    MountFlag{"noatime", MOUNT_ATTR_NOATIME, true},
+    MountFlag{"atime", MOUNT_ATTR_NOATIME, false},
+    MountFlag{"relatime", MOUNT_ATTR_NOATIME, false},
+    MountFlag{"nodiratime", MOUNT_ATTR_NODIRATIME, true},
+    MountFlag{"diratime", MOUNT_ATTR_NODIRATIME, false},
 };
 
-struct MountArguments {
-  unsigned long flags = 0;  // as a disk of root's: devices and setuid programs work, unless -o says otherwise
-  std::string data;
-  std::string left_to_kernel;  // options that are its own, or nobody's
-};
-
-MountArguments mount_arguments(const std::vector<std::string>& options, int device, unsigned root_mode) {
-  MountArguments arguments;
-  std::array<char, 32> mode{};
-  std::snprintf(mode.data(), mode.size(), "%o", root_mode & S_IFMT);
-  arguments.data = "fd=" + std::to_string(device) + ",rootmode=" + mode.data() +
-                   ",user_id=" + std::to_string(::getuid()) + ",group_id=" + std::to_string(::getgid()) +
-                   ",max_read=" + std::to_string(kMaxTransfer) + ",default_permissions,allow_other";
-  for (const std::string& option : options) {
-    const auto* known = std::find_if(kMountFlags.begin(), kMountFlags.end(),
-                                     [&option](const MountFlag& flag) { return option == flag.name; });
-    if (known == kMountFlags.end()) {
-      append(arguments.data, option);
-      append(arguments.left_to_kernel, option);
-    } else {
-      arguments.flags = known->set ? arguments.flags | known->flag : arguments.flags & ~known->flag;
-    }
-  }
-  return arguments;
+// KEY or KEY=VALUE; EINVAL says that it is not one of the kernel's.
+bool set_option(const UniqueFd& context, const std::string& option) {
+  const std::size_t equals = option.find('=');
+  if (equals == std::string::npos)
+    return ::fsconfig(context.get(), FSCONFIG_SET_FLAG, option.c_str(), nullptr, 0) == 0;
+  return ::fsconfig(context.get(), FSCONFIG_SET_STRING, option.substr(0, equals).c_str(),
+                    option.substr(equals + 1).c_str(), 0) == 0;
 }
 
-UniqueFd mount_as_root(const std::filesystem::path& mountpoint, const std::string& source,
-                       const std::vector<std::string>& options, unsigned root_mode) {
-  UniqueFd device(::open(kDevice, O_RDWR | O_CLOEXEC));
-  if (!device) refuse(mountpoint, std::string(kDevice) + ": " + error_text(errno) + " (try: modprobe fuse)");
-  const MountArguments arguments = mount_arguments(options, device.get(), root_mode);
-  if (::mount(source.c_str(), mountpoint.c_str(), "fuse.sharefs", arguments.flags, arguments.data.c_str()) ==
-      0) {
-    return device;
-  }
-  switch (errno) {
+[[noreturn]] void refuse_as_root(const std::filesystem::path& mountpoint, int error) {
+  switch (error) {
     case EPERM:
       refuse(mountpoint, "no permission (mounting needs CAP_SYS_ADMIN)");
-    case EINVAL:
-      refuse(mountpoint, arguments.left_to_kernel.empty()
-                             ? error_text(errno)
-                             : "the kernel does not know -o " + arguments.left_to_kernel);
     case ENODEV:
       refuse(mountpoint, "the kernel has no FUSE (try: modprobe fuse)");
     default:
-      refuse(mountpoint, error_text(errno));
+      refuse(mountpoint, error_text(error));
   }
 }
 
-// Makes sure that something can be mounted there; returns the mode of the directory.
-unsigned prepare(const std::filesystem::path& mountpoint) {
-  struct stat status {};
-  int result = ::stat(mountpoint.c_str(), &status);
-  if (result != 0 && errno == ENOTCONN) {
-    unmount(mountpoint, Unmount::lazy);  // a dead mount
-    result = ::stat(mountpoint.c_str(), &status);
+// A mount that is not anywhere yet.
+UniqueFd make_mount(const std::filesystem::path& mountpoint, const std::string& source,
+                    const std::vector<std::string>& options, const UniqueFd& device) {
+  const UniqueFd context(::fsopen("fuse", FSOPEN_CLOEXEC));
+  if (!context) refuse_as_root(mountpoint, errno);
+  const std::string directory = "40000";  // octal, as all of "rootmode"
+  for (const std::string& option :
+       {"source=" + source, std::string("subtype=sharefs"), "fd=" + std::to_string(device.get()),
+        "rootmode=" + directory, "user_id=" + std::to_string(::getuid()),
+        "group_id=" + std::to_string(::getgid()), "max_read=" + std::to_string(kMaxTransfer),
+        std::string("default_permissions"), std::string("allow_other")})
+    if (!set_option(context, option)) refuse_as_root(mountpoint, errno);
+  unsigned flags = 0;  // as a disk of root's: devices and setuid programs work, unless -o says otherwise
+  for (const std::string& option : options) {
+    const auto* known = std::find_if(kMountFlags.begin(), kMountFlags.end(),
+                                     [&option](const MountFlag& flag) { return option == flag.name; });
+    if (known != kMountFlags.end())
+      flags = known->set ? flags | known->flag : flags & ~known->flag;
+    else if (!set_option(context, option))
+      refuse(mountpoint, errno == EINVAL ? "the kernel does not know -o " + option : error_text(errno));
   }
-  if (result != 0 && errno == ENOENT) refuse(mountpoint, "the directory does not exist (create it first)");
-  if (result != 0) refuse(mountpoint, error_text(errno));
-  if (!S_ISDIR(status.st_mode)) refuse(mountpoint, "not a directory");
+  if (::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0)
+    refuse_as_root(mountpoint, errno);
+  UniqueFd mount(::fsmount(context.get(), FSMOUNT_CLOEXEC, flags));
+  if (!mount) refuse_as_root(mountpoint, errno);
+  return mount;
+}
+
+UniqueFd mount_as_root(const std::filesystem::path& mountpoint, const std::string& source,
+                       const std::vector<std::string>& options, bool dead) {
+  UniqueFd device(::open(kDevice, O_RDWR | O_CLOEXEC));
+  if (!device) refuse(mountpoint, std::string(kDevice) + ": " + error_text(errno) + " (try: modprobe fuse)");
+  const UniqueFd mount = make_mount(mountpoint, source, options, device);
+  const auto attach = [&](unsigned how) {
+    return ::move_mount(mount.get(), "", AT_FDCWD, mountpoint.c_str(), MOVE_MOUNT_F_EMPTY_PATH | how) == 0;
+  };
+  const bool beneath = dead && attach(kMoveMountBeneath);
+  if (dead) unmount(mountpoint, Unmount::lazy);
+  if (!beneath && !attach(0)) refuse_as_root(mountpoint, errno);
+  return device;
+}
+
+// Makes sure that something can be mounted there; returns whether a dead mount is in its place.
+bool prepare(const std::filesystem::path& mountpoint) {
   if (::access(kDevice, F_OK) != 0) refuse(mountpoint, "there is no /dev/fuse (try: modprobe fuse)");
-  return status.st_mode;
+  if (is_dead_mount(mountpoint)) return true;
+  struct stat status {};
+  if (::stat(mountpoint.c_str(), &status) != 0)
+    refuse(mountpoint,
+           errno == ENOENT ? "the directory does not exist (create it first)" : error_text(errno));
+  if (!S_ISDIR(status.st_mode)) refuse(mountpoint, "not a directory");
+  return false;
 }
 
 }  // namespace
 
 FuseMount::FuseMount(const std::filesystem::path& mountpoint, const std::string& source,
-                     const std::vector<std::string>& options) {
-  const unsigned root_mode = prepare(mountpoint);
-  mountpoint_ = std::filesystem::canonical(mountpoint);
+                     const std::vector<std::string>& options)
+    : mountpoint_(resolve_mountpoint(mountpoint)) {
+  const bool dead = prepare(mountpoint_);
   const std::vector<std::string> single = split(options);
-  device_ = is_root() ? mount_as_root(mountpoint_, source, single, root_mode)
+  if (dead && !is_root()) unmount(mountpoint_, Unmount::lazy);
+  device_ = is_root() ? mount_as_root(mountpoint_, source, single, dead)
                       : mount_with_helper(mountpoint_, source, single);
   if (const auto mounted = fuse_mount_at(mountpoint_)) mounted_as_ = mounted->device;
 }

@@ -1,7 +1,9 @@
 // A FUSE mount as the kernel knows it: the device its requests come from, and how to end it.
 //
-// Root mounts with mount(2); an ordinary user gets the device from fusermount3. A dead mount that a killed
-// process left at the mountpoint is taken away first. The mountpoint need not be empty.
+// Root mounts it itself; an ordinary user gets the device from fusermount3. The mount takes the place of a
+// dead one that a killed process left there: applications go on without an error where nothing is mounted, in
+// the directory below, so there is no such instant for root since Linux 6.5, and a short one otherwise. The
+// mountpoint need not be empty.
 #pragma once
 
 #include <filesystem>

@@ -1,7 +1,7 @@
 #include "fs/mounts.h"
 
 #include <sys/mount.h>
-#include <sys/stat.h>
+#include <sys/statfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -76,9 +76,10 @@ std::optional<MountEntry> mount_of(const fs::path& path) {
   return found;
 }
 
+// Of statfs the kernel keeps no answer; what stat says of a mount that somebody looks at may be from before.
 bool is_dead_mount(const fs::path& mountpoint) {
-  struct stat status {};
-  return fuse_mount_at(mountpoint) && stat(mountpoint.c_str(), &status) != 0 &&
+  struct statfs status {};
+  return fuse_mount_at(mountpoint) && statfs(mountpoint.c_str(), &status) != 0 &&
          (errno == ENOTCONN || errno == ECONNABORTED);
 }
 

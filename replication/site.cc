@@ -552,7 +552,10 @@ std::string Site::Impl::why_not_connected() {
 void Site::Impl::start(const std::function<void(std::string)>& ready) {
   // Not before: whoever invites from now on can tell this process.
   load_invitations();
-  if (!options.mountpoint) return ready("");
+  if (!options.mountpoint) {
+    state.set_setting("mountpoint", "");
+    return ready("");
+  }
   const auto answered = std::make_shared<bool>(false);
   const auto timer = reactor.after(kAttachPatience, [this, answered, ready] {
     if (*answered) return;
@@ -592,6 +595,7 @@ void Site::Impl::start(const std::function<void(std::string)>& ready) {
 }
 
 void Site::Impl::stop(const std::function<void()>& stopped) {
+  const bool mounted = front_end != nullptr;
   front_end.reset();
   // Whoever leaves sharefs finds the owner's store complete.
   try {
@@ -600,7 +604,7 @@ void Site::Impl::stop(const std::function<void()>& stopped) {
     spdlog::error("the files are not all in place: {}", error.what());
   }
   try {
-    state.set_setting("mountpoint", "");
+    if (mounted) state.set_setting("mountpoint", "");
   } catch (const std::exception& error) {  // a full disk keeps nobody from leaving
     spdlog::error("{}", error.what());
   }

@@ -154,6 +154,80 @@ def mounted_over_the_store_itself():
     assert os.path.exists(f'{alpha.store}/dir0'), 'the files are not in the store after unmounting'
 
 
+def kill_in_background(site):
+    """The daemon that the command line started."""
+    pid = site.status()['pid']
+    os.kill(pid, signal.SIGKILL)
+    sandbox.eventually(lambda: sandbox.reap() or not os.path.exists(f'/proc/{pid}'), 'it has ended', every=0.001)
+
+
+def a_mount_takes_the_place_of_a_dead_one():
+    """Who goes on meanwhile gets errors, and never finds the bare directory below."""
+    cluster = Cluster(1, mount=False)
+    alpha, = cluster
+    alpha.cli('mount', DATA_SET, alpha.mountpoint)
+    writer = """
+import os, sys
+while True:
+    try:
+        os.close(os.open(sys.argv[1] + '/file', os.O_WRONLY | os.O_CREAT))
+    except OSError:
+        pass
+"""
+    application = subprocess.Popen([sys.executable, '-c', writer, alpha.mountpoint])
+    try:
+        for _ in range(3):
+            sandbox.eventually(lambda: os.path.exists(f'{alpha.mountpoint}/file'), 'the application writes')
+            os.remove(f'{alpha.mountpoint}/file')
+            kill_in_background(alpha)
+            sandbox.eventually(lambda: alpha.cli('mount', DATA_SET, alpha.mountpoint, check=False).returncode == 0, 'it is mounted')
+        assert len([m for m in sandbox.fuse_mounts() if m == alpha.mountpoint]) == 1, sandbox.mounts()
+    finally:
+        application.kill()
+        application.wait()
+        alpha.cli('umount', DATA_SET)
+    assert os.listdir(alpha.mountpoint) == [], 'an application has written into the directory below the mount'
+    assert os.path.exists(f'{alpha.store}/file')
+
+
+def a_dead_mount_is_known_by_more_than_its_attributes():
+    """Which the kernel shows for a while after the daemon was killed."""
+    cluster = Cluster(1, mount=False)
+    alpha, = cluster
+    for _ in range(3):
+        alpha.cli('mount', DATA_SET, alpha.mountpoint)
+        os.stat(alpha.mountpoint)
+        kill_in_background(alpha)
+        alpha.cli('mount', DATA_SET, alpha.mountpoint)
+        alpha.cli('umount', DATA_SET)
+
+
+def a_refused_mount_leaves_the_dead_one():
+    """Its users get errors, which is better than an empty directory; over the store that cannot be helped, and is said."""
+    cluster = Cluster(2)
+    alpha, beta = cluster
+    alpha.stop()
+
+    def refused(at):
+        beta.signal(signal.SIGKILL)
+        beta.process.wait()
+        beta.process = None
+        result = beta.cli('mount', DATA_SET, at, '--timeout', '1s', check=False)
+        assert result.returncode == 1 and 'does not answer within --timeout' in result.stderr, result
+        return result.stderr
+
+    assert 'nothing is mounted' not in refused(beta.mountpoint)
+    assert beta.mountpoint in sandbox.fuse_mounts() and beta.status()['dead_mountpoint'] == beta.mountpoint
+    alpha.start()
+    beta.start(at=beta.store)
+    assert beta.mountpoint not in sandbox.fuse_mounts(), 'the dead mount stays where it was mounted before'
+    alpha.stop()
+    assert 'nothing is mounted over the store now' in refused(beta.store)
+    assert beta.store not in sandbox.fuse_mounts()
+    alpha.start()
+    beta.start()
+
+
 def what_is_stored_in_a_mapping_is_seen_everywhere_after_msync():
     """And no other site's older page destroys it."""
     cluster = Cluster(3)
@@ -572,6 +646,9 @@ if __name__ == '__main__':
         'adopting_leaves_the_files_where_they_are': (adopting_leaves_the_files_where_they_are, 30),
         'a_strangers_file_in_an_old_image_is_not_lost': (a_strangers_file_in_an_old_image_is_not_lost, 60),
         'mounted_over_the_store_itself': (mounted_over_the_store_itself, 60),
+        'a_mount_takes_the_place_of_a_dead_one': (a_mount_takes_the_place_of_a_dead_one, 60),
+        'a_dead_mount_is_known_by_more_than_its_attributes': (a_dead_mount_is_known_by_more_than_its_attributes, 60),
+        'a_refused_mount_leaves_the_dead_one': (a_refused_mount_leaves_the_dead_one, 60),
         'what_is_stored_in_a_mapping_is_seen_everywhere_after_msync':
             (what_is_stored_in_a_mapping_is_seen_everywhere_after_msync, 60),
         'locks_of_an_open_file_description_end_with_it': (locks_of_an_open_file_description_end_with_it, 60),
