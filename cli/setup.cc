@@ -77,6 +77,28 @@ void refuse_inside_another_store(const fs::path& store) {
   }
 }
 
+void refuse_around_another_store(const Home& home, const fs::path& store) {
+  for (const auto& name : home.data_sets()) {
+    const fs::path other = OpenState(home.paths(name)).state.setting("store");
+    if (other != store && is_within(other, store) && read_store_marker(other))
+      fail(fmt::format("{} holds {}, which is the store of a data set already", store.string(),
+                       other.string()));
+  }
+}
+
+// What is in an old image may be the last copy of it.
+[[noreturn]] void refuse_used_store(const fs::path& store) {
+  const fs::path area = store / kPrivateArea, tree = area / "tree";
+  std::error_code error;
+  const bool holds_files = !fs::is_empty(tree, error) && !error;
+  const std::string advice =
+      holds_files
+          ? fmt::format("{} holds files of it: move out what is wanted of them before you delete {}",
+                        tree.string(), area.string())
+          : fmt::format("it has {}: delete that if the data set is not wanted any more", area.string());
+  fail(fmt::format("{} is the store of another data set already ({})", store.string(), advice));
+}
+
 void check_store_place(const Home& home, const fs::path& store) {
   std::error_code error;
   const fs::path home_folder = fs::weakly_canonical(fs::absolute(home.folder()), error);
@@ -92,6 +114,7 @@ void check_store_place(const Home& home, const fs::path& store) {
     fail(fmt::format("{} cannot be used as a store: {}", store.string(), strerror(errno)));
   }
   refuse_inside_another_store(store);
+  refuse_around_another_store(home, store);
   refuse_foreign_area(store);
 }
 
@@ -260,12 +283,7 @@ void init_data_set(const Home& home, const InitOptions& options) {
           options.name, paths.folder.string()));
   }
   const bool ours = marker ? marker == id : id.empty() ? !fs::exists(area) || fs::is_empty(area) : true;
-  if (!ours) {
-    fail(fmt::format(
-        "{} is the store of another data set already (it has {}: delete that if the data set is not "
-        "wanted any more)",
-        store.string(), area.string()));
-  }
+  if (!ours) refuse_used_store(store);
   make_private_folder(paths.folder);
   OpenState open(paths);
   if (id.empty()) id = random_id();

@@ -106,6 +106,24 @@ TEST_F(SetupTest, InitRefusesWhatIsNoFreshDirectory) {
   EXPECT_FALSE(fs::exists(home().paths("other").folder));
 }
 
+TEST_F(SetupTest, InitRefusesWhatHoldsTheStoreOfAnotherDataSet) {
+  init("projects", scratch_.directory("data/inner"));
+  const auto error = error_of([&] { init("other", scratch_ / "data"); });
+  EXPECT_NE(error.find("data/inner, which is the store of a data set already"), std::string::npos) << error;
+  EXPECT_FALSE(fs::exists(scratch_ / "data/.sharefs"));
+  fs::remove_all(scratch_ / "data/inner/.sharefs");  // it is not any more
+  init("other", scratch_ / "data");
+}
+
+TEST_F(SetupTest, AnOldImageIsNotCalledUnwanted) {
+  const auto store = scratch_.directory("data");
+  init("projects", store);
+  const auto refused = [&] { return error_of([&] { init("other", store); }); };
+  EXPECT_NE(refused().find("delete that if the data set is not wanted"), std::string::npos) << refused();
+  scratch_.file("data/.sharefs/tree/file");
+  EXPECT_NE(refused().find("data/.sharefs/tree holds files of it: move out"), std::string::npos) << refused();
+}
+
 TEST_F(SetupTest, AnAddressAtWhichThisMachineCannotListenIsRefusedBeforeAnythingIsMade) {
   const auto store = scratch_.directory("data");
   const Listener somebody;
