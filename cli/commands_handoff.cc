@@ -87,19 +87,21 @@ class HandoffWatch {
         attempt_(count_of(started, "attempt")),
         epoch_(count_of(started, "epoch")) {}
 
-  // Empty: interrupted by the operator.
+  // Without a result: interrupted by the operator, when the handoff was as far as that.
   nlohmann::json follow() {
     ProgressDisplay display(isatty(STDERR_FILENO) != 0);
+    nlohmann::json seen = {{"attempt", attempt_}, {"epoch", epoch_}};
     while (!interrupted) {
       auto handoff = handoff_of(ask_status());
       // Each further try is an attempt of its own, at a later epoch. A site that cannot reach the owner shows
       // the last handoff of its own.
       const bool ours = count_of(handoff, "attempt") == attempt_ || count_of(handoff, "epoch") >= epoch_;
       if (ours && !text_of(handoff, "result").empty()) return handoff;
+      if (ours) seen = handoff;
       if (!handoff.empty() && text_of(handoff, "result").empty()) display.show(handoff);
       std::this_thread::sleep_for(kPoll);
     }
-    return nlohmann::json::object();
+    return seen;
   }
 
  private:
@@ -153,8 +155,13 @@ std::string preflight_text(const nlohmann::json& preflight) {
 void print_json(const nlohmann::json& json) { std::cout << to_line(json) << std::endl; }
 
 int follow_to_end(HandoffWatch& watch, const MigrateArguments& arguments) {
-  const auto handoff = watch.follow();
-  if (handoff.empty()) {
+  auto handoff = watch.follow();
+  if (text_of(handoff, "result").empty()) {
+    if (arguments.json) {
+      handoff["result"] = "running";
+      handoff["to"] = arguments.to;
+      print_json(handoff_result(handoff));
+    }
     std::cerr << fmt::format(
         "\nsharefs: the handoff goes on; \"sharefs status {} --watch\" shows it, \"sharefs abort "
         "{}\" ends it\n",

@@ -244,13 +244,23 @@ std::string data_set_mounted_at(const Home& home, const std::string& target) {
                    home.folder().string()));
 }
 
+bool is_connected(const nlohmann::json& status, const std::string& to) {
+  for (const auto& site : status.value("sites", nlohmann::json::array()))
+    if (text_of(site, "site") == to) return site.value("connected", false);
+  return false;
+}
+
 // A source that ends before the commit point rolls back, a target makes its source wait: neither is meant by
 // umount.
 void refuse_during_handoff(const nlohmann::json& status, const std::string& name) {
   const auto handoff = status.find("handoff");
   if (handoff == status.end() || !handoff->is_object() || !text_of(*handoff, "result").empty()) return;
-  const std::string site = text_of(status, "site");
-  if (text_of(*handoff, "from") != site && text_of(*handoff, "to") != site) return;
+  const std::string site = text_of(status, "site"), from = text_of(*handoff, "from");
+  if (from != site && text_of(*handoff, "to") != site) return;
+  // It is the source that aborts.
+  if (from != site && !is_connected(status, from))
+    fail(fmt::format("a handoff from {} is running, which cannot be reached: wait for it, or give --lazy",
+                     from));
   fail(fmt::format("a handoff to {} is running: wait for its end, or end it with \"sharefs abort {}\"",
                    text_of(*handoff, "to"), name));
 }

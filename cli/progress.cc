@@ -135,6 +135,7 @@ std::string handoff_summary(const nlohmann::json& handoff) {
                                                     text_of(handoff, "from"))
                                       : fmt::format("handoff from {} to {}: {}\n", text_of(handoff, "from"),
                                                     text_of(handoff, "to"), result);
+  if (result != "done" && count_of(handoff, "t0") == 0) return text;  // refused: nothing had begun
   text += fmt::format(
       "  image  {} files, {}, of which sent {}\n", format_count(count_of(handoff, "image_files")),
       format_bytes(count_of(handoff, "image_bytes")), format_bytes(count_of(handoff, "image_bytes_sent")));

@@ -20,7 +20,7 @@ std::string text_of(const nlohmann::json& object, const char* key);
 std::string progress_line(const nlohmann::json& handoff, unsigned width);
 // The same in words, for logs and pipes.
 std::string plain_line(const nlohmann::json& handoff);
-// Several lines: what was sent, t0..t3, the pause.
+// Several lines: what was sent, t0..t3, the pause. One line if nothing had begun.
 std::string handoff_summary(const nlohmann::json& handoff);
 // With exactly the keys that scripts depend on.
 nlohmann::json handoff_result(const nlohmann::json& handoff);

@@ -242,8 +242,9 @@ void Site::Impl::dry_run(const HandoffSource::Options& wanted, JsonReply reply) 
                                      if (!answer.contains("error")) answer.update(found);
                                      reply(std::move(answer));
                                    }});
-  auto envelope =
-      HandoffSource::prepare(number, std::max(ownership.epoch, ownership.burnt) + 1, wanted.needed);
+  // As the handoff itself would (ask_target): what its attempts have burnt is known to the database.
+  const Ownership known = state.ownership();
+  auto envelope = HandoffSource::prepare(number, std::max(known.epoch, known.burnt) + 1, wanted.needed);
   envelope.mutable_prepare()->set_dry_run(true);
   transport.send(wanted.target, Lane::requests, envelope);
   await_reply(number, wanted.target, kAnswerPatience);

@@ -70,6 +70,14 @@ TEST(Progress, TheResultHasTheKeysThatScriptsDependOn) {
   EXPECT_TRUE(handoff_result(json::object()).contains("pause_ms"));
 }
 
+TEST(Progress, WhatHadNotBegunHasNoTimeline) {
+  const json refused = {{"result", "failed"}, {"from", "alpha"}, {"to", "beta"}};
+  EXPECT_EQ(handoff_summary(refused), "handoff from alpha to beta: failed\n");
+  json aborted = refused;
+  aborted["t0"] = 1700000000000000000;
+  EXPECT_NE(handoff_summary(aborted).find("image starts"), std::string::npos);
+}
+
 TEST(Progress, TheSummaryShowsTheTimeline) {
   const std::string text = handoff_summary(example());
   EXPECT_NE(text.find("beta is the owner now, at epoch 3 (before: alpha)"), std::string::npos);

@@ -316,6 +316,48 @@ def an_older_handoff_is_not_taken_for_the_one_that_was_asked_for():
     assert summary['from'] == 'alpha', summary
 
 
+def begun_slowly():
+    """A handoff from alpha to beta that takes long: the cluster, and its migrate."""
+    cluster = Cluster(2, content=lambda store: content.write(f'{store}/big', os.urandom(4 << 20)))
+    migration = cluster[0].migrate_in_background(cluster[1], '--rate', '64KiB/s', *PAUSE)
+    sandbox.eventually(lambda: cluster[0].phase() == 'image', 'it sends')
+    return cluster, migration
+
+
+def a_dry_run_asks_what_the_handoff_would():
+    cluster, migration = begun_slowly()
+    alpha, beta = cluster
+    alpha.abort()
+    assert migration.finish(check=False)['result'] == 'aborted'
+    found = alpha.cli('migrate', DATA_SET, '--to', 'beta', '--dry-run', '--json', check=False)
+    assert found.returncode == 0, found
+    alpha.migrate(beta, *PAUSE)
+
+
+def an_interrupted_migrate_ends_with_its_object():
+    cluster, migration = begun_slowly()
+    migration.process.send_signal(signal.SIGINT)
+    summary = migration.finish(check=False)
+    assert summary['exit'] == 130 and summary['result'] == 'running', summary
+    assert summary['to'] == 'beta' and summary['epoch'] == 2, summary
+    assert cluster[0].phase() == 'image', 'the handoff has ended'
+    cluster[0].abort()
+
+
+def a_target_that_is_cut_off_can_be_unmounted():
+    cluster, migration = begun_slowly()
+    alpha, beta = cluster
+    cluster.network.cut('beta')
+    sandbox.eventually(lambda: not beta.status()['sites'][0]['connected'], 'beta misses alpha')
+    refused = beta.cli('umount', DATA_SET, check=False)
+    assert refused.returncode == 1 and '--lazy' in refused.stderr and 'abort' not in refused.stderr, refused
+    beta.cli('umount', DATA_SET, '--lazy')
+    beta.process.wait(30)
+    beta.process = None
+    alpha.abort()
+    migration.finish(check=False)
+
+
 class SlowTakeover:
     """A handoff from alpha to beta that keeps a write of alpha's as a record, and lets time pass behind the commit."""
 
@@ -601,6 +643,9 @@ if __name__ == '__main__':
             (what_was_asked_before_a_takeover_is_performed_before_what_was_asked_since, 60),
         'an_older_handoff_is_not_taken_for_the_one_that_was_asked_for':
             (an_older_handoff_is_not_taken_for_the_one_that_was_asked_for, 60),
+        'a_dry_run_asks_what_the_handoff_would': (a_dry_run_asks_what_the_handoff_would, 60),
+        'an_interrupted_migrate_ends_with_its_object': (an_interrupted_migrate_ends_with_its_object, 60),
+        'a_target_that_is_cut_off_can_be_unmounted': (a_target_that_is_cut_off_can_be_unmounted, 60),
         'an_unreachable_pause_is_refused': (an_unreachable_pause_is_refused, 60),
         'writers_that_outrun_the_link_are_slowed': (writers_that_outrun_the_link_are_slowed, 120),
         'a_killed_caller_ends_at_once_and_is_not_performed':
