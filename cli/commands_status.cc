@@ -77,6 +77,12 @@ nlohmann::json status_from_database(State& state, const std::string& name) {
   return status;
 }
 
+const char* connection_text(const nlohmann::json& site) {
+  return site.value("connected", false) ? "connected"
+         : site.value("refused", false) ? "refuses this site's key (was it removed there?)"
+                                        : "not connected";
+}
+
 std::string site_rows(const nlohmann::json& status) {
   std::string text;
   for (const auto& site : status.value("sites", nlohmann::json::array())) {
@@ -84,9 +90,7 @@ std::string site_rows(const nlohmann::json& status) {
     const bool self = text_of(site, "site") == text_of(status, "site");
     text += fmt::format("  site       {:<16} {:<32} {}\n", text_of(site, "site"),
                         endpoint.empty() ? "does not listen" : endpoint,
-                        self                             ? "this site"
-                        : site.value("connected", false) ? "connected"
-                                                         : "not connected");
+                        self ? "this site" : connection_text(site));
   }
   return text;
 }

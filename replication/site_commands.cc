@@ -116,6 +116,8 @@ nlohmann::json Site::Impl::status_json() {
     if (up)
       one["round_trip_ms"] =
           std::chrono::duration<double, std::milli>(transport.round_trip(site.name)).count();
+    else
+      one["refused"] = transport.trouble(site.name) == Transport::Trouble::refused;
     sites.push_back(one);
   }
   nlohmann::json history = nlohmann::json::array();

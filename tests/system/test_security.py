@@ -191,6 +191,17 @@ def a_machine_that_does_not_come_back_is_removed():
     assert others_of(alpha) == ['beta']
 
 
+def a_site_that_was_removed_says_so():
+    cluster = Cluster(2)
+    alpha, beta = cluster
+    beta.stop()
+    beta.start(serve=True)
+    assert 'connected' in beta.cli('status', DATA_SET).stdout
+    alpha.cli('remove', DATA_SET, '--site', 'beta')
+    sandbox.eventually(lambda: "refuses this site's key" in beta.cli('status', DATA_SET).stdout, 'it is said')
+    assert beta.status()['sites'][0]['refused'], beta.status()
+
+
 def verify_ends_when_the_other_site_does():
     def files(store):
         content.small(store, files=3000)
@@ -413,6 +424,7 @@ if __name__ == '__main__':
             (a_store_that_others_may_write_to_moves_nothing_of_theirs, 60),
         'a_changed_token_is_refused': (a_changed_token_is_refused, 60),
         'a_machine_that_does_not_come_back_is_removed': (a_machine_that_does_not_come_back_is_removed, 90),
+        'a_site_that_was_removed_says_so': (a_site_that_was_removed_says_so, 60),
         'verify_ends_when_the_other_site_does': (verify_ends_when_the_other_site_does, 60),
         'a_wrong_key_is_not_let_in': (a_wrong_key_is_not_let_in, 60),
         'garbage_on_the_port_breaks_nothing': (garbage_on_the_port_breaks_nothing, 60),
