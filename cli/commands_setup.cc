@@ -57,6 +57,9 @@ int run_join(const Home& home, const JoinOptions& options) {
   return 0;
 }
 
+// A variable of a script that is not set, for example: not what leaving the option out means.
+std::string not_empty(const std::string& value) { return value.empty() ? "must not be empty" : ""; }
+
 }  // namespace
 
 void add_setup_commands(CLI::App& app, CommandLine& line) {
@@ -66,8 +69,10 @@ void add_setup_commands(CLI::App& app, CommandLine& line) {
       ->required();
   init->add_option("--store", init_options->store, "The directory; its files stay where they are")
       ->required();
-  init->add_option("--site", init_options->site, "Name of this site (default: the host name)");
-  init->add_option("--listen", init_options->listen, "tcp://HOST:PORT where other sites reach this one");
+  init->add_option("--site", init_options->site, "Name of this site (default: the host name)")
+      ->check(not_empty);
+  init->add_option("--listen", init_options->listen, "tcp://HOST:PORT where other sites reach this one")
+      ->check(not_empty);
   init->footer("Example:\n  sharefs init projects --store /srv/projects --listen 'tcp://*:7440'");
   init->callback([&line, init_options] {
     line.run = [&line, init_options] { return run_init(line.home(), *init_options); };
@@ -77,7 +82,8 @@ void add_setup_commands(CLI::App& app, CommandLine& line) {
   const auto invite_name = std::make_shared<std::string>();
   const auto invite_listen = std::make_shared<std::string>();
   invite->add_option("NAME", *invite_name, "The data set")->required();
-  invite->add_option("--listen", *invite_listen, "Set where other sites reach this one (if init did not)");
+  invite->add_option("--listen", *invite_listen, "Set where other sites reach this one (if init did not)")
+      ->check(not_empty);
   invite->footer(
       "The token is valid once and for 24 hours. Treat it like a password.\n\nExample:\n  sharefs invite "
       "projects");
@@ -93,11 +99,13 @@ void add_setup_commands(CLI::App& app, CommandLine& line) {
   join->add_option("--store", join_options->store,
                    "Directory for this site's copy: empty (made if missing) or an old image of this data set")
       ->required();
-  join->add_option("--site", join_options->site, "Name of this site (default: the host name)");
+  join->add_option("--site", join_options->site, "Name of this site (default: the host name)")
+      ->check(not_empty);
   join->add_option(
-      "--listen", join_options->listen,
-      fmt::format("tcp://HOST:PORT where other sites reach this one (default: port {} of this host)",
-                  kDefaultPort));
+          "--listen", join_options->listen,
+          fmt::format("tcp://HOST:PORT where other sites reach this one (default: port {} of this host)",
+                      kDefaultPort))
+      ->check(not_empty);
   join->footer(
       "Example:\n  sharefs join sharefs1-... --store /srv/projects --listen tcp://beta.example:7440");
   join->callback([&line, join_options] {

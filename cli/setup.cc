@@ -17,6 +17,7 @@
 #include "fs/mounts.h"
 #include "fs/private_area.h"
 #include "meta/types.h"
+#include "replication/join.h"
 #include "replication/relocate.h"
 #include "replication/transport.h"
 #include "replication/wire.pb.h"
@@ -166,6 +167,45 @@ void set_data_set(OpenState& open, const std::string& name) {
   transaction.commit();
 }
 
+// The directories that a join makes. One that is refused leaves nothing behind, so that another attempt, or
+// another purpose, finds what was there before.
+class MadeDirectories {
+ public:
+  MadeDirectories() = default;
+  ~MadeDirectories() {
+    std::error_code error;
+    for (const fs::path& folder : ours_) fs::remove_all(folder, error);
+    for (auto path = made_.rbegin(); path != made_.rend(); ++path) fs::remove(*path, error);
+  }
+  MadeDirectories(const MadeDirectories&) = delete;
+  MadeDirectories& operator=(const MadeDirectories&) = delete;
+
+  // A folder that nobody else has a look into, with all that is put there.
+  void make_private(const fs::path& folder) {
+    if (make(folder)) ours_.push_back(folder);
+    make_private_folder(folder);
+  }
+  bool make(const fs::path& folder) {
+    std::error_code error;
+    std::vector<fs::path> missing;
+    for (fs::path path = fs::absolute(folder); !fs::exists(path, error) && path.has_relative_path();
+         path = path.parent_path())
+      missing.push_back(path);
+    made_.insert(made_.end(), missing.rbegin(), missing.rend());
+    fs::create_directories(folder, error);
+    if (error) fail(fmt::format("cannot make {}: {}", folder.string(), error.message()));
+    return !missing.empty();
+  }
+  void keep() {
+    ours_.clear();
+    made_.clear();
+  }
+
+ private:
+  std::vector<fs::path> ours_;
+  std::vector<fs::path> made_;  // each after those that it lies in
+};
+
 std::int64_t now_seconds() {
   return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
       .count();
@@ -173,12 +213,19 @@ std::int64_t now_seconds() {
 
 // join takes a directory only if nothing can be lost or mistaken for live data in it.
 void require_empty_or_old_image(const fs::path& store, const std::string& data_set_id) {
+  constexpr std::string_view kOfTheDisk = "lost+found";
+  std::string found;
   for (const auto& entry : fs::directory_iterator(store)) {
-    if (entry.path().filename() == kPrivateArea) continue;
-    fail(fmt::format(
-        "{} is not empty (it has \"{}\"): join needs an empty directory or an old image of this data set",
-        store.string(), entry.path().filename().string()));
+    const std::string name = entry.path().filename().string();
+    if (name == kPrivateArea) continue;
+    if (found.empty() || found == kOfTheDisk) found = name;
   }
+  if (!found.empty())
+    fail(fmt::format(
+        "{} is not empty (it has \"{}\"): join needs an empty directory or an old image of this data set{}",
+        store.string(), found,
+        found == kOfTheDisk ? fmt::format("; give a subdirectory: --store {}", (store / "store").string())
+                            : ""));
   std::error_code error;
   const fs::path area = store / kPrivateArea;
   if (!fs::exists(area, error)) return;
@@ -335,13 +382,13 @@ Joined join_data_set(const Home& home, const JoinOptions& options) {
     fail(fmt::format("already joined: data set \"{}\" is in {}", token.data_set, home.folder().string()));
   }
   if (token.expires < now_seconds()) {
-    fail("the token has expired: ask for a new one (\"sharefs invite\" on a site of the data set)");
+    fail(fmt::format("the token has expired: ask for a new one (\"sharefs invite {}\" on a site that has it)",
+                     token.data_set));
   }
   check_address(home, token.data_set, address);
-  make_private_folder(home.paths(token.data_set).folder);
-  std::error_code error;
-  fs::create_directories(options.store, error);
-  if (error) fail(fmt::format("cannot make {}: {}", options.store.string(), error.message()));
+  MadeDirectories made;
+  made.make_private(home.paths(token.data_set).folder);
+  made.make(options.store);
   const fs::path store = fs::canonical(options.store);
   const std::string id = std::to_string(token.data_set_id);
   check_store_place(home, store);
@@ -357,9 +404,15 @@ Joined join_data_set(const Home& home, const JoinOptions& options) {
   join.mutable_site()->set_public_key(open.state.setting("public_key"));
   join.set_data_set(token.data_set_id);
   join.set_version(kProtocolVersion);
-  const pb::JoinReply reply = join_by_invitation(token.endpoint, token.server_public_key, token.invitation,
-                                                 join, std::chrono::seconds(15));
-  if (!reply.error().empty()) fail(reply.error());
+  pb::JoinReply reply;
+  try {
+    reply = join_by_invitation(token.endpoint, token.server_public_key, token.invitation, join,
+                               std::chrono::seconds(15));
+  } catch (const JoinUnanswered&) {
+    made.keep();
+    throw;
+  }
+  made.keep();
   keep_join_reply(open.state, site, reply);
   make_private_area(store, id);
   make_private_folder(store);  // what is put in there would be in the way of the data set

@@ -1,4 +1,6 @@
 // How an invited site asks to be admitted: one Join under the invitation's keys.
+#include "replication/join.h"
+
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -86,6 +88,12 @@ std::string explain(const std::string& endpoint, const Progress& progress,
                      static_cast<double>(timeout.count()) / 1000);
 }
 
+// Before the handshake nothing has been asked.
+[[noreturn]] void end_without_answer(const Progress& progress, const std::string& why) {
+  if (progress.admitted) throw JoinUnanswered(why);
+  throw std::runtime_error(why);
+}
+
 zmq::socket_t open_socket(zmq::context_t& context, const std::string& endpoint,
                           const std::string& server_public_key, const CurveKeys& invitation) {
   zmq::socket_t socket(context, zmq::socket_type::dealer);
@@ -136,9 +144,9 @@ pb::JoinReply join_by_invitation(const std::string& endpoint, const std::string&
       return answer.join_reply();
     }
   } catch (const zmq::error_t& error) {
-    throw std::runtime_error(fmt::format("cannot ask {}: {}", endpoint, error.what()));
+    end_without_answer(progress, fmt::format("cannot ask {}: {}", endpoint, error.what()));
   }
-  throw std::runtime_error(explain(endpoint, progress, timeout));
+  end_without_answer(progress, explain(endpoint, progress, timeout));
 }
 
 }  // namespace sharefs

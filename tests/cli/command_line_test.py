@@ -58,6 +58,8 @@ class CommandLine(unittest.TestCase):
         self.fails(2, '--max-pause', 'migrate', 'projects', '--to', 'beta', '--max-pause', '100')
         self.fails(2, '--rate', 'migrate', 'projects', '--to', 'beta', '--rate', 'fast')
         self.fails(2, 'name of a data set', 'init', 'a b', '--store', self.store)
+        for option in ('--site', '--listen'):
+            self.fails(2, option, 'init', 'projects', '--store', self.store, option, '')
         self.fails(2, 'tcp://', 'init', 'projects', '--store', self.store, '--listen', 'host')
 
     def test_what_cannot_be_done_is_exit_1_and_one_line(self):

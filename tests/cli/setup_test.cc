@@ -218,8 +218,29 @@ TEST_F(SetupTest, JoinRefusesBeforeItAsksAnybody) {
   EXPECT_NE(join(other, token, scratch_ / "full").find("not empty"), std::string::npos);
   init("another", scratch_.directory("another"));
   EXPECT_NE(join(other, token, scratch_ / "another").find("another data set"), std::string::npos);
+  scratch_.directory("disk/lost+found");
+  EXPECT_NE(join(other, token, scratch_ / "disk").find("give a subdirectory"), std::string::npos);
+  scratch_.file("disk/file");
+  EXPECT_EQ(join(other, token, scratch_ / "disk").find("give a subdirectory"), std::string::npos);
   token.expires = 1;
   EXPECT_NE(join(other, token, scratch_ / "b").find("expired"), std::string::npos);
+}
+
+TEST_F(SetupTest, ARefusedJoinLeavesNothingBehind) {
+  init("projects", scratch_.directory("data"), free_endpoint());
+  Token token = make_invitation(home().paths("projects"), std::nullopt);
+  const Home other(scratch_ / "deep/other");
+  const auto join = [&](const fs::path& store) {
+    return error_of([&] { join_data_set(other, {encode_token(token), store, "beta", free_endpoint()}); });
+  };
+  EXPECT_NE(join(scratch_ / "data/inside/store").find("lies inside"), std::string::npos);
+  EXPECT_FALSE(fs::exists(scratch_ / "data/inside"));
+  EXPECT_FALSE(fs::exists(scratch_ / "deep"));
+  const auto there = scratch_.directory("there");
+  token.endpoint = "nobody";
+  EXPECT_NE(join(there), "");
+  EXPECT_TRUE(fs::is_empty(there));
+  EXPECT_FALSE(fs::exists(scratch_ / "deep"));
 }
 
 }  // namespace

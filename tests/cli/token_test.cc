@@ -46,12 +46,18 @@ TEST(Token, EveryShorteningIsNoticed) {
 
 TEST(Token, EveryChangedCharacterIsNoticed) {
   const std::string text = encode_token(example());
-  // The last character holds bits that belong to no byte: not all of its changes mean something.
-  for (std::size_t at = 0; at + 1 < text.size(); ++at) {
+  for (std::size_t at = 0; at < text.size(); ++at) {
     std::string changed = text;
     changed[at] = changed[at] == 'A' ? 'B' : 'A';
     EXPECT_NE(error_of([&] { decode_token(changed); }), "") << at;
   }
+}
+
+TEST(Token, StrayCharactersAtItsEndAreNoticed) {
+  Token token = example();
+  for (int length = 0; length < 3; ++length, token.endpoint += "0")  // three bytes are four characters
+    for (const char* stray : {"A", "B", "AA", "_", ".", " ", "\n"})
+      EXPECT_NE(error_of([&] { decode_token(encode_token(token) + stray); }), "") << stray;
 }
 
 TEST(Token, SaysWhatIsWrongWithIt) {

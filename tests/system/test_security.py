@@ -29,8 +29,10 @@ def a_token_is_valid_once():
     alpha.start()
     token = cluster.invite()
     cluster.join(beta, token)
+    os.rmdir(gamma.store)
     refused = cluster.join(gamma, token, check=False)
     assert refused.returncode != 0 and len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+    assert not os.path.exists(gamma.store) and os.listdir(gamma.home) == [], 'a refused join leaves something behind'
     assert all(site['site'] != 'gamma' for site in alpha.status()['sites']), 'gamma got in'
     beta.start()
     cluster.wait_connected()
