@@ -127,12 +127,16 @@ std::string status_text(const nlohmann::json& status) {
     text += "  mounted    no, not running\n";
   }
   if (text_of(status, "role") == "owner" && !status.value("in_place", true))
-    text += running ? "             its files are being moved into place\n"
-                    : "             not all of its files are in place: \"sharefs serve\" puts them there\n";
+    text +=
+        running
+            ? "             its files are being moved into place\n"
+            : fmt::format(
+                  "             not all of its files are in place: \"sharefs serve {}\" puts them there\n",
+                  text_of(status, "name"));
   if (const std::string dead = text_of(status, "dead_mountpoint"); !dead.empty()) {
     text += fmt::format(
-        "             {} has the mount of a daemon that was killed: mount again, or \"sharefs umount\"\n",
-        dead);
+        "             {} has the mount of a daemon that was killed: mount again, or \"sharefs umount {}\"\n",
+        dead, text_of(status, "name"));
   }
   text += site_rows(status);
   const auto handoff = status.value("handoff", nlohmann::json());

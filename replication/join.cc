@@ -72,17 +72,18 @@ std::string explain(const std::string& endpoint, const Progress& progress,
                     std::chrono::milliseconds timeout) {
   if (progress.refused)
     return fmt::format(
-        "{} refuses this invitation: it has been used or has expired; make a new one with sharefs invite",
+        "{} refuses this invitation: it has been used or has expired; make a new one with \"sharefs invite "
+        "NAME\" there",
         endpoint);
   if (progress.admitted)
     return fmt::format(
-        "{} does not answer: the invitation may have been used meanwhile; make a new one with sharefs "
-        "invite",
+        "{} does not answer: the invitation may have been used meanwhile; make a new one with "
+        "\"sharefs invite NAME\" there",
         endpoint);
   if (progress.key_mismatch)
     return fmt::format(
         "{} is not the site that made this invitation, or its keys have changed; make a new one with "
-        "sharefs invite",
+        "\"sharefs invite NAME\" there",
         endpoint);
   return fmt::format("{} cannot be reached within {} s: is its daemon running, and the port open?", endpoint,
                      static_cast<double>(timeout.count()) / 1000);

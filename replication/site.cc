@@ -536,17 +536,18 @@ std::string Site::Impl::why_not_connected() {
     case Transport::Trouble::one_way:
       return fmt::format(
           "the owner {} is reached{}, but does not reach this site at {}: does that lead here, and does a "
-          "firewall let it through? For another address, \"sharefs remove --site {}\" there, delete {} here "
-          "and "
-          "join again",
-          ownership.owner, where, state.setting("endpoint"), parts.self, options.folder.string());
+          "firewall let it through? For another address, \"sharefs remove {} --site {}\" there, delete {} "
+          "here "
+          "and join again",
+          ownership.owner, where, state.setting("endpoint"), state.setting("data_set"), parts.self,
+          options.folder.string());
     case Transport::Trouble::unreachable:
       break;
   }
   return fmt::format(
-      "the owner {} cannot be reached{}: is its daemon running (\"sharefs mount\" or \"serve\"), and does a "
-      "firewall let it through?",
-      ownership.owner, where);
+      "the owner {} cannot be reached{}: is its daemon running (\"sharefs mount {} MOUNTPOINT\" or "
+      "\"sharefs serve {}\"), and does a firewall let it through?",
+      ownership.owner, where, state.setting("data_set"), state.setting("data_set"));
 }
 
 void Site::Impl::start(const std::function<void(std::string)>& ready) {

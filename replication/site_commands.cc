@@ -21,6 +21,11 @@ constexpr std::uint32_t kVerifyPage = 500;
 
 nlohmann::json failure(const std::string& why) { return {{"error", why}}; }
 
+nlohmann::json no_such_site(State& state, const SiteName& site) {
+  return failure(
+      fmt::format("there is no site {}: see \"sharefs status {}\"", site, state.setting("data_set")));
+}
+
 }  // namespace
 
 void Site::Impl::command(const nlohmann::json& request, JsonReply reply) {
@@ -89,9 +94,10 @@ void Site::Impl::end_commands(const SiteName& asked) {
     if (command.asked == asked) replies.push_back(command.reply);
   std::erase_if(commands, [&](const auto& one) { return one.second.asked == asked; });
   for (const auto& reply : replies)
-    reply(failure(fmt::format(
-        "the connection to {} was lost: see sharefs status, what was asked of it may be done all the same",
-        asked)));
+    reply(
+        failure(fmt::format("the connection to {} was lost: see \"sharefs status {}\", what was asked of it "
+                            "may be done all the same",
+                            asked, state.setting("data_set"))));
 }
 
 void Site::Impl::await_reply(std::uint64_t number, const SiteName& from, Reactor::Clock::duration patience) {
@@ -153,14 +159,15 @@ void Site::Impl::remove(const nlohmann::json& request, const JsonReply& reply) {
   const auto sites = state.sites();
   const auto found =
       std::find_if(sites.begin(), sites.end(), [&](const auto& one) { return one.name == site; });
-  if (found == sites.end())
-    return reply(failure(fmt::format("there is no site {}: see sharefs status", site)));
+  if (found == sites.end()) return reply(no_such_site(state, site));
   if (source || (target && target->state() != TargetState::serving))
-    return reply(failure("a handoff is running: wait for its end, or sharefs abort"));
+    return reply(failure(fmt::format("a handoff is running: wait for its end, or \"sharefs abort {}\"",
+                                     state.setting("data_set"))));
   const auto& mounts = opens.clients();
   if (transport.connected(site) &&
       std::any_of(mounts.begin(), mounts.end(), [&](const auto& one) { return one.second == site; }))
-    return reply(failure(fmt::format("{} has it mounted: sharefs umount there first", site)));
+    return reply(failure(fmt::format("{} has it mounted: \"sharefs umount {}\" there first", site,
+                                     state.setting("data_set"))));
   state.remove_site(site, found->public_key);
   reply({{"result", "removed"}});  // to itself, perhaps: before its connection goes
   drop_site(site);
@@ -173,11 +180,11 @@ void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
   const SiteName to = request.value("to", "");
   const auto sites = state.sites();
   if (source)
-    return reply(
-        failure(fmt::format("a handoff to {} is running: wait for it, or sharefs abort", source->target())));
+    return reply(failure(fmt::format("a handoff to {} is running: wait for it, or \"sharefs abort {}\"",
+                                     source->target(), state.setting("data_set"))));
   if (to == parts.self) return reply(failure(fmt::format("{} is the owner already", to)));
   if (std::none_of(sites.begin(), sites.end(), [&](const auto& site) { return site.name == to; }))
-    return reply(failure(fmt::format("there is no site {}: see sharefs status", to)));
+    return reply(no_such_site(state, to));
   if (target && target->state() == TargetState::performing)
     return reply(failure(fmt::format("{} is just taking over: try again", parts.self)));
   if (!transport.connected(to))
@@ -267,7 +274,7 @@ void Site::Impl::verify(const nlohmann::json& request, JsonReply reply) {
     return reply(failure(fmt::format("{} is this site: compare it with another one", with)));
   const auto sites = state.sites();
   if (std::none_of(sites.begin(), sites.end(), [&](const auto& site) { return site.name == with; }))
-    return reply(failure(fmt::format("there is no site {}: see sharefs status", with)));
+    return reply(no_such_site(state, with));
   if (!transport.connected(with)) return reply(failure(fmt::format("{} cannot be reached", with)));
   if (!is_owner() && with != ownership.owner)
     return reply(

@@ -335,8 +335,8 @@ void Site::Impl::join(const std::string& route, const std::string& public_key, c
       return refuse(
           fmt::format("there is a site named {} already: choose another with --site, or, if its machine is "
                       "gone, take it out "
-                      "with \"sharefs remove --site {}\" there",
-                      site.name, site.name));
+                      "with \"sharefs remove {} --site {}\" there",
+                      site.name, state.setting("data_set"), site.name));
     if (other.endpoint == site.endpoint)
       return refuse(fmt::format("{} has the address {} already: choose another with --listen", other.name,
                                 site.endpoint));
@@ -344,7 +344,9 @@ void Site::Impl::join(const std::string& route, const std::string& public_key, c
   const auto now = wall_clock_ns() / 1'000'000'000;
   const auto valid = state.invitations(now);
   if (std::find(valid.begin(), valid.end(), public_key) == valid.end())
-    return refuse("the token was used before, or has expired: ask for a new one with sharefs invite");
+    return refuse(
+        fmt::format("the token was used before, or has expired: ask for a new one with \"sharefs invite {}\"",
+                    state.setting("data_set")));
   // Nobody is noted that this site could not talk to, now and when it is started again.
   try {
     if (earlier && earlier->name != site.name) transport.remove_site(earlier->name);

@@ -619,6 +619,7 @@ def commands_say_what_is_wrong():
         result = alpha.cli(*words, check=False)
         assert result.returncode != 0, f'{words} succeeded: {result.stdout}'
         assert 1 <= len(result.stderr.strip().splitlines()) <= 3, f'{words}: {result.stderr}'
+        assert words[0] != 'migrate' or words[3] != 'nobody' or f'"sharefs status {DATA_SET}"' in result.stderr, result
     # A disk that is not mounted, or a directory that has become something else.
     alpha.stop()
     os.rename(alpha.store, f'{alpha.store}.away')

@@ -54,7 +54,7 @@ def two_sites_have_no_name_or_address_in_common():
                            check=False)
         assert result.returncode != 0 and what in result.stderr, result.stderr
 
-    refused('beta', gamma.listen, '--site')
+    refused('beta', gamma.listen, f'"sharefs remove {DATA_SET} --site beta"')
     refused('alpha', gamma.listen, '--site')
     refused('gamma', beta.listen, '--listen')
     refused('gamma', alpha.listen, '--listen')
@@ -155,7 +155,7 @@ def a_machine_that_does_not_come_back_is_removed():
 
     assert lock(gamma) == 'ok' and lock(alpha) == 'errno'
     refused = beta.cli('remove', DATA_SET, '--site', 'gamma', check=False)
-    assert refused.returncode == 1 and 'umount' in refused.stderr, refused.stderr
+    assert refused.returncode == 1 and f'"sharefs umount {DATA_SET}"' in refused.stderr, refused.stderr
     refused = alpha.cli('remove', DATA_SET, '--site', 'alpha', check=False)
     assert refused.returncode == 1 and 'owner' in refused.stderr, refused.stderr
     gamma.kill()
