@@ -159,11 +159,11 @@ bool mount_answers(const fs::path& mountpoint) {
   return false;
 }
 
-// The store cannot be opened below the mount that a killed daemon has left over it. From now on applications
-// find the bare directory there, so whatever can refuse the new mount before does.
+// An ordinary user cannot open the store below the mount that a killed daemon has left over it. From now on
+// applications find the bare directory there, so whatever can refuse the new mount before does.
 bool uncover(const fs::path& store, const std::optional<fs::path>& earlier,
              const std::optional<fs::path>& mountpoint) {
-  return (earlier == store || mountpoint == store) && remove_dead_mount(store);
+  return geteuid() != 0 && (earlier == store || mountpoint == store) && remove_dead_mount(store);
 }
 
 // Where a killed daemon had it mounted, if that is elsewhere: not before this one serves.
@@ -187,10 +187,13 @@ void start_daemon(const Home& home, const ServeArguments& arguments, DaemonOptio
       check_mountpoint(home, *options.mountpoint, store);
     }
     uncovered = uncover(store, earlier, options.mountpoint);
-    check_store(arguments.name, store, open.state.setting("data_set_id"));
+    {
+      const SetAside dead(store);
+      check_store(arguments.name, store, open.state.setting("data_set_id"));
+    }
     tell_what_is_hidden(store, options.mountpoint);
     tell_what_privileges_add(open.state);
-    warn_of_bypassing(store);
+    if (!is_dead_mount(store)) warn_of_bypassing(store);  // it was said when that was mounted
   }
   if (arguments.foreground) {
     std::jthread

@@ -1,5 +1,6 @@
 #include "fs/mounts.h"
 
+#include <fcntl.h>
 #include <sys/mount.h>
 #include <sys/statfs.h>
 #include <unistd.h>
@@ -93,6 +94,18 @@ std::string unmount(const fs::path& mountpoint, Unmount how) {
 }
 
 bool means_busy(const std::string& why) { return why.ends_with(strerror(EBUSY)); }
+
+SetAside::SetAside(const fs::path& mountpoint) : mountpoint_(mountpoint) {
+  if (geteuid() != 0 || !is_dead_mount(mountpoint)) return;
+  mount_ = open_tree(AT_FDCWD, mountpoint.c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+  if (mount_ >= 0) unmount(mountpoint, Unmount::lazy);
+}
+
+SetAside::~SetAside() {
+  if (mount_ < 0) return;
+  move_mount(mount_, "", AT_FDCWD, mountpoint_.c_str(), MOVE_MOUNT_F_EMPTY_PATH);
+  close(mount_);
+}
 
 fs::path resolve_mountpoint(const fs::path& path) {
   fs::path absolute = fs::absolute(path).lexically_normal();

@@ -31,6 +31,20 @@ enum class Unmount { busy_fails, lazy };
 std::string unmount(const std::filesystem::path& mountpoint, Unmount how);
 bool means_busy(const std::string& why);
 
+// For its life a directory is seen without the dead mount that covers it, which is put back in the end: an
+// instant in which others see the directory as well. Only for root; does nothing where no mount is dead.
+class SetAside {
+ public:
+  explicit SetAside(const std::filesystem::path& mountpoint);
+  ~SetAside();
+  SetAside(const SetAside&) = delete;
+  SetAside& operator=(const SetAside&) = delete;
+
+ private:
+  const std::filesystem::path mountpoint_;
+  int mount_ = -1;
+};
+
 // The absolute path without symbolic links, without touching the last component (it may be a dead mount).
 std::filesystem::path resolve_mountpoint(const std::filesystem::path& path);
 

@@ -12,6 +12,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "fs/mounts.h"
 #include "fs/private_area.h"
 #include "meta/fault.h"
 #include "replication/inode_io.h"
@@ -59,6 +60,12 @@ UniqueFd open_directory(const std::filesystem::path& path) {
   return fd;
 }
 
+// As the rest of the store it goes on where it was, when a mount covers it.
+UniqueFd open_store(const std::filesystem::path& path) {
+  const SetAside dead(path);
+  return open_directory(path);
+}
+
 bool holds_entries(const std::filesystem::path& directory) {
   for (const auto& entry : std::filesystem::directory_iterator(directory))
     if (entry.path().filename() != kPrivateArea) return true;
@@ -91,7 +98,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
       state(database),
       client(new_client(state)),
       power(state),
-      store_fd(open_directory(required(state, "store"))),
+      store_fd(open_store(required(state, "store"))),
       store_path(fmt::format("/proc/self/fd/{}/.", store_fd.get())),
       workers(reactor, kWorkers),
       inodes(options.folder / "state.db", options.folder / "inodes.journal", open_directory(store_path)),

@@ -162,7 +162,7 @@ def kill_in_background(site):
 
 
 def a_mount_takes_the_place_of_a_dead_one():
-    """Who goes on meanwhile gets errors, and never finds the bare directory below."""
+    """Who goes on meanwhile gets errors, and does not find the bare directory below."""
     cluster = Cluster(1, mount=False)
     alpha, = cluster
     alpha.cli('mount', DATA_SET, alpha.mountpoint)
@@ -202,9 +202,9 @@ def a_dead_mount_is_known_by_more_than_its_attributes():
         alpha.cli('umount', DATA_SET)
 
 
-def a_refused_mount_leaves_the_dead_one():
-    """Its users get errors, which is better than an empty directory; over the store that cannot be helped, and is said."""
-    cluster = Cluster(2)
+def a_refused_mount_leaves_the_dead_one(user=None):
+    """Its users get errors, which is better than an empty directory. An ordinary user cannot leave it over the store."""
+    cluster = Cluster(2, user=user)
     alpha, beta = cluster
     alpha.stop()
 
@@ -222,9 +222,14 @@ def a_refused_mount_leaves_the_dead_one():
     beta.start(at=beta.store)
     assert beta.mountpoint not in sandbox.fuse_mounts(), 'the dead mount stays where it was mounted before'
     alpha.stop()
-    assert 'nothing is mounted over the store now' in refused(beta.store)
-    assert beta.store not in sandbox.fuse_mounts()
+    taken_away = 'nothing is mounted over the store now' in refused(beta.store)
+    assert taken_away == (user is not None) == (beta.store not in sandbox.fuse_mounts()), (taken_away, sandbox.mounts())
     alpha.start()
+    if user is None:
+        beta.cli('mount', DATA_SET, beta.store)
+        assert sandbox.fuse_mounts().count(beta.store) == 1, sandbox.mounts()
+        beta.cli('umount', DATA_SET)
+        assert os.listdir(beta.store) == ['.sharefs'], os.listdir(beta.store)
     beta.start()
 
 
@@ -650,6 +655,8 @@ if __name__ == '__main__':
         'a_mount_takes_the_place_of_a_dead_one': (a_mount_takes_the_place_of_a_dead_one, 60),
         'a_dead_mount_is_known_by_more_than_its_attributes': (a_dead_mount_is_known_by_more_than_its_attributes, 60),
         'a_refused_mount_leaves_the_dead_one': (a_refused_mount_leaves_the_dead_one, 60),
+        'a_refused_mount_of_a_user_leaves_the_dead_one':
+            (functools.partial(a_refused_mount_leaves_the_dead_one, sandbox.TESTER), 60),
         'what_is_stored_in_a_mapping_is_seen_everywhere_after_msync':
             (what_is_stored_in_a_mapping_is_seen_everywhere_after_msync, 60),
         'locks_of_an_open_file_description_end_with_it': (locks_of_an_open_file_description_end_with_it, 60),
