@@ -189,8 +189,9 @@ int start_and_follow(const Home& home, const MigrateArguments& arguments) {
   request["rate"] = arguments.rate.empty() ? 0 : parse_rate(arguments.rate, "--rate");
 
   const DataSetPaths paths = home.require(arguments.name);
-  ControlClient daemon = require_daemon(paths, arguments.name);
   const InterruptNote note;
+  ControlClient daemon = require_daemon(paths, arguments.name);
+  if (interrupted) fail("interrupted before anything was begun");
   const auto answer = daemon.ask(request);  // measures the tree first, which may take a while
   fail_on_error(answer);
   if (arguments.dry_run) {

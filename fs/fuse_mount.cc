@@ -104,16 +104,14 @@ UniqueFd mount_with_helper(const std::filesystem::path& mountpoint, const std::s
 
 // ---- root
 
-// Options of mount(8) that are attributes of the mount. Set ones are added to, cleared ones taken from the
-// default.
+// Options of mount(8) that are attributes of the mount: set ones are added to, cleared ones taken from the
+// default. All others (ro, sync, max_read=) are of the file system.
 struct MountFlag {
   const char* name;
   unsigned flag;
   bool set;
 };
 constexpr std::array kMountFlags{
-    MountFlag{"ro", MOUNT_ATTR_RDONLY, true},
-    MountFlag{"rw", MOUNT_ATTR_RDONLY, false},
     MountFlag{"nosuid", MOUNT_ATTR_NOSUID, true},
     MountFlag{"suid", MOUNT_ATTR_NOSUID, false},
     MountFlag{"nodev", MOUNT_ATTR_NODEV, true},
