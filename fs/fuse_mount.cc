@@ -112,16 +112,11 @@ struct MountFlag {
   bool set;
 };
 constexpr std::array kMountFlags{
-    MountFlag{"nosuid", MOUNT_ATTR_NOSUID, true},
-    MountFlag{"suid", MOUNT_ATTR_NOSUID, false},
-    MountFlag{"nodev", MOUNT_ATTR_NODEV, true},
-    MountFlag{"dev", MOUNT_ATTR_NODEV, false},
-    MountFlag{"noexec", MOUNT_ATTR_NOEXEC, true},
-    MountFlag{"exec", MOUNT_ATTR_NOEXEC, false},
-    MountFlag{"noatime", MOUNT_ATTR_NOATIME, true},
-    MountFlag{"atime", MOUNT_ATTR_NOATIME, false},
-    MountFlag{"relatime", MOUNT_ATTR_NOATIME, false},
-    MountFlag{"nodiratime", MOUNT_ATTR_NODIRATIME, true},
+    MountFlag{"nosuid", MOUNT_ATTR_NOSUID, true},        MountFlag{"suid", MOUNT_ATTR_NOSUID, false},
+    MountFlag{"nodev", MOUNT_ATTR_NODEV, true},          MountFlag{"dev", MOUNT_ATTR_NODEV, false},
+    MountFlag{"noexec", MOUNT_ATTR_NOEXEC, true},        MountFlag{"exec", MOUNT_ATTR_NOEXEC, false},
+    MountFlag{"noatime", MOUNT_ATTR_NOATIME, true},      MountFlag{"atime", MOUNT_ATTR_NOATIME, false},
+    MountFlag{"relatime", MOUNT_ATTR_NOATIME, false},    MountFlag{"nodiratime", MOUNT_ATTR_NODIRATIME, true},
     MountFlag{"diratime", MOUNT_ATTR_NODIRATIME, false},
 };
 
