@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <system_error>
+#include <thread>
 
 #include "meta/caller.h"
 
@@ -161,12 +163,23 @@ Database::Database(const std::filesystem::path& file) : file_(file) {
       throw DatabaseError(file.string() + ": written by a newer sharefs (version " + std::to_string(version) +
                           " of the schema, known here: " + std::to_string(kSchemaVersion) +
                           "); use the newer program");
-    execute("PRAGMA journal_mode=WAL");
+    use_write_ahead_log();
     execute("PRAGMA synchronous=NORMAL");
     if (version < kSchemaVersion) bring_schema_up_to_date(*this);
   } catch (...) {
     sqlite3_close_v2(handle_);
     throw;
+  }
+}
+
+// Two connections that find a new file read it both before one of them can change it: SQLite, which would
+// have them wait for each other, refuses one at once, whatever its busy timeout.
+void Database::use_write_ahead_log() {
+  for (int waited = 0;; ++waited) {
+    const int result = sqlite3_exec(handle_, "PRAGMA journal_mode=WAL", nullptr, nullptr, nullptr);
+    if (result == SQLITE_OK) return;
+    if (result != SQLITE_BUSY || waited >= kBusyTimeoutMs) fail(handle_, file_, "PRAGMA journal_mode=WAL");
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 }
 

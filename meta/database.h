@@ -98,6 +98,8 @@ class Database {
   const std::filesystem::path& file() const { return file_; }
 
  private:
+  void use_write_ahead_log();
+
   std::filesystem::path file_;
   sqlite3* handle_ = nullptr;
 };
