@@ -79,6 +79,9 @@ std::string HandoffTarget::lack_of_space(const SiteParts& parts, const pb::Prepa
   if (::statvfs(parts.store_directory.c_str(), &fs) != 0)
     return fmt::format("the store {} of {} cannot be read: {}", parts.state.setting("store"), parts.self,
                        std::strerror(errno));
+  if ((fs.f_flag & ST_RDONLY) != 0)
+    return fmt::format("{} cannot write to {}: its file system is read-only", parts.self,
+                       parts.state.setting("store"));
   const std::uint64_t room = std::uint64_t{fs.f_bavail} * fs.f_frsize + held.bytes;
   if (prepare.bytes_needed() > room)
     return fmt::format("{} has not enough space in {}: needs {} MiB, has {} MiB", parts.self,

@@ -153,12 +153,18 @@ pb::Hello Site::Impl::hello() const {
 void Site::Impl::merge_sites(const SiteName& from, const pb::Hello& said) {
   std::set<std::string> removed;
   for (const auto& site : state.removed_sites()) removed.insert(site.public_key);
+  // A machine that was removed may have left its name to another one, whose key tells them apart.
+  const auto is = [sites = state.sites()](const pb::Site& removed, const SiteName& name) {
+    return std::any_of(sites.begin(), sites.end(), [&](const auto& site) {
+      return site.name == name && site.public_key == removed.public_key();
+    });
+  };
   for (const auto& site : said.removed()) {
     if (site.public_key() == state.setting("public_key"))
       spdlog::warn("{} says that this site was removed from the data set", from);
-    else if (site.name() == ownership.owner)
+    else if (is(site, ownership.owner))
       spdlog::warn("{} says that the owner, {}, was removed: not believed", from, site.name());
-    else if (site.name() != from && removed.insert(site.public_key()).second)
+    else if (!is(site, from) && removed.insert(site.public_key()).second)
       forget_site(site.name(), site.public_key());
   }
   std::set<SiteName> known{parts.self};

@@ -37,6 +37,19 @@ def a_target_without_space_is_refused():
     assert cluster.owner() is alpha
 
 
+def a_target_that_cannot_be_written_is_refused():
+    disk = sandbox.ext4('64M')
+    cluster = Cluster(2, stores=[sandbox.ext4() + '/alpha', f'{disk}/beta'], content=content.small)
+    alpha, beta = cluster
+    sandbox.run('mount', '-o', 'remount,ro', disk)
+    for options in ((), ('--dry-run',)):
+        asked = alpha.cli('migrate', 'd', '--to', 'beta', *options, check=False)
+        assert asked.returncode != 0 and f'beta cannot write to {beta.store}' in asked.stderr, (options, asked)
+    assert cluster.owner() is alpha
+    sandbox.run('mount', '-o', 'remount,rw', disk)
+    alpha.migrate(beta, '--max-pause', '2s')
+
+
 def an_old_image_needs_no_room_again():
     """A disk that holds an old image, and has not room for another one, takes the data set back."""
     stores = [sandbox.tmpfs('size=64m') + '/alpha', sandbox.ext4() + '/beta']
@@ -533,6 +546,7 @@ def a_long_file_needs_no_memory():
 if __name__ == '__main__':
     sys.exit(sandbox.main({
         'a_target_without_space_is_refused': (a_target_without_space_is_refused, 60),
+        'a_target_that_cannot_be_written_is_refused': (a_target_that_cannot_be_written_is_refused, 60),
         'an_old_image_needs_no_room_again': (an_old_image_needs_no_room_again, 60),
         'a_disk_takes_back_what_was_replaced': (a_disk_takes_back_what_was_replaced, 60),
         'a_time_that_the_target_cannot_keep_is_refused': (functools.partial(_refuses, 'modification time', True), 60),

@@ -187,7 +187,13 @@ def a_machine_that_does_not_come_back_is_removed():
     gamma.start()
     cluster.wait_connected()
     assert os.path.isdir(f'{gamma.mountpoint}/new')
-    beta.migrate(alpha)
+    beta.migrate(gamma, '--max-pause', '2s')
+    cluster.wait_agreed(gamma)
+    alpha.restart()  # says what it knows to everybody
+    cluster.wait_connected()
+    for site in cluster:
+        assert 'not believed' not in site.tail(), 'the new owner is taken for who had its name before'
+    gamma.migrate(alpha, '--max-pause', '2s')
     gamma.stop()
     alpha.cli('remove', DATA_SET, '--site', 'gamma')  # by one that has become the owner just now
     assert others_of(alpha) == ['beta']
