@@ -73,8 +73,9 @@ class FrontEnd {
   void promise_broken(const std::vector<InodeId>* ids, const std::vector<InodeId>& lent,
                       std::function<void()> done);
 
-  // The inode lost its last name on the owner, by another mount: tells whether this kernel still refers to it;
-  // if so, it lets go of what nobody uses, and a Forget request for the inode follows when it no longer does.
+  // The inode lost its last name on the owner, by another mount: tells whether this kernel still refers to
+  // it; if so, it lets go of what nobody uses, and a Forget request for the inode follows when it no longer
+  // does.
   bool watch_orphan(InodeId id);
 
   // The longest time that a request of this mount took from arrival to answer since the last call (the
