@@ -1,5 +1,6 @@
 """Trees for the tests to adopt."""
 
+import errno
 import os
 import random
 import stat
@@ -60,3 +61,14 @@ def write(path, data):
     """A file."""
     with open(path, 'wb') as f:
         f.write(data)
+
+
+def fill_disk(path):
+    """Writes a file until its disk has no room for anything more."""
+    with open(path, 'wb', buffering=0) as file:
+        for size in (1 << 16, 512):
+            try:
+                while file.write(b'x' * size) == size:
+                    pass
+            except OSError as error:
+                assert error.errno == errno.ENOSPC, error

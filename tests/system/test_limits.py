@@ -445,13 +445,7 @@ def a_data_set_leaves_a_full_disk_while_somebody_goes_on_writing():
     keeper = Actor(beta.mountpoint)  # of a file that the owner sees nobody have open: its space may come
     assert keeper.do('put', 'kept', b'k')[0] == keeper.do('open', 1, 'kept', os.O_PATH)[0] == 'ok'
     assert keeper.do('unlink', 'kept')[0] == 'ok'
-    with open(f'{disk}/filler', 'wb', buffering=0) as filler:
-        for size in (1 << 16, 512):
-            try:
-                while filler.write(b'x' * size) == size:
-                    pass
-            except OSError as error:
-                assert error.errno == errno.ENOSPC, error
+    content.fill_disk(f'{disk}/filler')
     writers = [Actor(site.mountpoint) for site in cluster]
     for writer in writers:
         assert writer.do('open', 1, 'log', os.O_CREAT | os.O_WRONLY | os.O_APPEND)[0] == 'ok'

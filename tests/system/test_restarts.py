@@ -358,13 +358,7 @@ def what_waits_for_space_at_the_kill_is_each_performed_once():
     keeper = Actor(beta.mountpoint)  # of a file that the owner sees nobody have open: its space may come
     assert keeper.do('put', 'kept', b'k' * 4096)[0] == keeper.do('open', 1, 'kept', os.O_PATH)[0] == 'ok'
     assert keeper.do('unlink', 'kept')[0] == 'ok'
-    with open(f'{disk}/filler', 'wb', buffering=0) as filler:
-        for size in (1 << 16, 512):
-            try:
-                while filler.write(b'x' * size) == size:
-                    pass
-            except OSError:
-                pass
+    content.fill_disk(f'{disk}/filler')
     appenders, makers = ([Actor(site.mountpoint) for site in (beta, gamma)] for _ in range(2))
     for actor, letter in zip(appenders, b'bg'):
         assert actor.do('open', 1, 'log', os.O_WRONLY | os.O_APPEND)[0] == 'ok'
