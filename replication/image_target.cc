@@ -43,7 +43,7 @@ bool means_full(const std::system_error& error) {
 }
 
 // Threads inherit the file-system identity that the reactor thread has just now for some caller's sake
-// (fs/caller.h). Files get their own modes: the private area that they lie in is closed.
+// (meta/caller.h). Files get their own modes: the private area that they lie in is closed.
 void take_own_identity() {
   if (unshare(CLONE_FS) == 0) umask(0);
   syscall(SYS_setfsuid, geteuid());

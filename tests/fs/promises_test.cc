@@ -234,6 +234,17 @@ class PromisesTest : public ::testing::Test {
       sites[site]->cache.execute(request, {}, answer.reply());
     return answer;
   }
+  // Somebody is told of the inode while the change waits, and may not believe it when that is acknowledged.
+  void expect_called_back(InodeId id, const Answer& change) {
+    ask(0, getattr(1, id));
+    deliver_all();
+    ASSERT_TRUE(ask(0, getattr(1, id)).given());
+    store.end_work();
+    EXPECT_FALSE(change.given());
+    deliver_all();
+    EXPECT_TRUE(change.given());
+    EXPECT_FALSE(ask(0, getattr(1, id)).given());
+  }
   static pb::Request lookup(ClientId client, const std::string& name) {
     auto request = request_of(client, 1);
     request.mutable_lookup()->set_parent(kRootInode);
@@ -407,14 +418,7 @@ TEST_F(PromisesTest, WhoIsToldWhileAWorkerChangesItIsCalledBack) {
   fallocate.mutable_fallocate()->set_id(id);
   const auto& done = ask(kOwn, fallocate);
   EXPECT_FALSE(done.given());
-  ask(0, getattr(1, id));
-  deliver_all();
-  ASSERT_TRUE(ask(0, getattr(1, id)).given());
-  store.end_work();
-  EXPECT_FALSE(done.given());
-  deliver_all();
-  EXPECT_TRUE(done.given());
-  EXPECT_FALSE(ask(0, getattr(1, id)).given());
+  expect_called_back(id, done);
 }
 
 TEST_F(PromisesTest, WhoComesWhileAWriteWaitsIsCalledBack) {
@@ -423,14 +427,7 @@ TEST_F(PromisesTest, WhoComesWhileAWriteWaitsIsCalledBack) {
   store.no_space = true;
   const auto& done = ask(kOwn, write(kOwn, id));
   for (ClientId client = 1; client <= 3; ++client) opens.attach(client, "site");
-  ask(0, getattr(1, id));
-  deliver_all();
-  ASSERT_TRUE(ask(0, getattr(1, id)).given());
-  store.end_work();
-  EXPECT_FALSE(done.given());
-  deliver_all();
-  EXPECT_TRUE(done.given());
-  EXPECT_FALSE(ask(0, getattr(1, id)).given());
+  expect_called_back(id, done);
 }
 
 TEST_F(PromisesTest, AnOutcomeThatARecallHasOvertakenIsNotKept) {
