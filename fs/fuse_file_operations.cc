@@ -108,6 +108,7 @@ void on_release(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   release.set_unlock_flock(file->flock_release != 0);
   if (const std::uint64_t owner = server.take_description_locks(id, file->fh)) release.set_lock_owner(owner);
   request.set_lazy(!release.unlock_flock() && release.lock_owner() == 0);
+  server.closed(id);
   pending.caller = nullptr;
   server.submit(request, {}, pending, &FuseServer::answer_nobody);
   fuse_reply_err(caller, 0);

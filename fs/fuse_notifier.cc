@@ -15,7 +15,7 @@ FuseNotifier::~FuseNotifier() {
     const std::lock_guard lock(mutex_);
     ending_ = true;
   }
-  for (Queue* queue : {&pages_, &attributes_, &unused_}) {
+  for (Queue* queue : {&pages_, &attributes_}) {
     queue->wanted.notify_all();
     queue->threads.clear();  // joins
   }
@@ -25,8 +25,6 @@ void FuseNotifier::invalidate(InodeId id, std::uint64_t offset, std::uint64_t le
                               std::function<void()> done) {
   add(offset == kAttributes ? attributes_ : pages_, {id, offset, length, std::move(done)});
 }
-
-void FuseNotifier::let_go(InodeId id) { add(unused_, {.id = id, .done = {}}); }
 
 void FuseNotifier::add(Queue& queue, Order order) {
   bool another = false;
@@ -43,7 +41,7 @@ void FuseNotifier::add(Queue& queue, Order order) {
 bool FuseNotifier::idle() const {
   const std::lock_guard lock(mutex_);
   const auto rests = [](const Queue& queue) { return queue.orders.empty() && queue.busy == 0; };
-  return rests(pages_) && rests(attributes_) && rests(unused_);
+  return rests(pages_) && rests(attributes_);
 }
 
 void FuseNotifier::work(Queue& queue) {
@@ -56,11 +54,8 @@ void FuseNotifier::work(Queue& queue) {
     ++queue.busy;
     lock.unlock();
     // Whatever it says (ENOENT: the kernel does not know the inode), nothing is cached afterwards.
-    if (&queue == &unused_)
-      session_.let_go(order.id);
-    else
-      fuse_lowlevel_notify_inval_inode(session_.get(), order.id, static_cast<off_t>(order.offset),
-                                       static_cast<off_t>(order.length));
+    fuse_lowlevel_notify_inval_inode(session_.get(), order.id, static_cast<off_t>(order.offset),
+                                     static_cast<off_t>(order.length));
     if (order.done) finished(std::move(order.done));
     lock.lock();
     --queue.busy;

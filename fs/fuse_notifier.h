@@ -36,9 +36,6 @@ class FuseNotifier {
   // See FrontEnd::invalidate. Reactor thread. An empty `done` is allowed.
   void invalidate(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done);
 
-  // The inode has no name on the owner any more: see FuseSession::let_go. Reactor thread.
-  void let_go(InodeId id);
-
   // Nothing is queued or being done.
   bool idle() const;
 
@@ -70,7 +67,6 @@ class FuseNotifier {
   bool ending_ = false;  // under mutex_
   Queue pages_{16};
   Queue attributes_{1};
-  Queue unused_{1};
 };
 
 }  // namespace sharefs

@@ -46,6 +46,10 @@ void on_getattr(fuse_req_t caller, fuse_ino_t id, fuse_file_info* /*file*/) {
 void on_lookup(fuse_req_t caller, fuse_ino_t parent, const char* name) {
   FuseServer& server = FuseServer::of(caller);
   if (std::string_view(name) == ".") {  // an inode that the kernel has dropped, by its number (a file handle)
+    if (server.is_pruner(fuse_req_ctx(caller)->pid)) {  // then it is what it wants
+      fuse_reply_err(caller, ESTALE);
+      return;
+    }
     auto [pending, request] = server.begin(caller, Op::kGetattr, parent);
     request.mutable_getattr()->set_id(parent);
     server.submit(request, {}, pending, &FuseServer::answer_entry);
@@ -299,6 +303,7 @@ void on_releasedir(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   auto [pending, request] = server.begin(caller, Op::kReleasedir, id);
   request.mutable_releasedir()->set_id(id);
   request.mutable_releasedir()->set_handle(file->fh);
+  server.closed(id);
   request.set_lazy(true);
   pending.caller = nullptr;
   server.submit(request, {}, pending, &FuseServer::answer_nobody);

@@ -32,6 +32,10 @@ constexpr int kUnmountPollMs = 5;
 
 constexpr std::uint64_t kPage = 4096;
 
+// How soon the kernel is made to let go of what has no name any more: many at once, and most of what this
+// mount has deleted itself it has forgotten by then.
+constexpr auto kPruneDelay = std::chrono::milliseconds(50);
+
 // How often a caller that was interrupted is looked at: its next signal may kill it.
 constexpr auto kDyingInterval = std::chrono::milliseconds(100);
 
@@ -80,6 +84,7 @@ FuseServer::FuseServer(const FrontEnd::Options& options, Reactor& reactor, Execu
       mount_(options.mountpoint, options.data_set, options.mount_options),
       session_(fuse_operations(), this, mount_.device()),
       notifier_(std::make_unique<FuseNotifier>(session_, reactor)),
+      pruner_(std::make_unique<FusePruner>(session_, mount_.mountpoint())),
       buffer_(map_buffer()),
       alive_(std::make_shared<bool>(true)),
       requests_(pb::Request::kSync + 1),
@@ -90,13 +95,16 @@ FuseServer::FuseServer(const FrontEnd::Options& options, Reactor& reactor, Execu
 
 FuseServer::~FuseServer() {
   *alive_ = false;
+  pruner_->end();
   if (!ended_) {
     reactor_.unwatch(mount_.device());
     serve_while_unmounting();
   }
   refuse_waiting_callers();
   reactor_.cancel(interrupt_timer_);
+  reactor_.cancel(prune_timer_);
   notifier_.reset();
+  pruner_.reset();
   ::munmap(buffer_.data(), buffer_.size());
   if (pool_->free.size() != pool_->all.size()) {
     // The executor still has requests: what it answers must find its PendingRequest, whenever that is.
@@ -296,10 +304,7 @@ void FuseServer::finish(PendingRequest& pending, const pb::Outcome& outcome, Byt
   // What this mount's own request left without a name: its kernel still refers to it, and says when it does
   // not.
   for (const InodeId id : outcome.orphaned()) {
-    if (known_.contains(id))
-      watched_orphans_.insert(id);
-    else
-      forgotten_orphans_.push_back(id);
+    if (!watch_orphan(id)) forgotten_orphans_.push_back(id);
   }
   if (pending.given_up)
     undo(pending, outcome);
@@ -471,8 +476,23 @@ void FuseServer::settle_drops() {
 bool FuseServer::watch_orphan(InodeId id) {
   if (!known_.contains(id)) return false;
   watched_orphans_.insert(id);
-  notifier_->let_go(id);
+  prune_soon(id);
   return true;
+}
+
+void FuseServer::closed(InodeId id) {
+  if (!watched_orphans_.empty() && watched_orphans_.contains(id)) prune_soon(id);
+}
+
+void FuseServer::prune_soon(InodeId id) {
+  unused_orphans_.push_back(id);
+  if (prune_timer_ != 0) return;
+  prune_timer_ = reactor_.after(kPruneDelay, [this] {
+    prune_timer_ = 0;
+    // The others the kernel has forgotten by itself.
+    std::erase_if(unused_orphans_, [this](InodeId orphan) { return !watched_orphans_.contains(orphan); });
+    if (!unused_orphans_.empty()) pruner_->prune(std::exchange(unused_orphans_, {}));
+  });
 }
 
 std::chrono::nanoseconds FuseServer::take_longest_wait() { return std::exchange(longest_wait_, {}); }
@@ -503,11 +523,12 @@ void FuseServer::serve_while_unmounting() {
     return detached.wait_for(std::chrono::seconds(0)) != std::future_status::ready;
   };
   const auto deadline = Reactor::Clock::now() + kUnmountGrace;
-  while (!ended_ && (still_detaching() || !notifier_->idle()) && Reactor::Clock::now() < deadline) {
+  const auto busy = [&] { return still_detaching() || !notifier_->idle() || !pruner_->idle(); };
+  while (!ended_ && busy() && Reactor::Clock::now() < deadline) {
     if (wait_for_request()) serve();
   }
   refuse_waiting_callers();
-  while (!ended_ && (still_detaching() || !notifier_->idle())) {
+  while (!ended_ && busy()) {
     if (wait_for_request()) refuse_one();
   }
 }

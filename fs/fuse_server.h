@@ -31,6 +31,7 @@
 #include "fs/front_end.h"
 #include "fs/fuse_mount.h"
 #include "fs/fuse_notifier.h"
+#include "fs/fuse_pruner.h"
 #include "fs/fuse_session.h"
 #include "fs/known_inodes.h"
 #include "meta/executor.h"
@@ -93,6 +94,8 @@ class FuseServer {
   std::chrono::nanoseconds take_longest_wait();
 
   // --- for the operations
+  bool is_pruner(pid_t thread) const { return pruner_->is_looking(thread); }
+  void closed(InodeId id);  // a file or directory: it may be unused now
   static FuseServer& of(fuse_req_t caller) { return *static_cast<FuseServer*>(fuse_req_userdata(caller)); }
   const FuseSession::Extras& extras() const { return session_.extras(); }
   // `flags`: of the open; 0 for a directory.
@@ -216,6 +219,7 @@ class FuseServer {
   void pages_unlocked(std::uint64_t seq);
   void pages_dropped(InodeId id);
   void settle_drops();
+  void prune_soon(InodeId id);
 
   // --- ending
   void serve_while_unmounting();
@@ -241,6 +245,7 @@ class FuseServer {
   FuseMount mount_;
   FuseSession session_;
   std::unique_ptr<FuseNotifier> notifier_;
+  std::unique_ptr<FusePruner> pruner_;
   std::span<std::byte> buffer_;  // pre-faulted: a page fault in the middle of a read would fail the request
   const std::shared_ptr<bool> alive_;  // false once this object is gone
 
@@ -265,6 +270,8 @@ class FuseServer {
   std::vector<LockedPages> locked_pages_;
   std::vector<WaitingRead> waiting_reads_;  // oldest first
   std::unordered_set<InodeId> watched_orphans_;
+  std::vector<InodeId> unused_orphans_;  // perhaps, and for prune_timer_
+  Reactor::TimerId prune_timer_ = 0;
   std::vector<InodeId> forgotten_orphans_;
   std::map<std::pair<InodeId, std::uint64_t>, std::uint64_t> posix_locks_;
   Reactor::Clock::duration longest_wait_{};

@@ -4,8 +4,10 @@
 #include <linux/fuse.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -15,22 +17,23 @@
 #include <vector>
 
 #include "fs/inode_table.h"
+#include "meta/fault.h"
 
 namespace sharefs {
 namespace {
 
 constexpr int kInitTimeoutMs = 10'000;
 constexpr std::uint64_t kResent = 1ULL << 63;  // FUSE_UNIQUE_RESEND: not part of the request's name
-// FUSE_DIRECT_IO_ALLOW_MMAP (protocol 7.39): append handles are opened direct and may be mapped all the same.
 // As in the kernel's header since 7.45.
 constexpr unsigned kPruneMinor = 45;
 constexpr std::int32_t kNotifyPrune = 9;
 struct PruneOut {
   std::uint32_t count, padding;
-  std::uint64_t spare;
-  std::uint64_t id;  // `count` of them
+  std::uint64_t spare;  // `count` ids follow
 };
+constexpr std::size_t kMostPruned = 512;  // by one message
 
+// FUSE_DIRECT_IO_ALLOW_MMAP (protocol 7.39): append handles are opened direct and may be mapped all the same.
 constexpr std::uint64_t kDirectIoAllowMmap = 1ULL << 36;
 // Taken when the kernel offers them, whether or not the installed libfuse knows them (3.14 knows of
 // FUSE_PARALLEL_DIROPS and forgets to say so).
@@ -137,18 +140,23 @@ void FuseSession::exchange_init(int device) {
   if (::dup3(device, ends[0], O_CLOEXEC) < 0) fail("dup3");
 }
 
-void FuseSession::let_go(std::uint64_t id) const {
-  if (protocol_minor_ < kPruneMinor) return;
-  struct {
-    fuse_out_header header;
-    PruneOut prune;
-  } message{};
-  message.header.len = sizeof message;
-  message.header.error = kNotifyPrune;
-  message.prune.count = 1;
-  message.prune.id = id;
-  // Whatever it says (the kernel does not know the inode), there is nothing to be done about it.
-  [[maybe_unused]] const ssize_t written = ::write(fuse_session_fd(session_.get()), &message, sizeof message);
+bool FuseSession::can_prune() const { return protocol_minor_ >= kPruneMinor && !fault_point("fuse.prune"); }
+
+void FuseSession::prune(std::span<const std::uint64_t> ids) const {
+  for (; !ids.empty(); ids = ids.subspan(std::min(ids.size(), kMostPruned))) {
+    const auto some = ids.first(std::min(ids.size(), kMostPruned));
+    fuse_out_header header{};
+    header.len = static_cast<std::uint32_t>(sizeof header + sizeof(PruneOut) + some.size_bytes());
+    header.error = kNotifyPrune;
+    PruneOut prune{};
+    prune.count = static_cast<std::uint32_t>(some.size());
+    const std::array<iovec, 3> parts{{{&header, sizeof header},
+                                      {&prune, sizeof prune},
+                                      {const_cast<std::uint64_t*>(some.data()), some.size_bytes()}}};
+    // Whatever it says (the kernel does not know an inode), there is nothing to be done about it.
+    [[maybe_unused]] const ssize_t written =
+        ::writev(fuse_session_fd(session_.get()), parts.data(), static_cast<int>(parts.size()));
+  }
 }
 
 void FuseSession::process(std::span<std::byte> request) {

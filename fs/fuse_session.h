@@ -43,11 +43,10 @@ class FuseSession {
   void process(std::span<std::byte> request);
   const Extras& extras() const { return extras_; }
 
-  // Makes the kernel let go of names of an inode that nobody uses, and of the inode, which it forgets then.
-  // Kernels keep names although they are not to be trusted any more. Since Linux 6.18; the notification that
-  // earlier kernels have for a name waits for whoever works in its directory, and a killed process with it.
-  // May wait for what is still to be written back. Any thread.
-  void let_go(std::uint64_t id) const;
+  // Makes the kernel let go of the names of inodes that nobody uses, and of the inodes, which it forgets
+  // then (FUSE_NOTIFY_PRUNE, since Linux 6.18). May wait for what is still to be written back. Any thread.
+  bool can_prune() const;
+  void prune(std::span<const std::uint64_t> ids) const;
 
   unsigned protocol_minor() const { return protocol_minor_; }  // of the kernel: 7.minor
 

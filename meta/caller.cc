@@ -57,6 +57,10 @@ void prepare() {
                          (current.capabilities[0].effective & kReserves) != 0;
   current.uid = ::geteuid();
   current.gid = ::getegid();
+  if (current.privileged) {  // a thread begins as the caller that its maker is at the moment
+    ::syscall(SYS_setfsuid, current.uid);
+    ::syscall(SYS_setfsgid, current.gid);
+  }
   current.umask = kOwnUmask;
   ::umask(kOwnUmask);
   current.prepared = true;

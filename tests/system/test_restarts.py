@@ -232,18 +232,78 @@ def what_is_deleted_while_a_site_is_away_makes_room():
     assert Actor(beta.mountpoint).do('content', 'last') == ('ok', b'x')
 
 
-def what_is_deleted_makes_room_though_other_sites_have_looked_at_it():
-    """A kernel that keeps names nobody may trust any more keeps their inodes, too, until it is told."""
+def deleted_files_make_room(faults=None):
     disk = sandbox.ext4('256M')
     cluster = Cluster(2, stores=[f'{disk}/alpha', sandbox.ext4() + '/beta'])
     alpha, beta = cluster
+    beta.restart(faults)
     reader = Actor(beta.mountpoint)
-    for look in (('list_types',), ('stat', 'f'), ('content', 'f')):
+    os.makedirs(f'{alpha.mountpoint}/a folder/below')
+    names = [f'{folder}f{i}' for i in range(3) for folder in ('', 'a folder/below/')]
+    for look in ('list_types', 'stat', 'content'):
         before = os.statvfs(disk).f_bfree
-        content.write(f'{alpha.mountpoint}/f', bytes(8 << 20))
-        assert reader.do(*look)[0] == 'ok'
-        os.unlink(f'{alpha.mountpoint}/f')
-        sandbox.eventually(lambda: os.statvfs(disk).f_bfree >= before - 100, f'{look[0]} keeps the space', 10)
+        for name in names:
+            content.write(f'{alpha.mountpoint}/{name}', bytes(4 << 20))
+            os.link(f'{alpha.mountpoint}/{name}', f'{alpha.mountpoint}/{name} again')
+        for name in names:
+            for seen in [''] if look == 'list_types' else [name, f'{name} again']:
+                assert reader.do(look, *[seen] * (seen != ''))[0] == 'ok'
+        for name in names:
+            os.unlink(f'{alpha.mountpoint}/{name}')
+            os.unlink(f'{alpha.mountpoint}/{name} again')
+        sandbox.eventually(lambda: os.statvfs(disk).f_bfree >= before - 100, f'{look} keeps the space', 10)
+    return cluster
+
+
+def what_is_deleted_makes_room_though_other_sites_have_looked_at_it():
+    """A kernel that keeps names nobody may trust any more keeps their inodes, too, until it is told."""
+    deleted_files_make_room()
+
+
+def what_is_deleted_makes_room_on_kernels_that_cannot_be_told():
+    """They are made to look again. What is used there stays as long as it is used."""
+    alpha, beta = deleted_files_make_room('fuse.prune=error')
+    used = ('held', 'bound', 'open')
+    for name in ('seen', *used):
+        content.write(f'{alpha.mountpoint}/{name}', name.encode() + bytes(1 << 20))  # small ones are deleted later
+    assert Actor(beta.mountpoint).do('stat', 'seen')[0] == 'ok'
+    held = os.open(f'{beta.mountpoint}/held', os.O_PATH)
+    opened = os.open(f'{beta.mountpoint}/open', os.O_RDONLY)
+    content.write('/run/bound', b'')
+    sandbox.run('mount', '--bind', f'{beta.mountpoint}/bound', '/run/bound')
+    for name in ('seen', *used):
+        os.unlink(f'{alpha.mountpoint}/{name}')
+    sandbox.eventually(lambda: len(private(alpha, 'orphans')) == len(used), 'what nobody uses goes')
+    time.sleep(0.5)
+    for path, expected in ((f'/proc/self/fd/{held}', b'held'), ('/run/bound', b'bound')):
+        with open(path, 'rb') as file:
+            assert file.read(len(expected)) == expected
+    assert os.pread(opened, 4, 0) == b'open'
+    os.close(opened)
+    sandbox.eventually(lambda: len(private(alpha, 'orphans')) == len(used) - 1, 'nor what was closed')
+    os.close(held)
+    sandbox.run('umount', '/run/bound')
+
+
+def a_daemon_that_makes_its_kernel_look_again_can_be_killed():
+    """In a directory that is locked by a process which waits for this very daemon."""
+    cluster = Cluster(3, content=lambda store: content.write(f'{store}/f', b'old'))
+    alpha, beta, gamma = cluster
+    beta.restart('fuse.prune=error,fuse.pruning=sleep:1500')
+    maker = Actor(beta.mountpoint)
+    assert maker.do('stat', 'f')[0] == 'ok'
+    os.unlink(f'{alpha.mountpoint}/f')
+    assert Actor(gamma.mountpoint).do('list') == ('ok', [])
+    gamma.signal(signal.SIGSTOP)  # who changes the directory waits until it has run out what gamma was promised
+    maker.send('mkdir', 'd')
+    tasks = f'/proc/{beta.process.pid}/task'
+
+    def waits_for_a_lock():
+        return any(open(f'{tasks}/{task}/stat').read().rsplit(')', 1)[1].split()[0] == 'D' for task in os.listdir(tasks))
+    sandbox.eventually(waits_for_a_lock, 'it waits for the directory')
+    beta.kill()
+    assert maker.receive()[0] == 'errno'
+    gamma.signal(signal.SIGCONT)
 
 
 def a_site_that_is_away_is_waited_for_once():
@@ -518,6 +578,8 @@ if __name__ == '__main__':
         files_without_a_name_outlive_a_restart_of_the_owner,
         what_is_deleted_while_a_site_is_away_makes_room,
         what_is_deleted_makes_room_though_other_sites_have_looked_at_it,
+        what_is_deleted_makes_room_on_kernels_that_cannot_be_told,
+        a_daemon_that_makes_its_kernel_look_again_can_be_killed,
         a_site_that_is_away_is_waited_for_once,
         a_target_that_is_killed_as_it_becomes_the_owner,
         appends_of_the_target_are_performed_once,
