@@ -20,17 +20,18 @@ constexpr std::size_t kKeyLength = 40;  // Z85 of 32 bytes
 constexpr int kReconnectMs = 50;
 constexpr int kReconnectMaxMs = 1000;
 constexpr int kHandshakeMs = 5000;
-// ZeroMQ's own pings end a connection that is dead in one direction only. They wait behind data that fills
-// the buffers of a slow link, hence the patience; silence in both directions is noticed much sooner
-// (Liveness).
+// A connection on which nothing that was sent is acknowledged for so long has ended: packets vanish on it, be
+// it in one direction only, and TCP would wait ever longer to find out. Answers of the other site do not
+// tell: on a slow link a message takes as long as that, and whoever cut it off would send it again for ever.
+constexpr int kUnacknowledgedMs = 3000;
+static_assert(std::chrono::milliseconds(kUnacknowledgedMs) == 2 * kLiveness);
+// ZeroMQ's own pings give TCP something to acknowledge, and end a connection through a relay whose other half
+// is dead. They wait behind data that fills the buffers of a slow link, hence the patience.
 constexpr int kHeartbeatMs = 1000;
 constexpr int kHeartbeatTimeoutMs = 15000;
 constexpr int kDealerReceiveLimit = 16;  // nothing is ever sent to us on a DEALER
 constexpr auto kPlausibleRoundTrip = std::chrono::minutes(1);
 
-// A site that is connected but does not answer for so long is connected to anew: packets may vanish on the
-// old connections, and TCP waits ever longer to find out.
-constexpr auto kReconnectAfter = 2 * kLiveness;
 // ZeroMQ does not try again where a handshake was refused; nor where a peer broke the protocol.
 constexpr auto kReconnectAfterRefusal = std::chrono::seconds(1);
 constexpr auto kReconnectWhenDown = std::chrono::seconds(10);
@@ -70,6 +71,7 @@ void set_common_options(zmq::socket_t& socket, const std::string& endpoint) {
   socket.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(kMaxFrame));
   socket.set(zmq::sockopt::handshake_ivl, kHandshakeMs);
   socket.set(zmq::sockopt::tcp_keepalive, 1);
+  socket.set(zmq::sockopt::tcp_maxrt, kUnacknowledgedMs);
   if (endpoint.find('[') != std::string::npos) socket.set(zmq::sockopt::ipv6, true);
 }
 
@@ -120,7 +122,6 @@ bool Liveness::pong(Clock::time_point sent, Clock::time_point now) {
   // Those that come late over a connection that has been replaced say nothing of the present one.
   if (sent >= asked_) samples_[sampled_++ % samples_.size()] = now - sent;
   asked_ = std::max(asked_, sent);
-  answered_ = now;
   if (proven_ || sent < proof_from_) return false;
   proven_ = announced_ = true;
   return true;
@@ -143,7 +144,6 @@ bool Liveness::expired(Clock::time_point now) {
 
 void Liveness::forgive(Clock::duration pause) {
   last_heard_ += pause;
-  answered_ += pause;
   doubted_ += pause;
 }
 
@@ -182,12 +182,9 @@ Link::~Link() {
 }
 
 void Link::maintain(Clock::time_point now) {
-  if (endpoint_.empty()) return;
-  const auto unchanged = now - changed_at_;
-  const bool dead = up() ? std::min(unchanged, liveness.unanswered(now)) > kReconnectAfter
-                         : unchanged > (handshake_failed_ ? Clock::duration(kReconnectAfterRefusal)
-                                                          : Clock::duration(kReconnectWhenDown));
-  if (!dead) return;
+  if (endpoint_.empty() || up()) return;
+  const auto patience = handshake_failed_ ? Clock::duration(kReconnectAfterRefusal) : kReconnectWhenDown;
+  if (now - changed_at_ <= patience) return;
   try {
     reconnect();
   } catch (const zmq::error_t& error) {  // of descriptors there may be none left; tried again

@@ -9,6 +9,7 @@
 // Threads: reactor thread only.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <functional>
 #include <memory>
@@ -73,8 +74,6 @@ class Liveness {
   bool proven() const { return proven_; }
   Clock::time_point asked() const { return asked_; }  // when the latest ping that was answered was sent
   Clock::duration silence(Clock::time_point now) const { return now - last_heard_; }
-  // Since the last pong. Its pings and requests, which come on a connection of its own, say nothing of ours.
-  Clock::duration unanswered(Clock::time_point now) const { return now - answered_; }
   // The shortest of the last few: one that waited in a queue, or out a broken connection, says nothing of the
   // link.
   Clock::duration round_trip() const;
@@ -84,7 +83,6 @@ class Liveness {
   bool announced_ = false;
   Clock::time_point last_heard_{};
   Clock::time_point asked_{};
-  Clock::time_point answered_{};
   Clock::time_point proof_from_{};
   Clock::time_point doubted_{};
   std::array<Clock::duration, 8> samples_{};
@@ -104,6 +102,7 @@ class Link {
   void connect_to(const std::string& endpoint, const std::string& public_key);
   // Called now and then: connects anew where ZeroMQ would not, or not soon.
   void maintain(Reactor::Clock::time_point now);
+  void widen(Gap by) { gap = std::max(gap, by); }
   // Both lanes are connected and authenticated.
   bool up() const { return lanes_[0].ready && lanes_[1].ready; }
   // The last handshake failed because the site does not accept this one's key.
@@ -120,7 +119,7 @@ class Link {
   Liveness liveness;
   std::optional<pb::Hello> hello;               // the last one that was acceptable
   std::uint64_t connections = 0;                // how often both lanes came up
-  bool interrupted = true;                      // messages may be lost that nobody has been told of
+  Gap gap = Gap::broken;                        // that nobody has been told of
   Reactor::Clock::time_point refusal_logged{};  // when a Hello was last refused aloud
 
  private:

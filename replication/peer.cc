@@ -70,6 +70,7 @@ struct Peer::Impl {
     Reactor::Clock::time_point deadline{};
     std::uint64_t asked = 0;        // bits of the sites that it was sent to, see bit_of
     bool waits_for_others = false;  // a lock that somebody has; to be let in beside the only mount
+    bool sent = false;              // to the present owner, on a connection that has not broken since
     bool retry = false;             // refused by the owner; sent again soon
     bool lazy = false;              // not sent yet: it travels with the next request
     std::uint64_t opens = 0;        // the handle; 0: none
@@ -85,8 +86,9 @@ struct Peer::Impl {
   void delay(Pending& pending);
   bool closes_unsent(const pb::Request& request);
   void send_lazy();
-  void resend_soon();
-  void resend();
+  void send_again();
+  void send_unsent_soon();
+  void send_unsent();
   void set_owner(const SiteName& new_owner, Epoch new_epoch);
   void answered(const SiteName& from, const pb::Answer& answer, Bytes data);
   void moved(const SiteName& from, const pb::Moved& moved);
@@ -117,7 +119,7 @@ struct Peer::Impl {
   std::uint64_t next_number = 1;
   PendingMap pending;
   std::unordered_map<RequestKey, std::uint64_t, RequestKeyHash> numbers;
-  bool resend_due = false;
+  bool sending_due = false;
   // Clients attached again since the last time that everything was sent again: their Attach, by seq.
   std::map<std::uint64_t, std::uint64_t> reattached;
   std::uint64_t next_attach = 1;
@@ -166,7 +168,7 @@ void Peer::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
     added.deadline = Reactor::Clock::time_point::max();
   }
   // Otherwise it goes with all the others as soon as the owner is there.
-  if (resend_due || !transport.connected(owner)) return;
+  if (sending_due || !transport.connected(owner)) return;
   if (request.lazy()) return delay(added);
   send_lazy();
   send(added);
@@ -196,7 +198,7 @@ void Peer::Impl::delay(Pending& which) {
   if (lazy_timer == 0)
     lazy_timer = reactor.after(kLaziness, [this] {
       lazy_timer = 0;
-      if (!resend_due && transport.connected(owner)) send_lazy();
+      if (!sending_due && transport.connected(owner)) send_lazy();
     });
 }
 
@@ -212,23 +214,30 @@ void Peer::Impl::send(Pending& which) {
   std::vector<zmq::message_t> parts;
   for (auto& part : which.data) parts.emplace_back().copy(part);
   which.asked |= owner_bit;
+  which.sent = true;
   which.retry = which.lazy = false;
   transport.send(owner, Lane::requests, std::move(head), std::move(parts));
 }
 
+void Peer::Impl::send_again() {
+  reattached.clear();
+  for (auto& [number, one] : pending) one.sent = false;
+  send_unsent_soon();
+}
+
 // A new owner and a new connection often come together: everything is sent again once.
-void Peer::Impl::resend_soon() {
-  if (std::exchange(resend_due, true)) return;
+void Peer::Impl::send_unsent_soon() {
+  if (std::exchange(sending_due, true)) return;
   reactor.post([this, watch = std::weak_ptr(alive)] {
-    if (!watch.expired()) resend();
+    if (!watch.expired()) send_unsent();
   });
 }
 
-void Peer::Impl::resend() {
-  resend_due = false;
+void Peer::Impl::send_unsent() {
+  sending_due = false;
   if (owner.empty() || !transport.connected(owner)) return;  // connected() or set_owner() comes
-  reattached.clear();
-  for (auto& [number, one] : pending) send(one);
+  for (auto& [number, one] : pending)
+    if (!one.sent) send(one);
 }
 
 void Peer::Impl::set_owner(const SiteName& new_owner, Epoch new_epoch) {
@@ -242,7 +251,7 @@ void Peer::Impl::set_owner(const SiteName& new_owner, Epoch new_epoch) {
   owner = new_owner;
   epoch = new_epoch;
   owner_bit = bit_of(owner);
-  resend_soon();
+  send_again();
 }
 
 // Beyond 64 owners bits are shared: then only fewer answers are doubted.
@@ -302,7 +311,7 @@ void Peer::Impl::moved(const SiteName& from, const pb::Moved& moved) {
   const auto found = find(moved.client(), moved.seq());
   if (found == pending.end() || !(found->second.asked & bit_of(from))) return;
   if (moved.owner() == from) {
-    if (from != owner || resend_due) return;  // sent again already
+    if (from != owner || !found->second.sent) return;  // sent again in any case
     attach_again(moved.client());
     return send(found->second);
   }
@@ -436,8 +445,12 @@ void Peer::answer(const SiteName& from, const Message& message) {
   impl_->answered(from, message.head.answer(), join_parts(message.parts, impl_->joined));
 }
 
-void Peer::connected(const SiteName& site) {
-  if (site == impl_->owner) impl_->resend_soon();
+void Peer::connected(const SiteName& site, bool broken) {
+  if (site != impl_->owner) return;
+  if (broken)
+    impl_->send_again();
+  else
+    impl_->send_unsent_soon();
 }
 
 void Peer::remember(std::function<std::vector<pb::Request>(ClientId)> holdings) {

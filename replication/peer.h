@@ -2,7 +2,8 @@
 //
 // Invariants
 //  - A request keeps its (client, seq) through every resend, so the owner performs it once.
-//  - Requests are sent again, in their first order, when the connection is back and when the owner has moved.
+//  - Requests are sent again, in their first order, when a connection that broke is back and when the owner
+//  has moved.
 //  - A reply is given exactly once; a late second answer is dropped, and so is one of a site that was not
 //  asked.
 //  - An owner that does not know a client (it lost its memory in a crash) says «moved» to itself: the client
@@ -50,9 +51,10 @@ class Peer final : public Executor {
   // Called when an owner answers «moved».
   void on_moved(std::function<void(const SiteName& owner, Epoch epoch)> moved);
 
-  // Feed from the Transport: Answer, Moved, and connections (re)made.
+  // Feed from the Transport: Answer, Moved, and whom requests can be sent to (again). `broken`: what has been
+  // sent may be lost.
   void answer(const SiteName& from, const Message& message);
-  void connected(const SiteName& site);
+  void connected(const SiteName& site, bool broken);
 
   // What an owner that has forgotten the client is asked again, behind the Attach (Holdings::requests).
   void remember(std::function<std::vector<pb::Request>(ClientId)> holdings);

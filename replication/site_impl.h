@@ -132,7 +132,7 @@ struct Site::Impl {
   // site_links.cc
   void subscribe();
   pb::Hello hello() const;
-  void connected(const SiteName& site, const pb::Hello& hello, bool interrupted);
+  void connected(const SiteName& site, const pb::Hello& hello, Gap gap);
   void note_power(const SiteName& site, const pb::Hello& said);
   void merge_sites(const SiteName& from, const pb::Hello& said);
   void drop_site(const SiteName& site);

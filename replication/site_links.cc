@@ -16,9 +16,9 @@ constexpr auto kGatePoll = std::chrono::milliseconds(20);
 void Site::Impl::subscribe() {
   using E = pb::Envelope;
   transport.set_hello([this] { return hello(); });
-  transport.on_connection([this](const SiteName& site, const pb::Hello& said,
-                                 bool interrupted) { connected(site, said, interrupted); },
-                          [this](const SiteName& site) { lost(site); });
+  transport.on_connection(
+      [this](const SiteName& site, const pb::Hello& said, Gap gap) { connected(site, said, gap); },
+      [this](const SiteName& site) { lost(site); });
   transport.on_join([this](const std::string& route, const std::string& key, const pb::Join& said) {
     join(route, key, said);
   });
@@ -201,7 +201,7 @@ void Site::Impl::drop_site(const SiteName& site) {
   powers.erase(site);
 }
 
-void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool interrupted) {
+void Site::Impl::connected(const SiteName& site, const pb::Hello& said, Gap gap) {
   if (said.data_set() != data_set_id) return;
   merge_sites(site, said);
   learn(said.owner(), said.epoch());
@@ -222,8 +222,9 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool int
   note_power(site, said);
 
   coherence.back(site);
-  if (interrupted) {
+  if (gap != Gap::none) {
     if (site == ownership.owner) {
+      // It has not waited for this mount to forget.
       names.forget_all();
       // It may have let another mount in meanwhile. If not, it says so again.
       if (sole) {
@@ -231,12 +232,14 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, bool int
         if (attached) attach([](int) {});
       }
     }
-    peer.connected(site);
+    peer.connected(site, gap == Gap::broken);
+  }
+  if (gap == Gap::broken) {
     send_recalls_again(site);
     verify_lost(site);
     end_commands(site);
   }
-  if (source && source->target() == site) source->connected(interrupted);
+  if (source && source->target() == site) source->connected(gap == Gap::broken);
   if (target) target->connected(site, another_process);
 }
 

@@ -144,7 +144,7 @@ struct Transport::Impl {
   // set before messages are served
   std::array<Handler, kHandlers> handlers;
   JoinHandler join_handler;
-  std::function<void(const SiteName&, const pb::Hello&, bool)> on_connected;
+  std::function<void(const SiteName&, const pb::Hello&, Gap)> on_connected;
   std::function<void(const SiteName&)> on_lost;
   std::function<pb::Hello()> hello;
   // reactor thread
@@ -308,7 +308,7 @@ void Transport::Impl::pong_arrived(Link& link, Reactor::Clock::time_point sent,
   if (!link.up()) return;
   // Who was not trusted for a while is not trusted again as if nothing had been.
   const bool lapsed = now - link.liveness.asked() > kPromiseTrust;
-  if (lapsed) link.interrupted = true;
+  if (lapsed) link.widen(Gap::doubt);
   const bool proof = link.liveness.pong(sent, now);
   if (proof || (lapsed && link.liveness.proven())) announce(link);
 }
@@ -343,7 +343,7 @@ void Transport::Impl::hello_arrived(Link& link, pb::Hello& said) {
   }
   const bool new_process = !link.hello || link.hello->incarnation() != said.incarnation();
   // What the other end has sent on the connection before may be lost.
-  if (new_process || link.hello->connection() != said.connection()) link.interrupted = true;
+  if (new_process || link.hello->connection() != said.connection()) link.widen(Gap::broken);
   link.hello = std::move(said);
   // The same process has connected anew, or has news; the other direction goes on working as proven.
   if (!new_process && link.liveness.proven()) return announce(link);
@@ -368,7 +368,7 @@ void Transport::Impl::send_ping(Link& link) {
 // Up: greets. Down: what was on its way may be lost, so the site counts as connected only after a proof.
 void Transport::Impl::link_changed(Link& link) {
   link.liveness.doubt(Reactor::Clock::now());
-  link.interrupted = true;
+  link.widen(Gap::broken);
   if (!link.up()) return;
   ++link.connections;
   send_hello(link);
@@ -377,8 +377,8 @@ void Transport::Impl::link_changed(Link& link) {
 
 void Transport::Impl::announce(Link& link) {
   log::debug("{} is connected", link.site());
-  const bool interrupted = std::exchange(link.interrupted, false);
-  if (on_connected) on_connected(link.site(), *link.hello, interrupted);
+  const Gap gap = std::exchange(link.gap, Gap::none);
+  if (on_connected) on_connected(link.site(), *link.hello, gap);
 }
 
 void Transport::Impl::tick() {
@@ -387,7 +387,7 @@ void Transport::Impl::tick() {
   if (slept.since_last_look()) {
     for (auto& [name, link] : links) {
       link->liveness.doubt(Reactor::Clock::now());
-      link->interrupted = true;
+      link->widen(Gap::broken);
     }
     slept.look();
   }
@@ -400,7 +400,7 @@ void Transport::Impl::tick() {
     link->discard_incoming();
     if (link->up()) send_ping(*link);
     if (link->liveness.expired(now)) {
-      link->interrupted = true;  // nothing is sent to it until it is heard again
+      link->widen(Gap::doubt);
       lost.push_back(name);
     }
     link->maintain(now);
@@ -496,7 +496,7 @@ void Transport::subscribe(pb::Envelope::BodyCase kind, Handler handler) {
 
 void Transport::on_join(JoinHandler handler) { impl_->join_handler = std::move(handler); }
 
-void Transport::on_connection(std::function<void(const SiteName&, const pb::Hello&, bool)> connected,
+void Transport::on_connection(std::function<void(const SiteName&, const pb::Hello&, Gap)> connected,
                               std::function<void(const SiteName&)> lost) {
   impl_->on_connected = std::move(connected);
   impl_->on_lost = std::move(lost);

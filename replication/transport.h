@@ -40,6 +40,11 @@ struct Message {
 
 enum class Lane { requests, bulk };
 
+// What has happened to a connection since it was last told of: nothing; the site could not be believed for a
+// while, since it was not heard or did not answer in time, but every message arrives; a connection broke or
+// was made again, or a process ended, so messages of either direction may be lost.
+enum class Gap { none, doubt, broken };
+
 struct CurveKeys {
   std::string public_key;  // Z85
   std::string secret_key;
@@ -106,10 +111,10 @@ class Transport {
   void on_join(JoinHandler handler);
 
   // `connected`: both directions work and the peer's Hello has arrived. It is called again when a Hello
-  // brings news; `interrupted` says that messages of either direction may have been lost since the last call:
-  // whatever was unanswered is asked again. Both ends of a broken connection are told. `lost`: nothing heard
-  // within kLiveness.
-  void on_connection(std::function<void(const SiteName&, const pb::Hello&, bool interrupted)> connected,
+  // brings news, and after a gap. After Gap::broken, of which both ends are told, whatever was unanswered is
+  // asked again; after Gap::doubt it must not be, or a link that is too slow for what is asked gets ever
+  // more. `lost`: nothing heard within kLiveness.
+  void on_connection(std::function<void(const SiteName&, const pb::Hello&, Gap)> connected,
                      std::function<void(const SiteName&)> lost);
   // What this site says first on every connection; made anew each time. Version and incarnation are filled in
   // if unset, the connection always.

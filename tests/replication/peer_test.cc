@@ -40,7 +40,9 @@ class PeerTest : public ::testing::Test {
     for (auto kind : {pb::Envelope::kAnswer, pb::Envelope::kMoved})
       me.transport.subscribe(
           kind, [this](const SiteName& from, Message message) { peer->answer(from, std::move(message)); });
-    me.on_connected = [this](const SiteName& site) { peer->connected(site); };
+    me.on_connected = [this](const SiteName& site, Gap gap) {
+      if (gap != Gap::none) peer->connected(site, gap == Gap::broken);
+    };
     introduce(me, one->site);
     introduce(me, two->site);
     one->requests.serve();
@@ -103,6 +105,20 @@ TEST_F(PeerTest, RequestsArePipelinedAndPerformedInOrder) {
   ASSERT_TRUE(all_answered(1001));
   EXPECT_TRUE(std::is_sorted(one->store.order.begin(), one->store.order.end()));
   EXPECT_EQ(one->store.performed(), 1000u);
+}
+
+TEST_F(PeerTest, OnlyWhatABrokenConnectionMayHaveLostIsSentAgain) {
+  start();
+  one->store.hold = true;
+  for (std::uint64_t seq = 10; seq < 20; ++seq) send(read_request(kClient, seq));
+  ASSERT_TRUE(run_until(reactor, [&] { return one->store.held() == 10; }));
+  peer->connected("one", false);
+  run_for(reactor, 100ms);
+  EXPECT_EQ(one->store.held(), 10u);
+  peer->connected("one", true);
+  EXPECT_TRUE(run_until(reactor, [&] { return one->store.held() == 20; }));
+  one->store.release();
+  EXPECT_TRUE(all_answered(11));
 }
 
 TEST_F(PeerTest, WhatIsClosedBeforeItsOpenWasSentIsNotSent) {

@@ -47,9 +47,10 @@ struct TestSite {
         keys(std::move(the_keys)),
         transport({.site = site, .listen = listen, .keys = keys}, reactor) {
     transport.on_connection(
-        [this](const SiteName& other, const pb::Hello&, bool) {
+        [this](const SiteName& other, const pb::Hello&, Gap gap) {
           ++connected[other];
-          if (on_connected) on_connected(other);
+          if (gap == Gap::broken) ++broken[other];
+          if (on_connected) on_connected(other, gap);
         },
         [this](const SiteName& other) { ++lost[other]; });
   }
@@ -62,8 +63,8 @@ struct TestSite {
   SiteName name;
   CurveKeys keys;
   Transport transport;
-  std::map<SiteName, int> connected, lost;
-  std::function<void(const SiteName&)> on_connected;
+  std::map<SiteName, int> connected, broken, lost;
+  std::function<void(const SiteName&, Gap)> on_connected;
 };
 
 inline void introduce(TestSite& one, TestSite& two) {

@@ -269,6 +269,29 @@ TEST_F(TransportTest, AConnectionThatIsDeadInOneDirectionIsReplaced) {
   })) << "b is heard all the time, but hears nothing";
 }
 
+// A message takes longer than a site may be silent, and pings wait behind it.
+TEST_F(TransportTest, AConnectionThatIsSlowIsNeitherReplacedNorTakenForBroken) {
+  Relay to_b(b.transport.endpoint());
+  a.transport.add_site("b", to_b.endpoint(), b.keys.public_key);
+  b.transport.add_site("a", a.transport.endpoint(), a.keys.public_key);
+  ASSERT_TRUE(run_until_connected(reactor, a, b));
+  run_for(reactor, 300ms);
+  collect();
+  const std::map<SiteName, int> broken_before{{"a", b.broken["a"]}, {"b", a.broken["b"]}};
+  to_b.limit(200 << 10);
+  for (std::uint64_t i = 0; i < 2; ++i)
+    a.transport.send("b", Lane::requests, command(i), copy_to_parts(as_bytes(std::string(1 << 20, 'x'))));
+  EXPECT_TRUE(run_until(
+      reactor, [&] { return received.size() == 2; }, 20s));
+  EXPECT_GE(b.lost["a"], 1);
+  to_b.limit(0);
+  EXPECT_TRUE(run_until_connected(reactor, a, b));
+  run_for(reactor, 500ms);
+  EXPECT_EQ(received.size(), 2u);
+  EXPECT_EQ(b.broken["a"], broken_before.at("a"));
+  EXPECT_EQ(a.broken["b"], broken_before.at("b"));
+}
+
 // ---- invitations
 
 class InvitationTest : public TransportTest {

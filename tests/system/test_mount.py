@@ -389,6 +389,22 @@ def another_site_waits_for_the_owner():
     once('verify-appender', file=f'{alpha.mountpoint}/f', count=f'a={results[1]["records"]}')
 
 
+def a_slow_link_is_only_slow():
+    """A request or an answer takes longer than a site may be silent: it arrives all the same, once."""
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{i}', bytes(1 << 20)) for i in range(3)])
+    alpha, beta = cluster
+    cluster.wait_connected()
+    for site in cluster:
+        cluster.network.slow(site.name, 2000)
+    sandbox.run('timeout', 40, 'dd', 'if=/dev/zero', f'of={beta.mountpoint}/f', 'bs=1M', 'count=2')
+    readers = [subprocess.Popen(['dd', f'if={beta.mountpoint}/{i}', 'of=/dev/null', 'bs=1M', 'iflag=direct', 'status=none'])
+               for i in range(3)]
+    for reader in readers:
+        assert reader.wait(40) == 0
+    for site in cluster:
+        cluster.network.slow(site.name, 10 ** 6)
+
+
 def who_is_cut_off_is_shown_nothing_old():
     """The owner does not wait for ever for a site that is away: that site's kernel must not answer by itself then."""
     cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{name}', b'old') for name in 'fgh'])
@@ -665,6 +681,7 @@ if __name__ == '__main__':
         'umount_takes_away_nothing_but_the_mount': (umount_takes_away_nothing_but_the_mount, 60),
         'a_restart_keeps_inode_numbers': (a_restart_keeps_inode_numbers, 60),
         'another_site_waits_for_the_owner': (another_site_waits_for_the_owner, 90),
+        'a_slow_link_is_only_slow': (a_slow_link_is_only_slow, 120),
         'who_is_cut_off_is_shown_nothing_old': (who_is_cut_off_is_shown_nothing_old, 60),
         'a_file_becomes_an_append_only_one_while_it_is_open': (a_file_becomes_an_append_only_one_while_it_is_open, 60),
         'who_cannot_reach_a_new_owner_is_shown_nothing_old': (who_cannot_reach_a_new_owner_is_shown_nothing_old, 60),
