@@ -1,11 +1,26 @@
 #include "replication/holdings.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <set>
 #include <utility>
 
 namespace sharefs {
 namespace {
+
+// An exclusive lock that is being made a shared one is shared at least; others may have a shared one already.
+void weaken(const pb::Request& request, LockTable& locks) {
+  const auto& asked = request.setlock();
+  for (auto lock : locks.held()) {
+    if (lock.client != request.client() || lock.owner != asked.lock_owner() || lock.id != asked.id() ||
+        lock.flock || lock.range.type() != pb::LockRange::EXCLUSIVE)
+      continue;
+    lock.range.set_start(std::max(lock.range.start(), asked.range().start()));
+    lock.range.set_end(std::min(lock.range.end(), asked.range().end()));
+    lock.range.set_type(pb::LockRange::SHARED);
+    if (lock.range.start() <= lock.range.end()) locks.set(lock);
+  }
+}
 
 bool concerns(const pb::Request& request) {
   switch (request.op_case()) {
@@ -99,7 +114,11 @@ std::vector<LockTable::Lock> Holdings::sure_locks(ClientId client) const {
     const bool gives_up = request.has_flush() || request.has_release() ||
                           request.setlock().range().type() == pb::LockRange::UNLOCKED ||
                           request.setlock().flock();
-    if (request.client() != client || !gives_up) continue;
+    if (request.client() != client) continue;
+    if (!gives_up) {
+      if (request.setlock().range().type() == pb::LockRange::SHARED) weaken(request, sure);
+      continue;
+    }
     pb::Outcome outcome;
     if (request.setlock().flock()) outcome.set_error(EAGAIN);
     hold(request, outcome, ignored, sure);

@@ -81,6 +81,23 @@ TEST_F(HoldingsTest, LocksOfOthersAndRecordLocksAreToldMeanwhile) {
   expect_told({1, 2});
 }
 
+TEST_F(HoldingsTest, ARecordLockThatIsBeingMadeASharedOneIsToldAsThat) {
+  pb::Request held = record_lock(1, pb::LockRange::EXCLUSIVE);
+  held.mutable_setlock()->mutable_range()->set_start(10);
+  perform(held);
+  pb::Request shared = record_lock(1, pb::LockRange::SHARED);
+  shared.mutable_setlock()->mutable_range()->set_end(99);
+  ask(shared);
+  expect_told({1, 1});
+  pb::RecallDone done;
+  holdings_.tell(kClient, done);
+  for (const auto& lock : done.locks()) {
+    const bool is_shared = lock.range().type() == pb::LockRange::SHARED;
+    EXPECT_EQ(lock.range().start(), is_shared ? 10u : 100u);
+    EXPECT_EQ(lock.range().end(), is_shared ? 99u : ~std::uint64_t{0});
+  }
+}
+
 TEST_F(HoldingsTest, LocksThatAreBeingGivenUpAreNotToldButAllOthersAre) {
   perform(record_lock(1, pb::LockRange::EXCLUSIVE));
   perform(flock(1, pb::LockRange::SHARED));
