@@ -565,6 +565,7 @@ void Coherence::Impl::execute(const pb::Request& request, Bytes data, Reply repl
 }
 
 void Coherence::held(const pb::Request& request) {
+  if (request.given_up()) return;  // its caller is gone, and has no pages locked
   impl_->changes.held(request);
   if (request.has_open() && request.lazy()) impl_->opens.open(handle_of(request));
 }

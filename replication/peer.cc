@@ -84,6 +84,7 @@ struct Peer::Impl {
   void execute(const pb::Request& request, Bytes data, Reply reply);
   void send(Pending& pending);
   void delay(Pending& pending);
+  bool give_up(const RequestKey& key);
   bool closes_unsent(const pb::Request& request);
   void send_lazy();
   void send_again();
@@ -152,6 +153,7 @@ void Peer::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
     return;
   }
   if (request.lazy() && closes_unsent(request)) return reply({}, {});
+  if (request.has_cancel() && give_up({key.client, request.cancel().seq()})) return reply({}, {});
   const auto number = next_number++;
   auto& added = pending[number];
   added.key = key;
@@ -188,6 +190,25 @@ bool Peer::Impl::closes_unsent(const pb::Request& request) {
     finish(found, {}, {});
     return true;
   }
+  return false;
+}
+
+// The caller of this request was killed. True: it was sent to nobody, and is not going to be. A lock is asked
+// for in any case: what gives it up follows, and of a flock the old one may be gone.
+bool Peer::Impl::give_up(const RequestKey& key) {
+  const auto found = find(key.client, key.seq);
+  if (found == pending.end()) return false;
+  auto& head = found->second.head;
+  pb::Envelope envelope;
+  if (!envelope.ParseFromArray(head.data(), static_cast<int>(head.size()))) return false;
+  pb::Request& request = *envelope.mutable_ask()->mutable_request();
+  if (request.has_setlock()) return false;
+  if (found->second.asked == 0) {
+    fail(found, EINTR);
+    return true;
+  }
+  request.set_given_up(true);
+  head = serialize(envelope);
   return false;
 }
 

@@ -4,6 +4,8 @@
 //  - A request keeps its (client, seq) through every resend, so the owner performs it once.
 //  - Requests are sent again, in their first order, when a connection that broke is back and when the owner
 //  has moved.
+//  - What was not sent yet is not sent for a caller that was killed (Cancel); what is sent again for one says
+//  so (Request.given_up): done later, it would overtake what others have written since.
 //  - A reply is given exactly once; a late second answer is dropped, and so is one of a site that was not
 //  asked.
 //  - An owner that does not know a client (it lost its memory in a crash) says «moved» to itself: the client

@@ -89,6 +89,7 @@ struct RequestServer::Impl {
   static std::shared_ptr<Execution> new_execution(const SiteName& asker, const pb::Request& request);
   void finished(Execution& execution, const pb::Outcome& outcome, Bytes data);
   void settle(Execution& execution, const pb::Outcome& outcome, Bytes data);
+  void forestall(Window& window, std::uint64_t seq);
   void keep(Window& window, std::uint64_t seq, const pb::Outcome& outcome, Bytes data);
   void free_answered(Window& window, std::uint64_t below);
   bool admit(const SiteName& site, std::uint64_t client);
@@ -176,6 +177,15 @@ void RequestServer::Impl::keep(Window& window, std::uint64_t seq, const pb::Outc
     window.answered.erase(window.answered.begin());
 }
 
+// The request has not come before. It is not performed for a caller that was killed, nor is a copy that a
+// connection which was given up still delivers.
+void RequestServer::Impl::forestall(Window& window, std::uint64_t seq) {
+  pb::Outcome interrupted;
+  interrupted.set_error(EINTR);
+  window.running.erase(seq);
+  keep(window, seq, interrupted, {});
+}
+
 void RequestServer::Impl::free_answered(Window& window, std::uint64_t below) {
   if (below <= window.answered_below) return;
   window.answered_below = below;
@@ -249,6 +259,10 @@ void RequestServer::Impl::perform(const SiteName& from, const pb::Request& reque
   if (const auto execution = running.lock()) {
     execution->asker = from;
     return;
+  }
+  if (request.given_up()) {
+    forestall(window, request.seq());
+    return refuse(from, request, EINTR);
   }
   const auto execution = new_execution(from, request);
   running = execution;
@@ -335,6 +349,10 @@ void RequestServer::Impl::execute_once(const pb::Request& request, Bytes data, R
       execution->replies.push_back(std::move(reply));
       return;
     }
+  }
+  if (request.given_up()) {
+    forestall(window, request.seq());
+    return reply_errno(reply, EINTR);
   }
   const auto execution = new_execution({}, request);
   execution->replies.push_back(std::move(reply));

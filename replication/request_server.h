@@ -3,7 +3,8 @@
 // Exactly once: per client a window of the replies to its non-queries, freed by Request.answered_below. A
 // request whose seq is in the window is answered from it; one that is being performed (or is held as a
 // record) is not started again, its reply goes to where it was asked from last. The windows are live state
-// and are handed over. A request below answered_below is a late copy and is refused (ESTALE).
+// and are handed over. A request below answered_below is a late copy and is refused (ESTALE). One that its
+// caller has given up, and that is not in the window, gets EINTR there, for copies that come later still.
 //
 // A client belongs to the site that attached it; a request of another site's client is refused (EPERM). A
 // request of an unknown client is answered «moved» to this very site: its Peer attaches it again (the owner's

@@ -23,13 +23,14 @@ struct Server {
   void wire() {
     site.transport.subscribe(pb::Envelope::kAsk, [this](const SiteName& from, Message message) {
       ++asked;
-      requests.ask(from, std::move(message));
+      if (!lose) requests.ask(from, std::move(message));
     });
   }
   TestSite site;
   FakeStore store;
   RequestServer requests{site.transport, store};
   std::uint64_t asked = 0;
+  bool lose = false;
 };
 
 class PeerTest : public ::testing::Test {
@@ -119,6 +120,43 @@ TEST_F(PeerTest, OnlyWhatABrokenConnectionMayHaveLostIsSentAgain) {
   EXPECT_TRUE(run_until(reactor, [&] { return one->store.held() == 20; }));
   one->store.release();
   EXPECT_TRUE(all_answered(11));
+}
+
+TEST_F(PeerTest, WhatHasNotReachedTheOwnerIsNotDoneForACallerThatWasKilled) {
+  start();
+  const auto cancel = [](std::uint64_t seq) {
+    pb::Request request = request_of(kClient, seq + 1);
+    request.mutable_cancel()->set_seq(seq);
+    return request;
+  };
+  using Answer = std::pair<std::uint64_t, int>;
+  send(write_request(kClient, 10, 0));  // on a connection that is about to break
+  ASSERT_TRUE(run_until(reactor, [&] { return answers.size() == 2; }));
+  one->lose = true;
+  send(write_request(kClient, 20, 0));
+  send(cancel(20));
+  one->store.hold = true;
+  ASSERT_TRUE(run_until(reactor, [&] { return one->asked == 4; }));
+  one->lose = false;
+  peer->connected("one", true);
+  ASSERT_TRUE(run_until(reactor, [&] { return answers.size() == 3; }));
+  EXPECT_EQ(answers.back(), Answer(20, EINTR));
+  // What is under way is not given up by itself.
+  send(write_request(kClient, 30, 0));
+  send(cancel(30));
+  peer->connected("one", true);
+  ASSERT_TRUE(run_until(reactor, [&] { return one->store.held() == 3; }));
+  run_for(reactor, 50ms);
+  one->store.release();
+  ASSERT_TRUE(all_answered(6));
+  EXPECT_EQ(answers[4], Answer(30, 0));
+  // Nobody has been asked.
+  one.reset();
+  ASSERT_TRUE(run_until(reactor, [&] { return !me.transport.connected("one"); }));
+  send(write_request(kClient, 40, 0));
+  send(cancel(40));
+  EXPECT_EQ(peer->unanswered(), 0u);
+  EXPECT_EQ(answers[6], Answer(40, EINTR));
 }
 
 TEST_F(PeerTest, WhatIsClosedBeforeItsOpenWasSentIsNotSent) {

@@ -54,6 +54,28 @@ class RequestServerTest : public ::testing::Test {
   std::vector<Message> answers, other_answers;
 };
 
+TEST_F(RequestServerTest, WhatIsGivenUpIsAnsweredFromTheWindowAndNeverPerformed) {
+  server.serve();
+  attach();
+  auto request = write_request(kClient, 10, 5);
+  EXPECT_EQ(ask(request, "hello").outcome().count(), 5u);
+  request.set_given_up(true);
+  EXPECT_EQ(ask(request, "hello").outcome().count(), 5u);
+  request.set_seq(12);
+  EXPECT_EQ(ask(request, "hello").outcome().error(), unsigned{EINTR});
+  request.set_given_up(false);
+  EXPECT_EQ(ask(request, "hello").outcome().error(), unsigned{EINTR}) << "a copy that comes late";
+  server.restore(server.windows());
+  const auto once = server.once(store);
+  request.set_seq(14);
+  request.set_given_up(true);
+  int error = 0;
+  once->execute(request, as_bytes("hello"),
+                [&](const pb::Outcome& outcome, Bytes) { error = static_cast<int>(outcome.error()); });
+  EXPECT_EQ(error, EINTR);
+  EXPECT_EQ(store.performed(), 2u) << "attached, written";
+}
+
 TEST_F(RequestServerTest, ServesQueriesAndMutationsWithTheirData) {
   server.serve();
   attach();

@@ -197,6 +197,31 @@ def what_a_dead_mount_asked_does_not_come_true_later():
     assert actor.do('content', 'f') == seen and Actor(alpha.mountpoint).do('content', 'f') == seen
 
 
+def what_a_killed_caller_asked_does_not_come_true_later():
+    """Others have written since: it was on its way on a connection that broke, or had to wait for one."""
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{name}', b'---') for name in 'fg'])
+    alpha, beta = cluster
+    writers, other = {name: Actor(beta.mountpoint) for name in 'fg'}, Actor(alpha.mountpoint)
+    for name, writer in writers.items():
+        assert writer.do('open', 1, name, os.O_WRONLY)[0] == 'ok' and writer.do('pwrite', 1, b'x', 0) == ('ok', 1)
+    cluster.network.cut('alpha')
+    writers['f'].send('pwrite', 1, b'old', 0)
+    time.sleep(2.5)  # beta is aware of it now
+    writers['g'].send('pwrite', 1, b'old', 0)
+    time.sleep(0.5)
+    for writer in writers.values():
+        writer.kill()
+        writer.wait_ended()
+    time.sleep(1)  # the connection is given up
+    for name in writers:
+        assert other.do('put', name, b'new')[0] == 'ok'
+    cluster.network.heal('alpha')
+    late = Actor(beta.mountpoint)
+    assert late.do('put', 'h', b'x', timeout=20)[0] == 'ok'
+    time.sleep(0.5)
+    assert [actor.do('content', name) for actor in (late, other) for name in writers] == [('ok', b'new')] * 4
+
+
 def files_without_a_name_outlive_a_restart_of_the_owner():
     cluster = Cluster(3, content=lambda store: content.write(f'{store}/f', b'data'))
     alpha, beta, gamma = cluster
@@ -575,6 +600,7 @@ if __name__ == '__main__':
         a_site_that_is_heard_late_is_told_what_it_missed,
         a_site_that_is_heard_in_the_pause_keeps_what_it_has,
         what_a_dead_mount_asked_does_not_come_true_later,
+        what_a_killed_caller_asked_does_not_come_true_later,
         files_without_a_name_outlive_a_restart_of_the_owner,
         what_is_deleted_while_a_site_is_away_makes_room,
         what_is_deleted_makes_room_though_other_sites_have_looked_at_it,
