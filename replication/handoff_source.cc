@@ -23,12 +23,6 @@ constexpr auto kRetryDelay = std::chrono::milliseconds(300);
 constexpr auto kLongestRetryDelay = std::chrono::milliseconds(3000);
 // How long a lost connection is waited for before the handoff fails (the data set goes on being served here).
 constexpr auto kConnectionPatience = std::chrono::seconds(60);
-// Rounds after which writers are known to outrun the link, although they were slowed.
-constexpr std::uint32_t kMaxRounds = 40;
-// A round that leaves more than this part of what it shipped does not catch up; then writers are slowed to
-// this part of what the link has been seen to take.
-constexpr double kCatchesUp = 0.7;
-constexpr double kWritersShare = 0.5;
 // The question whose answer allows the commit must not be older than this, and a few round trips, at the
 // commit point.
 constexpr auto kFreshness = std::chrono::milliseconds(50);
@@ -43,11 +37,11 @@ std::uint64_t random_id() {
   return (std::uint64_t{device()} << 31 | device()) & 0x7fffffffffffffff;
 }
 
-// Requests that are not records, but asked again at the new owner: those that may wait for others, which the
-// sequence of records must not, and queries, since a record may have to wait for a page that is being read.
 // The reason of an attempt that an operator has given up.
 constexpr const char* kAborted = "an operator gave it up with sharefs abort";
 
+// Requests that are not records, but asked again at the new owner: those that may wait for others, which the
+// sequence of records must not, and queries, since a record may have to wait for a page that is being read.
 bool is_asked_again(const pb::Request& request) {
   return request.setlock().wait() || request.has_attach() || op_class(request.op_case()) == OpClass::query;
 }
@@ -55,7 +49,7 @@ bool is_asked_again(const pb::Request& request) {
 }  // namespace
 
 HandoffSource::HandoffSource(const SiteParts& parts, Options options, Events events)
-    : parts_(parts), options_(std::move(options)), events_(std::move(events)) {
+    : parts_(parts), options_(std::move(options)), events_(std::move(events)), catch_up_(options_.max_pause) {
   shipper_ = std::make_unique<Workers>(parts_.reactor, 1);
   record_.source = parts_.self;
   record_.target = options_.target;
@@ -99,9 +93,7 @@ void HandoffSource::begin_attempt() {
   waiting_ = false;
   ++attempts_;
   records_total_ = 0;
-  least_pause_ = Clock::duration::max();
-  last_round_bytes_ = 0;
-  writers_rate_ = 0;
+  catch_up_ = CatchUp(options_.max_pause);
   give_up_reason_.clear();
   const auto bytes_sent = record_.image_bytes_sent;
   record_ = HandoffRecord{
@@ -266,77 +258,41 @@ void HandoffSource::next_round() {
         open = open_inodes()](ImageSource& image) { image.ship_round(after, through, cut, open, false); },
        [this, through, entries, began, bytes = image_->counters().log_bytes.load()] {
          cut_ = through;
-         last_round_bytes_ = image_->counters().log_bytes - bytes;
-         round_done(entries, Clock::now() - began);
+         round_done({.number = image_->counters().rounds,
+                     .entries = entries,
+                     .bytes = image_->counters().log_bytes - bytes,
+                     .took = Clock::now() - began});
        });
 }
 
-void HandoffSource::round_done(std::uint64_t entries, Clock::duration took) {
+void HandoffSource::round_done(const CatchUp::Round& round) {
   if (state_ != SourceState::catching_up) return;
   fault_point("source.round");
-  last_round_entries_ = entries;
-  last_round_ = took;
   // The cost of a durable commit here is part of the pause: measured by making one.
   const auto began = Clock::now();
   persist(Durability::full);
   own_sync_ = Clock::now() - began;
-  // The disks may just be busy with what applications write.
-  least_pause_ = std::min(least_pause_, fixed_pause());
-
-  const auto rest = parts_.log.entries() - entries_at_cut_;
-  const double predicted = predicted_pause_ms();
-  const double limit = ms(options_.max_pause);
-  const double least = ms(least_pause_);
-  if (least > limit && image_->counters().rounds >= 3)
-    return give_up(
-        fmt::format("this link and these disks need a pause of about {:.0f} ms: use --max-pause {}ms or more",
-                    least, static_cast<long>(least * 1.5) + 1),
-        false);
-  // The rest shrinks from round to round until it is what arrives during one round; then waiting gains
-  // nothing.
-  const bool settled = rest <= entries || predicted < limit / 4;
-  const bool fits = predicted <= limit * 0.8;
-  if (fits && settled) return handle(SourceEvent::rest_is_small);
-  if (image_->counters().rounds >= kMaxRounds)
-    return give_up(
-        fmt::format("applications write faster than {} can follow: the pause would be about {:.0f} ms; use "
-                    "--max-pause {}ms",
-                    options_.target, predicted, static_cast<long>(predicted * 1.5) + 1),
-        false);
-  if (!fits && static_cast<double>(rest) > kCatchesUp * static_cast<double>(entries)) slow_writers();
+  const bool slowed = catch_up_.writers_rate() > 0;
+  const auto verdict = catch_up_.judge(round, rest(), costs(), options_.target);
+  using Next = CatchUp::Verdict::Next;
+  if (verdict.next == Next::give_up) return give_up(verdict.why, false);
+  if (verdict.next == Next::close_gate) return handle(SourceEvent::rest_is_small);
+  if (verdict.writers_rate > 0) {
+    if (!slowed) spdlog::info("handoff {}: applications are slowed down", record_.attempt);
+    // None of their requests waits longer than it would in the pause.
+    parts_.pace.limit(verdict.writers_rate, options_.max_pause);
+  }
   next_round();
 }
 
-// None of their requests waits longer than it would in the pause.
-void HandoffSource::slow_writers() {
-  const double shipped =
-      static_cast<double>(last_round_bytes_) / std::chrono::duration<double>(last_round_).count();
-  const double before = writers_rate_ > 0 ? std::min(writers_rate_, shipped) : shipped;
-  if (writers_rate_ == 0) spdlog::info("handoff {}: applications are slowed down", record_.attempt);
-  writers_rate_ = std::max(before * kWritersShare, 1.0);
-  parts_.pace.limit(writers_rate_, options_.max_pause);
+CatchUp::Rest HandoffSource::rest() const {
+  return {.entries = parts_.log.entries() - entries_at_cut_, .bytes = parts_.log.unshipped_bytes()};
 }
 
-// What a pause takes although nothing is left to ship: the rest and «log applied»; the confirmation; records
-// and their outcomes.
-HandoffSource::Clock::duration HandoffSource::fixed_pause() const {
-  const auto target_sync = image_ ? image_->target_sync() : std::chrono::nanoseconds(0);
-  return 3 * parts_.transport.round_trip(options_.target) + target_sync + own_sync_;
-}
-
-// The rest is compared with the last round in two ways. Entries tell what names and attributes cost; but what
-// is overwritten many times is shipped once, so a round of few entries may ship as many bytes as one of many.
-double HandoffSource::predicted_pause_ms() const {
-  const auto ratio = [](std::uint64_t rest, std::uint64_t last) {
-    return static_cast<double>(rest) / static_cast<double>(std::max<std::uint64_t>(1, last));
-  };
-  const double entries = ratio(parts_.log.entries() - entries_at_cut_, last_round_entries_);
-  const double bytes = ratio(parts_.log.unshipped_bytes(), last_round_bytes_);
-  const double share = std::max(std::min(entries, 10.0), std::min(bytes, 1.0));
-  const double target_sync = image_ ? ms(image_->target_sync()) : 0;
-  const double shipping =
-      std::max(0.0, ms(last_round_) - ms(parts_.transport.round_trip(options_.target)) - target_sync);
-  return ms(fixed_pause()) + shipping * share;
+CatchUp::Costs HandoffSource::costs() const {
+  return {.round_trip = parts_.transport.round_trip(options_.target),
+          .target_sync = image_ ? image_->target_sync() : std::chrono::nanoseconds(0),
+          .own_sync = own_sync_};
 }
 
 // ---- the pause
@@ -714,10 +670,10 @@ nlohmann::json HandoffSource::progress() const {
     json["log_bytes"] = counters.log_bytes.load();
     json["rounds"] = counters.rounds.load();
     json["rate"] = rate;
-    json["writers_rate"] = writers_rate_;
+    json["writers_rate"] = catch_up_.writers_rate();
     json["eta_s"] = rate > 0 ? static_cast<double>(total - std::min(total, passed)) / rate : 0;
     json["log_left_bytes"] = parts_.log.unshipped_bytes();
-    json["predicted_pause_ms"] = predicted_pause_ms();
+    json["predicted_pause_ms"] = catch_up_.predicted_ms(rest(), costs());
   }
   json["held"] = parts_.gate.held();
   json["total_ms"] = ms(Clock::now() - started_at_);

@@ -21,6 +21,7 @@
 #include <set>
 #include <string>
 
+#include "replication/catch_up.h"
 #include "replication/handoff_machines.h"
 #include "replication/image_source.h"
 #include "replication/site_parts.h"
@@ -78,10 +79,9 @@ class HandoffSource {
   void ship(std::function<void(ImageSource&)> work, std::function<void()> done);
   std::vector<InodeId> open_inodes() const;
   void next_round();
-  void round_done(std::uint64_t entries, Clock::duration took);
-  void slow_writers();
-  Clock::duration fixed_pause() const;
-  double predicted_pause_ms() const;
+  void round_done(const CatchUp::Round& round);
+  CatchUp::Rest rest() const;
+  CatchUp::Costs costs() const;
   void close_gate();
   void pause_ran_over();
   void ship_rest();
@@ -124,12 +124,8 @@ class HandoffSource {
   bool give_up_retry_ = false;
   std::uint64_t cut_ = 0;  // the log has been shipped up to here
   std::uint64_t entries_at_cut_ = 0;
-  std::uint64_t last_round_entries_ = 0;
-  Clock::duration last_round_{};
-  std::uint64_t last_round_bytes_ = 0;  // that were shipped
-  double writers_rate_ = 0;             // bytes per second that applications may write; 0: unlimited
+  CatchUp catch_up_;  // of this attempt
   Clock::duration own_sync_{std::chrono::milliseconds(1)};
-  Clock::duration least_pause_ = Clock::duration::max();  // the shortest fixed_pause() of this attempt
   Clock::time_point closed_at_{};
   Clock::time_point asked_at_{};    // when the target was asked to confirm that it is there
   std::uint64_t confirmation_ = 0;  // number of that question

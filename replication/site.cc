@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <climits>
 #include <sstream>
 #include <stdexcept>
 
@@ -24,10 +23,6 @@ namespace {
 // As many requests may wait for the disk before others wait for them: an fsync must not delay a cold read.
 constexpr unsigned kWorkers = 16;
 constexpr unsigned kDescriptorLimit = 400;  // leaves room for sockets and SQLite below `ulimit -n 1024`
-// Entries of the root moved between two rounds of events: about 0.2 ms.
-constexpr unsigned kRelocationStep = 32;
-constexpr Reactor::Clock::duration kRelocationPause = std::chrono::milliseconds(1);
-constexpr Reactor::Clock::duration kRelocationRetry = std::chrono::seconds(1);
 constexpr auto kAttachPatience = std::chrono::seconds(15);
 constexpr auto kDetachPatience = std::chrono::seconds(2);
 // Requests of the site itself, not of its kernel: bit 63 marks resent FUSE requests, bit 62 the front end's
@@ -66,12 +61,6 @@ UniqueFd open_store(const std::filesystem::path& path) {
   return open_directory(path);
 }
 
-bool holds_entries(const std::filesystem::path& directory) {
-  for (const auto& entry : std::filesystem::directory_iterator(directory))
-    if (entry.path().filename() != kPrivateArea) return true;
-  return false;
-}
-
 std::string required(State& state, std::string_view key) {
   auto value = state.setting(key);
   if (value.empty())
@@ -107,8 +96,8 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
                            .data_set = required(state, "data_set_id"),
                            .descriptor_limit = kDescriptorLimit},
             inodes, opens, locks, workers),
-      relocating(store),
-      once(relocating, options.folder / "once.slots"),
+      tree(store, inodes, store_path, reactor, [this] { return source || verification; }),
+      once(tree, options.folder / "once.slots"),
       promises(once, log, opens, client, reactor,
                [this](const RecallOrder& order, std::function<void(bool)> done) {
                  recall(order, std::move(done));
@@ -253,10 +242,10 @@ void Site::Impl::serve_as_owner(bool moving) {
   }
   promises.begin(ownership.epoch, holders);
   if (!moving && holders.empty()) coherence.recovered();
-  if (moving || holds_entries(tree_of(parts.store_directory)))
-    begin_relocation(Relocation::Direction::up);
+  if (moving)
+    tree.move(TreePlace::Direction::up);
   else
-    inodes.set_root(open_directory(parts.store_directory));
+    tree.resume(TreePlace::Direction::up);
   router.route_to(pace);
   server.serve();
 }
@@ -268,14 +257,11 @@ void Site::Impl::follow(const SiteName& owner, Epoch epoch, bool moving) {
   router.route_to(peer);
   gate.pass_to(peer);
   server.redirect(owner, epoch);
-  if (moving && relocation_due == Relocation::Direction::up) {
-    relocation_due.reset();  // the tree has never left the private area
-    ::fchmod(store_fd.get(), S_IRWXU);
-  } else if (!moving && !holds_entries(parts.store_directory))
-    inodes.set_root(open_directory(tree_of(parts.store_directory)));
+  // Last, since it may fail.
+  if (moving)
+    tree.move(TreePlace::Direction::down);
   else
-    begin_relocation(Relocation::Direction::down);  // last, since it may fail
-  store.drop_descriptors();
+    tree.resume(TreePlace::Direction::down);
 }
 
 // What lies in the store of a site that is not the owner, outside the private area, was put there by somebody
@@ -298,73 +284,6 @@ std::string Site::Impl::stranger() {
 
 void Site::Impl::refuse_strangers() {
   if (const auto why = stranger(); !why.empty()) throw std::runtime_error(why);
-}
-
-// Starts moving the entries of the root out of (owner) or into (old image) the private area; a little at a
-// time.
-void Site::Impl::relocate(Relocation::Direction direction) {
-  relocating.relocation.reset();
-  relocating.relocation = std::make_unique<Relocation>(inodes, parts.store_directory, direction);
-  relocation_due.reset();
-  store.drop_descriptors();
-  relocate_some();
-}
-
-// What fails (a full disk) keeps nobody waiting: the tree is served from where it is until it can be moved.
-void Site::Impl::begin_relocation(Relocation::Direction direction) {
-  const bool up = direction == Relocation::Direction::up;
-  try {
-    relocate(direction);
-  } catch (const std::exception& error) {
-    if (up && Relocation::under_way(parts.store_directory)) throw;  // it is in two places
-    if (!relocation_due)
-      spdlog::error("{} yet: {}",
-                    up ? "the files cannot be moved from .sharefs/tree into this store"
-                       : "this store cannot be put away as an old image",
-                    error.what());
-    if (up && relocation_due != direction) {
-      inodes.set_root(open_directory(tree_of(parts.store_directory)));
-      store.drop_descriptors();
-    }
-    relocation_due = direction;
-    relocate_later();
-  }
-}
-
-void Site::Impl::relocate_later() {
-  reactor.cancel(relocation_timer);
-  relocation_timer = reactor.after(kRelocationRetry, [this] {
-    relocation_timer = 0;
-    if (source || verification) return relocate_later();  // they walk the root
-    if (relocation_due) begin_relocation(*relocation_due);
-  });
-}
-
-void Site::Impl::relocate_some() {
-  reactor.cancel(relocation_timer);
-  relocation_timer = 0;
-  if (!relocating.relocation) return;
-  auto pause = kRelocationPause;
-  try {
-    // Without file handles an inode is reached by its path, of which the root is the beginning.
-    const unsigned entries = inodes.uses_handles() ? kRelocationStep : UINT_MAX;
-    if (!relocating.relocation->step(entries)) return relocating.relocation.reset();
-  } catch (const std::exception& error) {
-    spdlog::error("{}: tried again in a moment", error.what());
-    pause = kRelocationRetry;
-  }
-  relocation_timer = reactor.after(pause, [this] { relocate_some(); });
-}
-
-// The root lies in one place then: where it belongs, or where an owner has to serve it from.
-void Site::Impl::finish_relocation() {
-  if (relocation_due == Relocation::Direction::up) begin_relocation(*relocation_due);
-  if (relocation_due == Relocation::Direction::down) relocate(*relocation_due);
-  if (!relocating.relocation) return;
-  relocating.relocation->all();
-  reactor.cancel(relocation_timer);
-  relocation_timer = 0;
-  relocating.relocation.reset();
 }
 
 // What the last handoff left when the process ended.
@@ -427,8 +346,6 @@ void Site::Impl::take_ownership(Epoch epoch) {
   unsynced.durable(ownership.owner);  // here, at t2
   ownership = state.ownership();
   once.exempt(0);
-  relocation_due.reset();
-  relocating.relocation.reset();
   serve_as_owner(true);
 }
 
@@ -607,7 +524,7 @@ void Site::Impl::stop(const std::function<void()>& stopped) {
   front_end.reset();
   // Whoever leaves sharefs finds the owner's store complete.
   try {
-    finish_relocation();
+    tree.finish();
   } catch (const std::exception& error) {
     spdlog::error("the files are not all in place: {}", error.what());
   }

@@ -137,7 +137,7 @@ nlohmann::json Site::Impl::status_json() {
       {"phase", source ? source->progress()["phase"] : nlohmann::json("idle")},
       {"mountpoint", front_end ? options.mountpoint->string() : ""},
       {"store", state.setting("store")},
-      {"in_place", relocating.relocation == nullptr && !relocation_due},
+      {"in_place", tree.settled()},
       {"endpoint", state.setting("endpoint")},
       {"running", true},
       {"clients", opens.clients().size()},
@@ -200,9 +200,7 @@ void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
                             to, least, 2 * least)));
   const auto size = std::make_shared<TreeSize>();
   workers.submit(
-      [size, root = relocation_due ? tree_of(parts.store_directory) : parts.store_directory] {
-        *size = measure(root);
-      },
+      [size, root = tree.root()] { *size = measure(root); },
       [this, size, wanted, only_asked = request.value("dry_run", false), reply = std::move(reply)]() mutable {
         if (!size->trouble.empty()) return reply(failure(size->trouble));
         wanted.needed = std::move(*size);
@@ -221,7 +219,7 @@ void Site::Impl::measured(const HandoffSource::Options& wanted, const JsonReply&
   }
   if (source || !is_owner()) return reply(failure("another handoff has started meanwhile"));
   try {
-    finish_relocation();
+    tree.finish();
   } catch (const std::exception& error) {
     return reply(failure(error.what()));
   }
@@ -334,7 +332,7 @@ std::string Site::Impl::prepare_verify() {
                          parts.self);
   }
   try {
-    finish_relocation();
+    tree.finish();
   } catch (const std::exception& error) {
     return error.what();
   }

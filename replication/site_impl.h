@@ -17,58 +17,13 @@
 #include "replication/handoff_source.h"
 #include "replication/handoff_target.h"
 #include "replication/holdings.h"
-#include "replication/relocate.h"
 #include "replication/site.h"
 #include "replication/site_parts.h"
+#include "replication/tree_place.h"
 #include "replication/unsynced.h"
 #include "replication/verify.h"
 
 namespace sharefs {
-
-// In front of the store while entries of the root still move into or out of the private area.
-class RelocatingExecutor final : public Executor {
- public:
-  explicit RelocatingExecutor(Executor& store) : store_(store) {}
-  void execute(const pb::Request& request, Bytes data, Reply reply) override {
-    try {
-      if (relocation) relocation->before(request);
-    } catch (const std::system_error& error) {  // a full disk
-      return reply_errno(reply, error.code().value());
-    } catch (const std::exception& error) {  // a name in both places
-      spdlog::error("{}", error.what());
-      return reply_errno(reply, EIO);
-    }
-    if (!relocation) return store_.execute(request, data, std::move(reply));
-    store_.execute(request, data, [this, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
-      if (!relocation || !tells_root(outcome)) return reply(outcome, bytes);
-      pb::Outcome whole = outcome;
-      add_links(whole, relocation->links_behind());
-      reply(whole, bytes);
-    });
-  }
-  std::unique_ptr<Relocation> relocation;
-
- private:
-  static bool tells_root(const pb::Outcome& outcome) {
-    const auto is_root = [](const pb::Attr& attr) { return attr.id() == kRootInode; };
-    return is_root(outcome.attr()) ||
-           std::any_of(outcome.changed().begin(), outcome.changed().end(), is_root);
-  }
-  static void add_links(pb::Outcome& outcome, std::uint32_t links) {
-    const auto add = [links](pb::Attr& attr) {
-      if (attr.id() == kRootInode) attr.set_nlink(attr.nlink() + links);
-    };
-    if (outcome.has_attr()) add(*outcome.mutable_attr());
-    for (auto& attr : *outcome.mutable_changed()) add(attr);
-  }
-
-  Executor& store_;
-};
-
-// Where the tree lies while another site is the owner.
-inline std::filesystem::path tree_of(const std::filesystem::path& store) {
-  return store / kPrivateArea / "tree";
-}
 
 // One comparison of this site's copy with another's (`verify`).
 struct Verification {
@@ -96,17 +51,11 @@ struct Site::Impl {
   void start(const std::function<void(std::string)>& ready);
   void stop(const std::function<void()>& stopped);
   bool is_owner() const { return ownership.owner == parts.self; }
-  // `moving`: ownership has just changed, so the tree must move; otherwise it is where it belongs, or on its
-  // way.
+  // `moving`: ownership has just changed, so the tree must move; otherwise the process begins.
   void serve_as_owner(bool moving);
   void follow(const SiteName& owner, Epoch epoch, bool moving);
   std::string stranger();
   void refuse_strangers();
-  void begin_relocation(Relocation::Direction direction);
-  void relocate(Relocation::Direction direction);
-  void relocate_later();
-  void relocate_some();
-  void finish_relocation();
   void continue_handoff();
   HandoffSource::Events source_events();
   HandoffTarget::Events target_events();
@@ -189,7 +138,7 @@ struct Site::Impl {
   LockTable locks;
   ChangeLog log;
   Store store;
-  RelocatingExecutor relocating;
+  TreePlace tree;
   Once once;
   Promises promises;
   Coherence coherence;
@@ -225,9 +174,6 @@ struct Site::Impl {
   std::set<SiteName> restarted;  // while this site held their live state without being the owner yet
   std::map<SiteName, ClientId> incarnations;  // the present processes of other sites, as last heard
   std::map<SiteName, std::uint64_t> powers;   // Hello.power of other sites, as last heard
-  // None is under way, since it could not be begun. Up: this owner serves the tree from the private area.
-  std::optional<Relocation::Direction> relocation_due;
-  Reactor::TimerId relocation_timer = 0;
   std::shared_ptr<int> alive = std::make_shared<int>();
 };
 

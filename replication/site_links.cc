@@ -425,7 +425,7 @@ void Site::Impl::judged(const SiteName& from, const pb::Prepare& prepare, std::s
   pb::Envelope envelope;
   auto* prepared = envelope.mutable_prepared();
   try {
-    if (why_not.empty() && prepare.dry_run() && !relocating.relocation) why_not = stranger();
+    if (why_not.empty() && prepare.dry_run() && !tree.moving()) why_not = stranger();
     if (why_not.empty() && prepare.dry_run()) {
       prepared->set_holds_image(holds_image());
       prepared->set_space(std::filesystem::space(parts.store_directory).available);
@@ -447,7 +447,7 @@ void Site::Impl::become_target(const SiteName& from, const pb::Prepare& prepare)
   unnoted = nullptr;
   if (target) target->abandon("a newer attempt replaced it");
   target.reset();
-  finish_relocation();
+  tree.finish();
   refuse_strangers();
   Ownership burnt = ownership;
   burnt.burnt = prepare.epoch();

@@ -1,0 +1,73 @@
+// Where the tree lies, and its way to where it belongs: the store itself on the owner, the private area on
+// any other site. In front of the store, so that no request sees a name in the wrong place.
+//
+//   settled --move()--> moving --(the last entry)--> settled
+//              \------> due ----(it can be begun)--> moving
+//
+// Invariants
+//  - In every state but `moving` the whole tree lies in one place, and the root is there.
+//  - What cannot be begun (a full disk) keeps nobody waiting: it is `due`, tried again every second and by
+//  finish(). An owner serves the tree from the private area meanwhile, and hands it over from there; on any
+//  other site nobody looks at it.
+//  - Only a relocation that has been begun and cannot be gone on with is an error: the tree is in two places.
+//
+// Threads: reactor thread only.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+
+#include "fs/store.h"
+#include "meta/reactor.h"
+#include "replication/relocate.h"
+
+namespace sharefs {
+
+class TreePlace final : public Executor {
+ public:
+  using Direction = Relocation::Direction;
+  // `walked`: whether somebody walks the tree now, who must find it where it was.
+  TreePlace(Store& store, InodeTable& inodes, std::filesystem::path directory, Reactor& reactor,
+            std::function<bool()> walked);
+  ~TreePlace() override;
+
+  void execute(const pb::Request& request, Bytes data, Reply reply) override;
+
+  // A process begins: the tree is where `direction` leads to, or on its way.
+  void resume(Direction direction);
+  // Ownership has changed: the tree lies where the opposite direction has left it.
+  void move(Direction direction);
+  // Moves what is left at once. Throws if it is not in one place then; on a site that is not the owner also
+  // if it is not where it belongs.
+  void finish();
+
+  bool settled() const { return state_ == State::settled; }
+  bool moving() const { return state_ == State::moving; }
+  // Where an owner's tree lies, or is on its way to.
+  std::filesystem::path root() const;
+
+ private:
+  enum class State { settled, moving, due };
+
+  std::filesystem::path place(Direction direction) const;
+  void begin();
+  void try_to_begin();
+  void try_later();
+  void step();
+  void end();
+
+  // constant after construction
+  Store& store_;
+  InodeTable& inodes_;
+  const std::filesystem::path directory_;  // the store
+  Reactor& reactor_;
+  const std::function<bool()> walked_;
+  // reactor thread
+  State state_ = State::settled;
+  Direction direction_ = Direction::up;     // of what is under way, or due
+  std::unique_ptr<Relocation> relocation_;  // moving
+  Reactor::TimerId timer_ = 0;              // to go on, or to try again
+};
+
+}  // namespace sharefs

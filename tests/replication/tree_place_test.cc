@@ -1,0 +1,131 @@
+// Where the tree lies, through changes of ownership, restarts and disks that let nothing be moved.
+
+#include "replication/tree_place.h"
+
+#include <sys/stat.h>
+
+#include <fstream>
+
+#include "tests/replication/image_sites.h"
+
+namespace sharefs {
+namespace {
+
+using Direction = TreePlace::Direction;
+
+// A site that has received the tree. What cannot be moved is a directory in the way of the marker's new name:
+// nothing that a site makes.
+class TreePlaceTest : public testing::Test {
+ protected:
+  TreePlaceTest() {
+    start();
+    for (const char* name : {"one", "two"}) std::ofstream(copy_->tree() / name) << name;
+    ::chmod(copy_->tree().c_str(), 0751);
+    for (const char* name : {"one", "two"})
+      copy_->inodes->identify(kRootInode, name, copy_->inodes->root(),
+                              *stat_name(copy_->inodes->root(), name));
+    before_ = describe(*copy_->inodes, copy_->tree());
+  }
+  ~TreePlaceTest() override { stop(); }
+
+  // Another process: as a site does, it takes the store for the root first.
+  void start(bool store_is_root = false) {
+    stop();
+    reactor_.run([&] {
+      copy_ = std::make_unique<Copy>(*reactor_, directory_.path() / "s", store_is_root, true);
+      place_ = std::make_unique<TreePlace>(*copy_->store, *copy_->inodes, copy_->store_path(), *reactor_,
+                                           [this] { return walked_; });
+    });
+  }
+  void stop() {
+    reactor_.run([&] {
+      place_.reset();
+      copy_.reset();
+    });
+  }
+  void on_reactor(const std::function<void()>& task) { reactor_.run(task); }
+  std::filesystem::path hindrance() const { return copy_->area() / "relocation.new"; }
+  std::map<std::string, std::string> shown() {
+    return describe(*copy_->inodes, "/proc/self/fd/" + std::to_string(copy_->inodes->root()));
+  }
+
+  TemporaryDirectory directory_;
+  RunningReactor reactor_;
+  std::unique_ptr<Copy> copy_;
+  std::unique_ptr<TreePlace> place_;
+  bool walked_ = false;
+  std::map<std::string, std::string> before_;
+};
+
+TEST_F(TreePlaceTest, ItGoesToWhoeverOwnsAndBack) {
+  on_reactor([&] {
+    place_->move(Direction::up);
+    place_->finish();
+    EXPECT_TRUE(place_->settled());
+    EXPECT_EQ(place_->root(), copy_->store_path());
+  });
+  EXPECT_EQ(describe(*copy_->inodes, copy_->store_path()), before_);
+  on_reactor([&] {
+    place_->move(Direction::down);
+    place_->finish();
+  });
+  EXPECT_EQ(describe(*copy_->inodes, copy_->tree()), before_);
+}
+
+TEST_F(TreePlaceTest, WhatCannotBeBegunIsServedFromWhereItLiesAndTriedAgain) {
+  std::filesystem::create_directory(hindrance());
+  on_reactor([&] {
+    place_->move(Direction::up);
+    EXPECT_FALSE(place_->settled());
+    EXPECT_FALSE(place_->moving());
+    EXPECT_EQ(place_->root(), copy_->tree());
+    place_->finish();  // in one place
+    EXPECT_EQ(place_->root(), copy_->tree());
+  });
+  EXPECT_EQ(shown(), before_);
+  start(true);
+  on_reactor([&] {
+    place_->resume(Direction::up);
+    EXPECT_EQ(place_->root(), copy_->tree());
+    walked_ = true;
+  });
+  EXPECT_EQ(shown(), before_);
+  std::filesystem::remove(hindrance());
+  std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+  on_reactor([&] {
+    EXPECT_FALSE(place_->settled());
+    walked_ = false;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+  on_reactor([&] { EXPECT_TRUE(place_->settled()); });
+  EXPECT_EQ(describe(*copy_->inodes, copy_->store_path()), before_);
+}
+
+TEST_F(TreePlaceTest, AStoreThatCannotBePutAwayIsNoTarget) {
+  on_reactor([&] {
+    place_->move(Direction::up);
+    place_->finish();
+    std::filesystem::create_directory(hindrance());
+    place_->move(Direction::down);
+    EXPECT_THROW(place_->finish(), std::runtime_error);
+    EXPECT_FALSE(place_->settled());
+    std::filesystem::remove(hindrance());
+    place_->finish();
+    EXPECT_TRUE(place_->settled());
+  });
+  EXPECT_EQ(describe(*copy_->inodes, copy_->tree()), before_);
+}
+
+TEST_F(TreePlaceTest, WhoGivesAwayWhatHasNeverLeftThePrivateAreaClosesTheStore) {
+  std::filesystem::create_directory(hindrance());
+  on_reactor([&] {
+    place_->move(Direction::up);
+    place_->move(Direction::down);
+    EXPECT_TRUE(place_->settled());
+  });
+  EXPECT_EQ(describe(*copy_->inodes, copy_->tree()), before_);
+  EXPECT_EQ(stat_inode(open_path(copy_->store_path()).get()).stx_mode & 07777, 0700);
+}
+
+}  // namespace
+}  // namespace sharefs
