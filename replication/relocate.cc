@@ -13,6 +13,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "fs/private_area.h"
@@ -86,7 +87,8 @@ void set_times(int fd, const Backing& backing) {
 }  // namespace
 
 struct Relocation::Impl {
-  Impl(InodeTable& inode_table, const std::filesystem::path& store, Direction direction);
+  Impl(InodeTable& inode_table, const std::filesystem::path& store, Direction direction,
+       std::function<void()> when_moved);
 
   bool move(const std::string& name);
   void move_some(unsigned entries);
@@ -96,14 +98,16 @@ struct Relocation::Impl {
   void finish();
 
   InodeTable& inodes;
+  const std::function<void()> moved;
   UniqueFd area, from, to;
   std::optional<mode_t> mode;                      // of the root in the end, if it is another one meanwhile
   std::optional<std::vector<std::string>> behind;  // names, once listed; some may have been pulled meanwhile
   bool done = false;
 };
 
-Relocation::Impl::Impl(InodeTable& inode_table, const std::filesystem::path& store, Direction direction)
-    : inodes(inode_table) {
+Relocation::Impl::Impl(InodeTable& inode_table, const std::filesystem::path& store, Direction direction,
+                       std::function<void()> when_moved)
+    : inodes(inode_table), moved(std::move(when_moved)) {
   become_self();
   const bool up = direction == Direction::up;
   from = open_directory(store);
@@ -189,13 +193,15 @@ void Relocation::Impl::move_some(unsigned entries) {
 void Relocation::Impl::finish() {
   if (mode && permissions(stat_inode(to.get())) == open_to_moves(*mode))
     quietly([this] { set_mode(to.get(), *mode); });
+  if (moved) moved();
   if (unlinkat(area.get(), kMarker, 0) != 0 && errno != ENOENT)
     throw_errno("cannot remove the relocation marker");
   done = true;
 }
 
-Relocation::Relocation(InodeTable& inodes, const std::filesystem::path& store, Direction direction)
-    : impl_(std::make_unique<Impl>(inodes, store, direction)) {}
+Relocation::Relocation(InodeTable& inodes, const std::filesystem::path& store, Direction direction,
+                       std::function<void()> moved)
+    : impl_(std::make_unique<Impl>(inodes, store, direction, std::move(moved))) {}
 
 Relocation::~Relocation() = default;
 

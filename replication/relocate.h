@@ -25,6 +25,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -38,7 +39,10 @@ class Relocation {
   enum class Direction { up, down };  // up: from the private area into S; down: back
 
   // Makes the destination the root; drop the store's cached descriptors after it. Throws std::runtime_error.
-  Relocation(InodeTable& inodes, const std::filesystem::path& store, Direction direction);
+  // `moved` is called when everything has been moved, while the link still says that it is under way; if it
+  // throws it is called again.
+  Relocation(InodeTable& inodes, const std::filesystem::path& store, Direction direction,
+             std::function<void()> moved = {});
   ~Relocation();
   Relocation(const Relocation&) = delete;
   Relocation& operator=(const Relocation&) = delete;

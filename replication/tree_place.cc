@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <climits>
+#include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -20,6 +22,8 @@ namespace {
 constexpr unsigned kStep = 32;
 constexpr Reactor::Clock::duration kPause = std::chrono::milliseconds(1);
 constexpr Reactor::Clock::duration kRetry = std::chrono::seconds(1);
+// Setting: where the tree lies, if it is in one place.
+constexpr std::string_view kTreeSetting = "tree";
 
 UniqueFd open_directory(const std::filesystem::path& path) {
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -51,12 +55,18 @@ TreePlace::Direction opposite(TreePlace::Direction direction) {
   return direction == TreePlace::Direction::up ? TreePlace::Direction::down : TreePlace::Direction::up;
 }
 
+// Of the place that it leads to, as noted.
+std::string_view name(TreePlace::Direction direction) {
+  return direction == TreePlace::Direction::up ? "store" : "private area";
+}
+
 }  // namespace
 
-TreePlace::TreePlace(Store& store, InodeTable& inodes, std::filesystem::path directory, Reactor& reactor,
-                     std::function<bool()> walked)
+TreePlace::TreePlace(Store& store, InodeTable& inodes, State& state, std::filesystem::path directory,
+                     Reactor& reactor, std::function<bool()> walked)
     : store_(store),
       inodes_(inodes),
+      state_(state),
       directory_(std::move(directory)),
       reactor_(reactor),
       walked_(std::move(walked)) {}
@@ -87,25 +97,39 @@ std::filesystem::path TreePlace::place(Direction direction) const {
 }
 
 std::filesystem::path TreePlace::root() const {
-  return state_ == State::due && direction_ == Direction::up ? place(Direction::down) : directory_;
+  return way_ == Way::due && direction_ == Direction::up ? place(Direction::down) : directory_;
 }
 
 void TreePlace::end() {
   reactor_.cancel(timer_);
   timer_ = 0;
   relocation_.reset();
-  state_ = State::settled;
+  way_ = Way::settled;
+}
+
+// Whether the whole tree lies where `direction` leads to. What was noted counts where there are no entries:
+// a power cut may have kept the moving of some, and not the note.
+bool TreePlace::lies_in_place(Direction direction) {
+  if (Relocation::under_way(directory_) || holds_entries(place(opposite(direction)))) return false;
+  if (holds_entries(place(direction))) return true;
+  const std::string noted = state_.setting(kTreeSetting);
+  return noted.empty() || noted == name(direction);
+}
+
+void TreePlace::note(Direction direction) {
+  if (state_.setting(kTreeSetting) != name(direction)) state_.set_setting(kTreeSetting, name(direction));
 }
 
 void TreePlace::resume(Direction direction) {
   direction_ = direction;
-  if (holds_entries(place(opposite(direction)))) return try_to_begin();
+  if (!lies_in_place(direction)) return try_to_begin();
   inodes_.set_root(open_directory(place(direction)));
   store_.drop_descriptors();
+  note(direction);
 }
 
 void TreePlace::move(Direction direction) {
-  const bool never_left = state_ == State::due && direction_ == Direction::up && direction == Direction::down;
+  const bool never_left = way_ == Way::due && direction_ == Direction::up && direction == Direction::down;
   end();
   direction_ = direction;
   if (!never_left) return try_to_begin();
@@ -115,15 +139,15 @@ void TreePlace::move(Direction direction) {
 
 // A little at a time from now on. Throws if it cannot be begun.
 void TreePlace::begin() {
-  relocation_ = std::make_unique<Relocation>(inodes_, directory_, direction_);
-  state_ = State::moving;
+  relocation_ = std::make_unique<Relocation>(inodes_, directory_, direction_, [this] { note(direction_); });
+  way_ = Way::moving;
   store_.drop_descriptors();
   step();
 }
 
 void TreePlace::try_to_begin() {
   const bool up = direction_ == Direction::up;
-  const bool first = state_ != State::due;
+  const bool first = way_ != Way::due;
   try {
     begin();
   } catch (const std::exception& error) {
@@ -135,7 +159,7 @@ void TreePlace::try_to_begin() {
                     error.what());
     if (first && up) inodes_.set_root(open_directory(place(Direction::down)));
     if (first) store_.drop_descriptors();
-    state_ = State::due;
+    way_ = Way::due;
     try_later();
   }
 }
@@ -164,9 +188,9 @@ void TreePlace::step() {
 }
 
 void TreePlace::finish() {
-  if (state_ == State::due && direction_ == Direction::up) try_to_begin();
-  if (state_ == State::due && direction_ == Direction::down) begin();
-  if (state_ != State::moving) return;
+  if (way_ == Way::due && direction_ == Direction::up) try_to_begin();
+  if (way_ == Way::due && direction_ == Direction::down) begin();
+  if (way_ != Way::moving) return;
   relocation_->all();
   end();
 }

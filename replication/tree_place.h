@@ -5,7 +5,8 @@
 //              \------> due ----(it can be begun)--> moving
 //
 // Invariants
-//  - In every state but `moving` the whole tree lies in one place, and the root is there.
+//  - In every state but `moving` the whole tree lies in one place, and the root is there. A setting says in
+//  which: an empty tree does not tell, but its root has a mode, an owner, and times.
 //  - What cannot be begun (a full disk) keeps nobody waiting: it is `due`, tried again every second and by
 //  finish(). An owner serves the tree from the private area meanwhile, and hands it over from there; on any
 //  other site nobody looks at it.
@@ -20,6 +21,7 @@
 
 #include "fs/store.h"
 #include "meta/reactor.h"
+#include "meta/state.h"
 #include "replication/relocate.h"
 
 namespace sharefs {
@@ -28,13 +30,13 @@ class TreePlace final : public Executor {
  public:
   using Direction = Relocation::Direction;
   // `walked`: whether somebody walks the tree now, who must find it where it was.
-  TreePlace(Store& store, InodeTable& inodes, std::filesystem::path directory, Reactor& reactor,
+  TreePlace(Store& store, InodeTable& inodes, State& state, std::filesystem::path directory, Reactor& reactor,
             std::function<bool()> walked);
   ~TreePlace() override;
 
   void execute(const pb::Request& request, Bytes data, Reply reply) override;
 
-  // A process begins: the tree is where `direction` leads to, or on its way.
+  // A process begins: the tree is where `direction` leads to, or on its way there, or due.
   void resume(Direction direction);
   // Ownership has changed: the tree lies where the opposite direction has left it.
   void move(Direction direction);
@@ -42,15 +44,17 @@ class TreePlace final : public Executor {
   // if it is not where it belongs.
   void finish();
 
-  bool settled() const { return state_ == State::settled; }
-  bool moving() const { return state_ == State::moving; }
+  bool settled() const { return way_ == Way::settled; }
+  bool moving() const { return way_ == Way::moving; }
   // Where an owner's tree lies, or is on its way to.
   std::filesystem::path root() const;
 
  private:
-  enum class State { settled, moving, due };
+  enum class Way { settled, moving, due };
 
   std::filesystem::path place(Direction direction) const;
+  bool lies_in_place(Direction direction);
+  void note(Direction direction);
   void begin();
   void try_to_begin();
   void try_later();
@@ -60,11 +64,12 @@ class TreePlace final : public Executor {
   // constant after construction
   Store& store_;
   InodeTable& inodes_;
+  State& state_;
   const std::filesystem::path directory_;  // the store
   Reactor& reactor_;
   const std::function<bool()> walked_;
   // reactor thread
-  State state_ = State::settled;
+  Way way_ = Way::settled;
   Direction direction_ = Direction::up;     // of what is under way, or due
   std::unique_ptr<Relocation> relocation_;  // moving
   Reactor::TimerId timer_ = 0;              // to go on, or to try again

@@ -33,13 +33,15 @@ class TreePlaceTest : public testing::Test {
     stop();
     reactor_.run([&] {
       copy_ = std::make_unique<Copy>(*reactor_, directory_.path() / "s", store_is_root, true);
-      place_ = std::make_unique<TreePlace>(*copy_->store, *copy_->inodes, copy_->store_path(), *reactor_,
-                                           [this] { return walked_; });
+      state_ = std::make_unique<State>(*copy_->database);
+      place_ = std::make_unique<TreePlace>(*copy_->store, *copy_->inodes, *state_, copy_->store_path(),
+                                           *reactor_, [this] { return walked_; });
     });
   }
   void stop() {
     reactor_.run([&] {
       place_.reset();
+      state_.reset();
       copy_.reset();
     });
   }
@@ -52,6 +54,7 @@ class TreePlaceTest : public testing::Test {
   TemporaryDirectory directory_;
   RunningReactor reactor_;
   std::unique_ptr<Copy> copy_;
+  std::unique_ptr<State> state_;
   std::unique_ptr<TreePlace> place_;
   bool walked_ = false;
   std::map<std::string, std::string> before_;
@@ -125,6 +128,55 @@ TEST_F(TreePlaceTest, WhoGivesAwayWhatHasNeverLeftThePrivateAreaClosesTheStore) 
   });
   EXPECT_EQ(describe(*copy_->inodes, copy_->tree()), before_);
   EXPECT_EQ(stat_inode(open_path(copy_->store_path()).get()).stx_mode & 07777, 0700);
+}
+
+// An empty tree: only the root tells whether it was moved.
+class EmptyTreePlaceTest : public TreePlaceTest {
+ protected:
+  EmptyTreePlaceTest() {
+    for (const char* name : {"one", "two"}) std::filesystem::remove(copy_->tree() / name);
+    before_ = describe(*copy_->inodes, copy_->tree());
+    on_reactor([&] { place_->resume(Direction::down); });
+  }
+};
+
+TEST_F(EmptyTreePlaceTest, ItIsMovedByTheProcessThatComesAfterTheOneThatTookOver) {
+  start(true);
+  on_reactor([&] { place_->resume(Direction::up); });
+  EXPECT_EQ(describe(*copy_->inodes, copy_->store_path()), before_);
+  start(true);  // and is put away in the same way
+  on_reactor([&] { place_->resume(Direction::down); });
+  EXPECT_EQ(describe(*copy_->inodes, copy_->tree()), before_);
+}
+
+TEST_F(EmptyTreePlaceTest, ItStaysWhereItIsUntilItCanBeMoved) {
+  std::filesystem::create_directory(hindrance());
+  on_reactor([&] { place_->move(Direction::up); });
+  EXPECT_EQ(shown(), before_);
+  start(true);
+  on_reactor([&] { place_->resume(Direction::up); });
+  EXPECT_EQ(shown(), before_);
+  std::filesystem::remove(hindrance());
+  on_reactor([&] {
+    place_->finish();
+    EXPECT_TRUE(place_->settled());
+  });
+  EXPECT_EQ(describe(*copy_->inodes, copy_->store_path()), before_);
+}
+
+TEST_F(TreePlaceTest, WhatHasBeenMovedWithoutAWordOnItIsEnded) {
+  on_reactor([&] {
+    place_->move(Direction::up);
+    place_->finish();
+  });
+  std::filesystem::create_symlink("up", copy_->area() / "relocation");
+  start(true);
+  on_reactor([&] {
+    place_->resume(Direction::up);
+    EXPECT_TRUE(place_->settled());
+  });
+  EXPECT_FALSE(Relocation::under_way(copy_->store_path()));
+  EXPECT_EQ(describe(*copy_->inodes, copy_->store_path()), before_);
 }
 
 }  // namespace

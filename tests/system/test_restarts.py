@@ -13,6 +13,7 @@ import content
 import sandbox
 from actor import Actor
 from cluster import Cluster
+from tree import SAME_FILE_SYSTEM_SEEN, assert_same, digest
 
 PAUSE = ('--max-pause', '2s')
 
@@ -376,6 +377,41 @@ def a_target_that_is_killed_as_it_becomes_the_owner():
     assert time.monotonic() - start < 4, 'a mount that has ended was waited for'
 
 
+def the_root_of_an_empty_data_set_stays_what_it_is():
+    """Nothing in it tells where it lies: a process that comes before it was moved, or could be moved, knows all the same."""
+    def fill(store):
+        os.chown(store, sandbox.TESTER, sandbox.TESTER)
+        os.chmod(store, 0o2751)
+        os.setxattr(store, 'user.a', b'b')
+
+    def unchanged(owner):
+        cluster.wait_agreed(owner)
+        assert_same(before, digest(gamma.mountpoint, SAME_FILE_SYSTEM_SEEN), 'the root')
+
+    cluster = Cluster(3, content=fill)
+    alpha, beta, gamma = cluster
+    before = digest(gamma.mountpoint, SAME_FILE_SYSTEM_SEEN)
+    for source, target, victim, point in ((alpha, beta, beta, 'target.owner'), (beta, alpha, beta, 'source.after_commit')):
+        victim.restart(f'{point}=kill')
+        cluster.wait_connected()
+        migration = gamma.migrate_in_background(target, *PAUSE)
+        victim.wait_killed()
+        migration.kill()
+        victim.start()
+        unchanged(target)
+        cluster.verify(target, source)
+    hindrance = f'{beta.store}/.sharefs/relocation.new'
+    os.mkdir(hindrance)
+    alpha.migrate(beta, *PAUSE)
+    unchanged(beta)
+    beta.restart()
+    unchanged(beta)
+    os.rmdir(hindrance)
+    sandbox.eventually(lambda: beta.status()['in_place'], 'it is in place')
+    unchanged(beta)
+    cluster.hand_over_and_compare(alpha, *PAUSE)
+
+
 def appends_of_the_target_are_performed_once():
     """Records of the target's own mount, which is killed between their effect and noting it."""
     cluster = Cluster(2, content=lambda store: [content.write(f'{store}/log{k}', b'') for k in range(4)])
@@ -608,6 +644,7 @@ if __name__ == '__main__':
         a_daemon_that_makes_its_kernel_look_again_can_be_killed,
         a_site_that_is_away_is_waited_for_once,
         a_target_that_is_killed_as_it_becomes_the_owner,
+        the_root_of_an_empty_data_set_stays_what_it_is,
         appends_of_the_target_are_performed_once,
         what_is_locked_in_the_pause_is_known_to_another_process_of_the_new_owner,
         what_records_have_locked_outlives_the_process_that_performed_them,
