@@ -21,6 +21,7 @@
 #include "cli/setup.h"
 #include "cli/units.h"
 #include "fs/mounts.h"
+#include "replication/tree_place.h"
 
 namespace sharefs {
 namespace fs = std::filesystem;
@@ -291,7 +292,7 @@ void tell_who_waits(const nlohmann::json& status, const std::string& name) {
 void tell_if_not_in_place(const DataSetPaths& paths, const std::string& name) {
   OpenState open(paths);
   const std::string store = open.state.setting("store");
-  if (open.state.ownership().owner == open.state.setting("site") && files_are_moving(store))
+  if (open.state.ownership().owner == open.state.setting("site") && !TreePlace::in_place(open.state))
     std::cerr << fmt::format(
         "sharefs: warning: some files of {} are in {} yet: \"sharefs serve {}\" and umount once more puts "
         "them in place\n",

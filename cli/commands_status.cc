@@ -12,6 +12,7 @@
 #include "cli/units.h"
 #include "fs/mounts.h"
 #include "replication/json_line.h"
+#include "replication/tree_place.h"
 
 namespace sharefs {
 namespace {
@@ -64,7 +65,7 @@ nlohmann::json status_from_database(State& state, const std::string& name) {
                            {"phase", "not running"},
                            {"mountpoint", ""},
                            {"store", state.setting("store")},
-                           {"in_place", !files_are_moving(std::string(state.setting("store")))},
+                           {"in_place", TreePlace::in_place(state)},
                            {"sites", nlohmann::json::array()},
                            {"handoff", nullptr},
                            {"running", false}};

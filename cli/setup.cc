@@ -18,7 +18,6 @@
 #include "fs/private_area.h"
 #include "meta/types.h"
 #include "replication/join.h"
-#include "replication/relocate.h"
 #include "replication/transport.h"
 #include "replication/wire.pb.h"
 
@@ -296,8 +295,6 @@ std::optional<std::string> read_store_marker(const fs::path& store) {
   if (!std::getline(file, id)) return std::nullopt;
   return id;
 }
-
-bool files_are_moving(const fs::path& store) { return Relocation::under_way(store); }
 
 void init_data_set(const Home& home, const InitOptions& options) {
   require_valid_name(options.name, "data set");

@@ -50,8 +50,6 @@ Joined join_data_set(const Home& home, const JoinOptions& options);
 void refuse_foreign_area(const std::filesystem::path& store);
 // The `data_set` file of the private area: which data set a store belongs to (its id, in decimal).
 std::optional<std::string> read_store_marker(const std::filesystem::path& store);
-// Some of the store's files are not in their places, but in its private area (replication/relocate.h).
-bool files_are_moving(const std::filesystem::path& store);
 
 std::string host_name();
 

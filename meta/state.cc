@@ -162,10 +162,11 @@ std::optional<HandoffRecord> State::handoff(std::uint64_t attempt) {
   return read_handoff(select);
 }
 
+// By the epochs that they have burnt: a clock may have been set back.
 std::vector<HandoffRecord> State::handoffs(unsigned newest) {
   std::vector<HandoffRecord> handoffs;
-  Statement select(database_, "SELECT " + std::string(kHandoffColumns) +
-                                  " FROM handoff ORDER BY started DESC, epoch DESC LIMIT ?");
+  Statement select(database_,
+                   "SELECT " + std::string(kHandoffColumns) + " FROM handoff ORDER BY epoch DESC LIMIT ?");
   select.bind(newest);
   while (select.step()) handoffs.push_back(read_handoff(select));
   return handoffs;

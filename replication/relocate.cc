@@ -253,6 +253,7 @@ void Relocation::before(const pb::Request& request) {
   };
   switch (request.op_case()) {
     case pb::Request::kLookup:
+      if (request.lookup().name() == "..") return all();  // of a directory that may be behind
       return named(request.lookup());
     case pb::Request::kCreate:
       return named(request.create());

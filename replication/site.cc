@@ -320,9 +320,10 @@ HandoffSource::Events Site::Impl::source_events() {
 }
 
 HandoffTarget::Events Site::Impl::target_events() {
+  // By then another attempt may have taken its place.
   const auto drop = [this] {
     reactor.post([this, watch = std::weak_ptr(alive)] {
-      if (!watch.expired()) target.reset();
+      if (!watch.expired() && target && target->state() == TargetState::abandoned) target.reset();
     });
   };
   return {.ownership_taken = [this](Epoch epoch) { take_ownership(epoch); },

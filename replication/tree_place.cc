@@ -116,6 +116,11 @@ bool TreePlace::lies_in_place(Direction direction) {
   return noted.empty() || noted == name(direction);
 }
 
+bool TreePlace::in_place(State& state) {
+  const bool owner = state.ownership().owner == state.setting("site");
+  return state.setting(kTreeSetting) != name(owner ? Direction::down : Direction::up);
+}
+
 void TreePlace::note(Direction direction) {
   if (state_.setting(kTreeSetting) != name(direction)) state_.set_setting(kTreeSetting, name(direction));
 }

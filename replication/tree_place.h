@@ -44,6 +44,9 @@ class TreePlace final : public Executor {
   // if it is not where it belongs.
   void finish();
 
+  // Whether the tree lies where it belongs, of a site whose daemon does not run.
+  static bool in_place(State& state);
+
   bool settled() const { return way_ == Way::settled; }
   bool moving() const { return way_ == Way::moving; }
   // Where an owner's tree lies, or is on its way to.

@@ -132,7 +132,7 @@ TEST_F(StateTest, an_invitation_is_used_once_and_expires) {
 }
 
 TEST_F(StateTest, handoffs_keep_every_field_and_come_newest_first) {
-  HandoffRecord old{.attempt = ~0ULL, .epoch = 2, .started = 10};
+  HandoffRecord old{.attempt = ~0ULL, .epoch = 2, .started = 30};  // the clock was set back
   HandoffRecord wanted{
       .attempt = 7, .epoch = 3, .source = "a", .target = "b", .role = "source", .phase = "image"};
   wanted.started = 20;

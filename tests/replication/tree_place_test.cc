@@ -164,6 +164,24 @@ TEST_F(EmptyTreePlaceTest, ItStaysWhereItIsUntilItCanBeMoved) {
   EXPECT_EQ(describe(*copy_->inodes, copy_->store_path()), before_);
 }
 
+TEST_F(TreePlaceTest, WhatIsAboveADirectoryThatIsBehindIsTheRoot) {
+  std::filesystem::create_directory(copy_->tree() / "dir");
+  for (int i = 0; i < 100; ++i) std::ofstream(copy_->tree() / ("more" + std::to_string(i)));
+  on_reactor([&] {
+    const int root = copy_->inodes->root();
+    const InodeId dir = copy_->inodes->identify(kRootInode, "dir", root, *stat_name(root, "dir"));
+    place_->move(Direction::up);
+    ASSERT_TRUE(std::filesystem::exists(copy_->tree() / "dir"));
+    pb::Request request;
+    request.mutable_lookup()->set_parent(dir);
+    request.mutable_lookup()->set_name("..");
+    place_->execute(request, {}, [](const pb::Outcome& outcome, Bytes) {
+      EXPECT_EQ(outcome.error(), 0U);
+      EXPECT_EQ(outcome.attr().id(), kRootInode);
+    });
+  });
+}
+
 TEST_F(TreePlaceTest, WhatHasBeenMovedWithoutAWordOnItIsEnded) {
   on_reactor([&] {
     place_->move(Direction::up);

@@ -170,6 +170,21 @@ def a_broad_root_moves_behind_what_is_seen_of_it():
     alpha.start(serve=True)
     alpha.stop()
     assert len(os.listdir(alpha.store)) == 5001
+    # Also one that is killed before it has moved anything.
+    alpha.start()
+    beta.restart('target.owner=kill')
+    cluster.wait_connected()
+    migration = alpha.migrate_in_background(beta, *PAUSE)
+    beta.process.wait(30)
+    beta.process = None
+    migration.kill()
+    assert not beta.status()['in_place'] and os.listdir(beta.store) == ['.sharefs']
+    left = beta.cli('umount', DATA_SET, check=False)
+    assert 'in place' in left.stderr, left.stderr
+    beta.start(serve=True)
+    sandbox.eventually(lambda: beta.status()['handoff']['result'] == 'done', 'beta has taken over')
+    beta.stop()
+    assert len(os.listdir(beta.store)) == 5001
 
 
 def verify_knows_who_has_a_copy():
@@ -212,6 +227,26 @@ def a_broken_connection_resumes():
     sent = json.loads(shown.stdout)[0]['stats64']['rx']['bytes'] / 2**20
     assert sent < 64 * 1.35, f'{sent:.0f} MiB crossed the network for 64 MiB'
     cluster.verify(beta, alpha)
+
+
+def an_attempt_takes_the_place_of_one_that_its_target_has_not_seen_end():
+    """It was given up while the target was cut off from its source, and the data set went to a third site."""
+    cluster = Cluster(3, content=content.small)
+    alpha, beta, gamma = cluster
+    beta.restart(faults='image.target.end=sleep:2000')
+    cluster.wait_connected()
+    migration = alpha.migrate_in_background(beta, *PAUSE)
+    sandbox.eventually(lambda: alpha.phase() == 'image', 'the image', every=0.02)
+    cluster.network.cut('alpha', 'beta')
+    alpha.abort()
+    assert migration.finish(check=False)['result'] == 'aborted'
+    alpha.migrate(gamma, *PAUSE)
+    sandbox.eventually(lambda: beta.status()['owner'] == 'gamma', 'beta knows the owner')
+    gamma.migrate(beta, *PAUSE, timeout=30)
+    cluster.network.heal('alpha')
+    cluster.network.heal('beta')
+    cluster.wait_connected()
+    cluster.hand_over_and_compare(alpha, *PAUSE)
 
 
 def the_rate_is_kept():
@@ -632,6 +667,8 @@ if __name__ == '__main__':
         'a_broad_root_moves_behind_what_is_seen_of_it': (a_broad_root_moves_behind_what_is_seen_of_it, 90),
         'verify_knows_who_has_a_copy': (verify_knows_who_has_a_copy, 60),
         'a_broken_connection_resumes': (a_broken_connection_resumes, 90),
+        'an_attempt_takes_the_place_of_one_that_its_target_has_not_seen_end':
+            (an_attempt_takes_the_place_of_one_that_its_target_has_not_seen_end, 90),
         'the_rate_is_kept': (the_rate_is_kept, 60),
         'what_is_reported_is_true': (what_is_reported_is_true, 60),
         'a_name_that_is_not_text_can_be_complained_of': (a_name_that_is_not_text_can_be_complained_of, 60),

@@ -5,6 +5,7 @@ import collections
 import fcntl
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import time
 import content
 import sandbox
 from actor import Actor
-from cluster import Cluster
+from cluster import DATA_SET, Cluster
 from tree import SAME_FILE_SYSTEM_SEEN, assert_same, digest
 
 PAUSE = ('--max-pause', '2s')
@@ -412,6 +413,28 @@ def the_root_of_an_empty_data_set_stays_what_it_is():
     cluster.hand_over_and_compare(alpha, *PAUSE)
 
 
+def a_clock_that_was_set_back_hides_no_handoff():
+    """Of two handoffs the later one is gone on with, though the earlier one seems to have begun after it."""
+    cluster = Cluster(3, content=content.small)
+    alpha, beta, gamma = cluster
+    cluster.hand_over_and_compare(beta, *PAUSE)
+    cluster.hand_over_and_compare(alpha, *PAUSE)
+    for source, target, victim, point in ((alpha, beta, alpha, 'source.after_commit'), (beta, alpha, alpha, 'target.owner')):
+        victim.stop()
+        with sqlite3.connect(f'{victim.home}/{DATA_SET}/state.db') as database:
+            database.execute('UPDATE handoff SET started = started + 3600 * 1000000000')
+        database.close()
+        victim.start(f'{point}=kill')
+        cluster.wait_connected()
+        migration = gamma.migrate_in_background(target, *PAUSE)
+        victim.wait_killed()
+        migration.kill()
+        victim.start()
+        cluster.wait_agreed(target)
+        assert Actor(gamma.mountpoint).do('put', point, b'x', timeout=10) == ('ok', 1)
+    cluster.hand_over_and_compare(beta, *PAUSE)
+
+
 def appends_of_the_target_are_performed_once():
     """Records of the target's own mount, which is killed between their effect and noting it."""
     cluster = Cluster(2, content=lambda store: [content.write(f'{store}/log{k}', b'') for k in range(4)])
@@ -645,6 +668,7 @@ if __name__ == '__main__':
         a_site_that_is_away_is_waited_for_once,
         a_target_that_is_killed_as_it_becomes_the_owner,
         the_root_of_an_empty_data_set_stays_what_it_is,
+        a_clock_that_was_set_back_hides_no_handoff,
         appends_of_the_target_are_performed_once,
         what_is_locked_in_the_pause_is_known_to_another_process_of_the_new_owner,
         what_records_have_locked_outlives_the_process_that_performed_them,
