@@ -78,7 +78,9 @@ pb::InodeState& CellShipper::add_state(InodeId id, const OpenedInode& opened) {
 void CellShipper::state(InodeId id, const OpenedInode& opened, std::int64_t as_of) {
   pb::InodeState& state = add_state(id, opened);
   state.set_complete(true);
-  if (!still_ && state.attr().ctime() > as_of) {
+  // By this machine's clock, which may be behind the one that an imported ctime is from. After the attributes
+  // were read: what changes between is too fresh.
+  if (!still_ && timestamp_ns(stat_inode(opened.fd.get()).stx_ctime) > as_of) {
     state.mutable_attr()->set_ctime(state.attr().ctime() - 1);
     too_fresh_.insert(id);
   }

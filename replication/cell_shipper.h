@@ -56,9 +56,9 @@ class CellShipper {
   // Creation and the attributes; state() follows.
   void announce(InodeId id, const OpenedInode& opened) { add_state(id, opened).set_complete(false); }
   // Everything that is not data. After an attempt that ended early, the next one takes a copy with the same
-  // ctime for a good one. So the ctime is only told if the data that was sent is that of this ctime: if it is
-  // not later than `as_of`, from before the data was read or the log was cut. Otherwise the inode is sent
-  // with an older ctime, and its state is due again.
+  // ctime for a good one. So the ctime is only told if the data that was sent is that of this ctime: if the
+  // last change is not later than `as_of`, from before the data was read or the log was cut. Otherwise the
+  // inode is sent with an older ctime, and its state is due again.
   void state(InodeId id, const OpenedInode& opened, std::int64_t as_of);
   // Everything of an inode that is not a directory: creation in its place, data, state.
   void whole(InodeId id, const OpenedInode& opened, const EntryName* entry, Holes holes);

@@ -497,6 +497,22 @@ TEST_P(ImageTest, WhatIsAppendedMeanwhileIsReadOrItsStampIsNotTold) {
   EXPECT_EQ(sent.extents(0).length(), sent.inodes(0).attr().size());
 }
 
+TEST_P(ImageTest, WhatAClockThatIsAheadHasStampedIsToldOnce) {
+  write_file(a("f"), "data");
+  const InodeId id = id_of("f");
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  const Backing backing = *stat_name(AT_FDCWD, a("f"));
+  a_->inodes->import_ctime(id, timestamp_ns(backing.stx_ctime) + 3'600'000'000'000, backing);
+  begin();
+  attempt_->image();
+  const auto applied = attempt_->applied();
+  attempt_->round();
+  attempt_->round();
+  EXPECT_EQ(attempt_->applied(), applied);
+  finish();
+  expect_equal();
+}
+
 // ---- what a target does not believe
 
 class HostileTest : public ImageTest {
