@@ -89,13 +89,13 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
       power(state),
       store_fd(open_store(required(state, "store"))),
       store_path(fmt::format("/proc/self/fd/{}/.", store_fd.get())),
-      workers(reactor, kWorkers),
+      workers(std::make_unique<Workers>(reactor, kWorkers)),
       inodes(options.folder / "state.db", options.folder / "inodes.journal", open_directory(store_path)),
       log(database),
       store(Store::Options{.directory = store_path,
                            .data_set = required(state, "data_set_id"),
                            .descriptor_limit = kDescriptorLimit},
-            inodes, opens, locks, workers),
+            inodes, opens, locks, *workers),
       tree(store, inodes, state, store_path, reactor, [this] { return source || verification; }),
       once(tree, options.folder / "once.slots"),
       promises(once, log, opens, client, reactor,
@@ -191,6 +191,8 @@ Site::Impl::~Impl() {
   front_end.reset();
   source.reset();
   target.reset();
+  ending = true;
+  workers.reset();  // what they are at needs the other parts
   store.observe(nullptr);
   store.on_put_aside([](const pb::Request&, bool) {});
   inodes.flush();
@@ -362,10 +364,10 @@ void Site::Impl::give_ownership(const SiteName& owner, Epoch epoch) {
   transport.greet_all();
   // The new owner has it all on its disk; as an old image this store is worth what is on this one's.
   const auto synced = std::make_shared<bool>(false);
-  workers.submit([synced, fd = store_fd.get()] { *synced = ::syncfs(fd) == 0; },
-                 [this, synced, now = ctime_floor()] {
-                   if (*synced) power.synced(now);
-                 });
+  workers->submit([synced, fd = store_fd.get()] { *synced = ::syncfs(fd) == 0; },
+                  [this, synced, now = ctime_floor()] {
+                    if (*synced) power.synced(now);
+                  });
 }
 
 // Another site says who owns at which epoch. Believed when it is newer than what this site knows — unless

@@ -199,7 +199,7 @@ void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
         failure(fmt::format("the link to {} needs a pause of at least {:.0f} ms: use --max-pause {:.0f}ms",
                             to, least, 2 * least)));
   const auto size = std::make_shared<TreeSize>();
-  workers.submit(
+  workers->submit(
       [size, root = tree.root()] { *size = measure(root); },
       [this, size, wanted, only_asked = request.value("dry_run", false), reply = std::move(reply)]() mutable {
         if (!size->trouble.empty()) return reply(failure(size->trouble));
@@ -305,11 +305,11 @@ void Site::Impl::verify_next() {
     now.asked_here = true;
     ask.set_after(now.other_is_owner ? now.comparison.other_next() : now.comparison.owner_next());
     const auto page = std::make_shared<pb::VerifyReply>();
-    workers.submit(
+    workers->submit(
         [this, ask, page] {
           try {
-            if (ask.after() == 0) identify_all(inodes);
-            *page = digest_inodes(inodes, store, parts.database_file, ask);
+            if (ask.after() == 0) identify_all(inodes, ending);
+            *page = digest_inodes(inodes, store, parts.database_file, ask, ending);
           } catch (const std::exception& failure) {
             page->set_error(failure.what());
           }

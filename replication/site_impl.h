@@ -5,6 +5,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <map>
 #include <random>
@@ -132,7 +133,8 @@ struct Site::Impl {
   // The store, opened before anything is mounted over it: its path would lead back into our own mount.
   UniqueFd store_fd;
   std::filesystem::path store_path;  // leads through store_fd
-  Workers workers;
+  std::atomic<bool> ending{false};   // any thread
+  std::unique_ptr<Workers> workers;
   InodeTable inodes;
   OpenTable opens;
   LockTable locks;

@@ -98,11 +98,12 @@ void Site::Impl::subscribe() {
   transport.subscribe(E::kVerifyAsk, [this](const SiteName& from, const Message& message) {
     const auto reply = std::make_shared<pb::VerifyReply>();
     if (message.head.verify_ask().after() == 0) reply->set_error(prepare_verify());
-    workers.submit(
+    workers->submit(
         [this, ask = message.head.verify_ask(), reply] {
           try {
-            if (reply->error().empty() && ask.after() == 0) identify_all(inodes);
-            if (reply->error().empty()) *reply = digest_inodes(inodes, store, parts.database_file, ask);
+            if (reply->error().empty() && ask.after() == 0) identify_all(inodes, ending);
+            if (reply->error().empty())
+              *reply = digest_inodes(inodes, store, parts.database_file, ask, ending);
           } catch (const std::exception& failure) {
             reply->set_error(failure.what());
           }
@@ -412,13 +413,13 @@ void Site::Impl::prepare(const SiteName& from, const pb::Prepare& prepare) {
   if (!why.empty() || HandoffTarget::lack_of_space(parts, prepare, {}).empty())
     return judged(from, prepare, why);
   const auto held = std::make_shared<TreeSize>();
-  workers.submit([held, area = parts.store_directory / kPrivateArea] { *held = measure(area); },
-                 [this, held, from, prepare] {
-                   if (!prepare.dry_run() && latest_attempt != prepare.attempt()) return;
-                   auto why_not = objection(from, prepare);
-                   if (why_not.empty()) why_not = HandoffTarget::lack_of_space(parts, prepare, *held);
-                   judged(from, prepare, why_not);
-                 });
+  workers->submit([held, area = parts.store_directory / kPrivateArea] { *held = measure(area); },
+                  [this, held, from, prepare] {
+                    if (!prepare.dry_run() && latest_attempt != prepare.attempt()) return;
+                    auto why_not = objection(from, prepare);
+                    if (why_not.empty()) why_not = HandoffTarget::lack_of_space(parts, prepare, *held);
+                    judged(from, prepare, why_not);
+                  });
 }
 
 void Site::Impl::judged(const SiteName& from, const pb::Prepare& prepare, std::string why_not) {

@@ -53,10 +53,15 @@ std::uint64_t attributes_of(const OpenedInode& opened) {
   return sum.value();
 }
 
-std::uint64_t data_of(int fd) {
+void check(const std::atomic<bool>& ending) {
+  if (ending) throw std::runtime_error("this site ends");
+}
+
+std::uint64_t data_of(int fd, const std::atomic<bool>& ending) {
   Checksum sum;
   std::vector<char> block(kBlockBytes);
   for (std::uint64_t at = 0;;) {
+    check(ending);
     const ssize_t count = pread(fd, block.data(), block.size(), static_cast<off_t>(at));
     if (count < 0) throw_errno("cannot read");
     if (count == 0) return sum.value();
@@ -81,32 +86,35 @@ std::uint64_t listing_of(InodeTable& inodes, InodeId id, int fd) {
   return sum.value();
 }
 
-std::uint64_t content_of(InodeTable& inodes, InodeId id, const OpenedInode& opened) {
+std::uint64_t content_of(InodeTable& inodes, InodeId id, const OpenedInode& opened,
+                         const std::atomic<bool>& ending) {
   const int fd = opened.fd.get();
   if (is_directory(opened.backing)) return listing_of(inodes, id, fd);
-  if (is_regular(opened.backing)) return data_of(fd);
+  if (is_regular(opened.backing)) return data_of(fd, ending);
   if (!S_ISLNK(opened.backing.stx_mode)) return 0;
   const std::string target = read_link(fd);
   return XXH3_64bits(target.data(), target.size());
 }
 
 // Nothing: it is gone, or has no name.
-std::optional<pb::Digest> digest(InodeTable& inodes, Store& store, InodeId id) {
+std::optional<pb::Digest> digest(InodeTable& inodes, Store& store, InodeId id,
+                                 const std::atomic<bool>& ending) {
   const auto opened = open_inode(inodes, id);
   if (!opened || inodes.is_orphan(id)) return std::nullopt;
   pb::Digest digest;
   digest.set_id(id);
   digest.set_ctime(store.attributes(id, opened->fd.get()).ctime());
   digest.set_attributes(attributes_of(*opened));
-  digest.set_content(content_of(inodes, id, *opened));
+  digest.set_content(content_of(inodes, id, *opened, ending));
   return digest;
 }
 
 }  // namespace
 
-void identify_all(InodeTable& inodes) {
+void identify_all(InodeTable& inodes, const std::atomic<bool>& ending) {
   std::vector<InodeId> left{kRootInode};
   while (!left.empty()) {
+    check(ending);
     const InodeId id = left.back();
     left.pop_back();
     const auto directory = open_inode(inodes, id);
@@ -122,7 +130,7 @@ void identify_all(InodeTable& inodes) {
 }
 
 pb::VerifyReply digest_inodes(InodeTable& inodes, Store& store, const std::filesystem::path& database,
-                              const pb::VerifyAsk& ask) {
+                              const pb::VerifyAsk& ask, const std::atomic<bool>& ending) {
   pb::VerifyReply reply;
   reply.set_number(ask.number());
   try {
@@ -137,7 +145,7 @@ pb::VerifyReply digest_inodes(InodeTable& inodes, Store& store, const std::files
       page.clear();
       for (ids.bind(after, count); ids.step();) page.push_back(ids.id(0));
       for (const InodeId id : page) {
-        if (auto found = digest(inodes, store, id)) *reply.add_inodes() = std::move(*found);
+        if (auto found = digest(inodes, store, id, ending)) *reply.add_inodes() = std::move(*found);
       }
       if (!page.empty()) after = page.back();
     } while (page.size() == count && reply.inodes_size() == 0);

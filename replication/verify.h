@@ -6,6 +6,7 @@
 // A loss hidden behind these two rules shows in the content of its directory, whose ctime is then equal.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <filesystem>
@@ -20,14 +21,14 @@ namespace sharefs {
 
 // Gives every inode of the tree below InodeTable::root() its id. Once before the first page of a comparison:
 // inodes of an adopted directory that nobody looked at yet have none. Blocks on the disk: not on the reactor
-// thread.
-void identify_all(InodeTable& inodes);
+// thread. `ending`, here and below: from when it is true on, this is given up.
+void identify_all(InodeTable& inodes, const std::atomic<bool>& ending);
 
 // Digests of up to `count` inodes with ids above `after`, in ascending order of id; inodes without a name
 // (orphans) are left out. `database` is the site's, opened anew. Blocks on the disk: not on the reactor
 // thread. A failure is told in the reply's `error`.
 pb::VerifyReply digest_inodes(InodeTable& inodes, Store& store, const std::filesystem::path& database,
-                              const pb::VerifyAsk& ask);
+                              const pb::VerifyAsk& ask, const std::atomic<bool>& ending);
 
 struct VerifyResult {
   std::uint64_t compared = 0;

@@ -36,8 +36,10 @@ class VerifyTest : public testing::Test {
   std::filesystem::path a(const std::string& name) const { return a_->store_path() / name; }
   std::filesystem::path b(const std::string& name) const { return b_->tree() / name; }
 
+  static inline std::atomic<bool> ending_{false};
+
   VerifyResult compare(std::uint32_t page = 7) {
-    identify_all(*a_->inodes);
+    identify_all(*a_->inodes, ending_);
     DigestComparison comparison;
     int pages = 0;
     while (!comparison.done() && ++pages < 1000) {
@@ -56,7 +58,7 @@ class VerifyTest : public testing::Test {
     return comparison.result();
   }
   static pb::VerifyReply digest(Copy& copy, const pb::VerifyAsk& ask) {
-    auto reply = digest_inodes(*copy.inodes, *copy.store, copy.home / "state.db", ask);
+    auto reply = digest_inodes(*copy.inodes, *copy.store, copy.home / "state.db", ask, ending_);
     EXPECT_EQ(reply.error(), "");
     return reply;
   }
@@ -74,6 +76,15 @@ class VerifyTest : public testing::Test {
   RunningReactor reactor_;
   std::unique_ptr<Copy> a_, b_;
 };
+
+TEST_F(VerifyTest, ASiteThatEndsDoesNotReadItAll) {
+  const std::atomic<bool> ending{true};
+  EXPECT_THROW(identify_all(*a_->inodes, ending), std::runtime_error);
+  identify_all(*a_->inodes, ending_);
+  pb::VerifyAsk ask;
+  ask.set_count(7);
+  EXPECT_NE(digest_inodes(*a_->inodes, *a_->store, a_->home / "state.db", ask, ending).error(), "");
+}
 
 TEST_F(VerifyTest, EqualCopiesAreEqualWhateverThePages) {
   for (const std::uint32_t page : {1u, 7u, 1000u}) {
@@ -108,7 +119,8 @@ TEST_F(VerifyTest, ChangesSinceAreCountedOnly) {
 
 TEST_F(VerifyTest, AFailureIsToldInTheReply) {
   pb::VerifyAsk ask;
-  const auto reply = digest_inodes(*a_->inodes, *a_->store, directory_.path() / "none" / "state.db", ask);
+  const auto reply =
+      digest_inodes(*a_->inodes, *a_->store, directory_.path() / "none" / "state.db", ask, ending_);
   EXPECT_NE(reply.error(), "");
 }
 
