@@ -10,7 +10,7 @@
 //  - Order of the records is the order of arrival; they are performed in that order, here (open) or by the
 //  new owner.
 //    Their numbers are 1, 2, ... without a gap.
-//  - A held request whose caller waits no longer (Cancel) is not performed; from block_queries() on it is.
+//  - A held request whose caller waits no longer (Cancel) is not performed, until it is surrendered.
 //  - Until the drain is finished, writebacks and Cancel pass a closed gate: what drains may wait for them.
 //  After it
 //    nothing changes files or live state any more, since both have been read for the new owner; only a

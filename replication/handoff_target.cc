@@ -515,6 +515,7 @@ void HandoffTarget::abandon(const std::string& reason) {
   record_.error = reason;
   record_.ended = wall_clock_ns();
   try {
+    forget(parts_.state, record_.attempt);
     persist(Durability::normal);
   } catch (const std::exception& failure) {
     spdlog::warn("the end of handoff {} is not in its history: {}", record_.attempt, failure.what());

@@ -38,7 +38,8 @@ class HandoffTarget {
   // again.
   static std::string lack_of_space(const SiteParts& parts, const pb::Prepare& prepare, const TreeSize& held);
 
-  // The source knows the outcome of a completed attempt: what was kept to tell it again goes.
+  // What was kept of an attempt goes: it was given up, or the source knows the outcome and need not be told
+  // again.
   static void forget(State& state, std::uint64_t attempt);
 
   HandoffTarget(const SiteParts& parts, SiteName source, const pb::Prepare& prepare, bool holds_image,

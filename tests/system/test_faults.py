@@ -5,6 +5,7 @@ on a site that lives sees an error."""
 import functools
 import threading
 import os
+import sqlite3
 import sys
 import time
 
@@ -265,6 +266,31 @@ def what_changed_behind_a_round_is_sent_by_the_next_attempt():
     attempt.try_again()
 
 
+def what_is_given_up_leaves_nothing_behind():
+    """Neither a prepared target whose source opened its gate again, nor a source that was killed behind its gate."""
+    def left(site):
+        with sqlite3.connect(f'file:{site.home}/{DATA_SET}/state.db?mode=ro', uri=True) as database:
+            return [database.execute(f'SELECT count(*) FROM {rows}').fetchone()[0]
+                    for rows in ("blob WHERE key LIKE 'handoff.%'", 'record')]
+
+    scene = Scene()
+    for site, faults in ((scene.alpha, 'source.log_applied=sleep:1500@1'), (scene.beta, 'source.before_commit=kill@1')):
+        site.stop()
+        site.start(faults=faults)
+        scene.cluster.wait_connected()
+    scene.living = [Load('creator', dir=scene.gamma.mountpoint, id='gc', rate=300)]
+    scene.mortal = []
+    assert scene.alpha.migrate(scene.beta, '--max-pause', '1s')['attempts'] == 2
+    migration = scene.gamma.migrate_in_background(scene.alpha, *MAX_PAUSE)
+    scene.beta.wait_killed()
+    scene.beta.start()
+    migration.finish(check=False)
+    _wait_settled(scene, scene.beta)
+    scene.living[0].stop()
+    for site in (scene.alpha, scene.beta):
+        sandbox.eventually(lambda s=site: left(s) == [0, 0], f'nothing is left at {site.name}')
+
+
 def both_killed_at(point):
     scene = Scene()
     scene.arm(point, 'stop')
@@ -327,6 +353,7 @@ def tests():
     for test, seconds in ((too_late_to_abort, 60), (a_commit_that_cannot_be_stored_is_sent_again, 90),
                           (killed_after_a_roll_back, 90),
                           (target_frozen_during_the_image, 90),
+                          (what_is_given_up_leaves_nothing_behind, 90),
                           (what_changed_behind_the_image_is_sent_by_the_next_attempt, 60),
                           (what_changed_behind_a_round_is_sent_by_the_next_attempt, 60)):
         found[test.__name__] = test, seconds
