@@ -154,6 +154,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
            [this] {
              coherence.none_held();
              store.hurry(false);
+             expire_ended();
            }});
   server.on_takeover([this](const pb::Request& request) { coherence.held(request); });
   // No automatic checkpoint, with its syncs, on this thread: it could fall into the pause.
@@ -301,6 +302,7 @@ void Site::Impl::continue_handoff() {
                (last.phase == name(TargetState::prepared) || last.phase == name(TargetState::performing))) {
       target = std::make_unique<HandoffTarget>(parts, last, target_events());
     } else {
+      HandoffTarget::forget(state, last.attempt);
       last.result = "failed";
       last.error = fmt::format("{} was restarted during the handoff", parts.self);
       last.ended = wall_clock_ns();
@@ -332,8 +334,7 @@ HandoffTarget::Events Site::Impl::target_events() {
           .serving =
               [this] {
                 once.exempt(client);
-                // Mounts that ended while they were being handed over.
-                for (const auto& site : std::exchange(restarted, {})) expire(site, incarnations[site]);
+                expire_ended();
                 expire(parts.self, client);
                 // What this mount asked the owner before comes before what it has asked since.
                 gate.open([this](Executor& passing) { peer.resubmit_to(*server.once(passing)); });
@@ -395,6 +396,17 @@ void Site::Impl::learn(const SiteName& owner, Epoch epoch) {
 void Site::Impl::expire(const SiteName& site, ClientId except) {
   coherence.expire_site(site, except);
   server.expire(site, except);
+}
+
+// Of whose new processes this one has heard, but not as an owner whose gate was open: what is handed over
+// must not change meanwhile. Clients of a site only grow.
+void Site::Impl::expire_ended() {
+  std::map<SiteName, ClientId> ended;
+  for (const auto& [mount, site] : opens.clients()) {
+    const auto heard = incarnations.find(site);
+    if (heard != incarnations.end() && mount < heard->second) ended.insert(*heard);
+  }
+  for (const auto& [site, present] : ended) expire(site, present);
 }
 
 // Whoever may be believed now, this mount need not be the only one any more.

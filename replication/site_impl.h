@@ -71,6 +71,7 @@ struct Site::Impl {
   void send_recalls_again(const SiteName& to);
   void forget_recalls(const SiteName& to);
   void expire(const SiteName& site, ClientId except);
+  void expire_ended();
   void show_nothing_old();
   void obey(const RecallOrder& order, std::function<void(bool)> done);
   void learn(const SiteName& owner, Epoch epoch);
@@ -173,7 +174,6 @@ struct Site::Impl {
     JsonReply reply;
   };
   std::map<std::uint64_t, Command> commands;
-  std::set<SiteName> restarted;  // while this site held their live state without being the owner yet
   std::map<SiteName, ClientId> incarnations;  // the present processes of other sites, as last heard
   std::map<SiteName, std::uint64_t> powers;   // Hello.power of other sites, as last heard
   std::shared_ptr<int> alive = std::make_shared<int>();

@@ -211,13 +211,7 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, Gap gap)
   auto& last = incarnations[site];
   const bool another_process = last != 0 && last != said.incarnation();
   last = said.incarnation();
-  const bool taking_over =
-      target && (target->state() == TargetState::finishing || target->state() == TargetState::prepared ||
-                 target->state() == TargetState::performing);
-  if (another_process && taking_over)
-    restarted.insert(site);
-  else if (another_process && is_owner())
-    expire(site, last);
+  if (another_process && is_owner() && !gate.closed()) expire(site, last);
   if (another_process) forget_recalls(site);
 
   note_power(site, said);
@@ -444,7 +438,6 @@ void Site::Impl::judged(const SiteName& from, const pb::Prepare& prepare, std::s
 void Site::Impl::become_target(const SiteName& from, const pb::Prepare& prepare) {
   // It became the owner again since it gave ownership away: it knows the outcomes of that handoff.
   forget_handoffs_from(from);
-  restarted.clear();
   unnoted = nullptr;
   if (target) target->abandon("a newer attempt replaced it");
   target.reset();

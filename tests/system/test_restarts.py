@@ -608,6 +608,43 @@ def what_is_unlocked_while_the_owner_is_away_is_free_and_the_rest_is_not():
     assert can_lock(gamma, 'g'), 'the lock of a file that was closed is still there'
 
 
+def the_locks_of_a_site_that_was_restarted_are_given_up_once():
+    """Its new process is heard by the owner in the pause, and by the new owner before it is one."""
+    cluster = Cluster(4, content=lambda store: content.write(f'{store}/f', b'data'))
+    alpha, beta, gamma, delta = cluster
+    holder, waiter = Actor(gamma.mountpoint), Actor(delta.mountpoint)
+    for actor in (holder, waiter):
+        assert actor.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+    assert holder.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
+    waiter.send('flock', 1, fcntl.LOCK_EX, True)
+    migration = in_the_pause(alpha, beta)
+    holder.kill()
+    gamma.restart(serve=True)
+    sandbox.eventually(lambda: waiter.has_answered() or alpha.status()['role'] == 'remote', 'the pause is over')
+    granted = waiter.has_answered()  # then it is also given up in the pause
+    if not granted:
+        migration.finish()
+    assert waiter.receive(20) == ('ok', None)
+    waiter.send('flock', 1, fcntl.LOCK_UN)
+    if granted:
+        migration.finish()
+    assert waiter.receive()[0] == 'ok'
+    time.sleep(5)  # beta may hear of the new process only now
+    assert can_lock(alpha, 'f'), 'it is held by nobody'
+
+    gamma.restart()
+    cluster.wait_connected()
+    holder = Actor(gamma.mountpoint)
+    assert holder.do('open', 1, 'f', os.O_RDWR)[0] == 'ok' and holder.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
+    cluster.network.cut('beta', 'gamma')
+    holder.kill()
+    gamma.restart(serve=True)
+    connected = lambda: any(s['site'] == 'gamma' and s['connected'] for s in alpha.status()['sites'])
+    sandbox.eventually(connected, 'alpha has heard the new process')
+    beta.migrate(alpha, *PAUSE)
+    sandbox.eventually(lambda: can_lock(alpha, 'f'), 'the lock is given up')
+
+
 def what_is_given_up_before_a_restarted_target_serves_stays_given_up():
     """A site says what it holds while the old owner is away, and unlocks and closes it before that is back."""
     cluster = Cluster(3, content=lambda store: content.write(f'{store}/f', b'data'))
@@ -674,6 +711,7 @@ if __name__ == '__main__':
         what_records_have_locked_outlives_the_process_that_performed_them,
         what_waits_for_space_at_the_kill_is_each_performed_once,
         what_is_unlocked_while_the_owner_is_away_is_free_and_the_rest_is_not,
+        the_locks_of_a_site_that_was_restarted_are_given_up_once,
         what_is_given_up_before_a_restarted_target_serves_stays_given_up,
         what_an_owner_performed_and_did_not_answer_is_known_to_the_next,
         a_write_that_waits_for_space_is_seen_by_who_opened_meanwhile)}))
