@@ -165,15 +165,16 @@ TEST_F(EmptyTreePlaceTest, ItStaysWhereItIsUntilItCanBeMoved) {
 }
 
 TEST_F(TreePlaceTest, WhatIsAboveADirectoryThatIsBehindIsTheRoot) {
-  std::filesystem::create_directory(copy_->tree() / "dir");
-  for (int i = 0; i < 100; ++i) std::ofstream(copy_->tree() / ("more" + std::to_string(i)));
+  for (int i = 0; i < 100; ++i) std::filesystem::create_directory(copy_->tree() / std::to_string(i));
   on_reactor([&] {
-    const int root = copy_->inodes->root();
-    const InodeId dir = copy_->inodes->identify(kRootInode, "dir", root, *stat_name(root, "dir"));
     place_->move(Direction::up);
-    ASSERT_TRUE(std::filesystem::exists(copy_->tree() / "dir"));
+    const auto behind = list_directory(open_path(copy_->tree()).get());
+    ASSERT_FALSE(behind.empty());
+    const UniqueFd tree = open_path(copy_->tree());
+    const auto& name = behind.front().name;
     pb::Request request;
-    request.mutable_lookup()->set_parent(dir);
+    request.mutable_lookup()->set_parent(
+        copy_->inodes->identify(kRootInode, name, tree.get(), *stat_name(tree.get(), name)));
     request.mutable_lookup()->set_name("..");
     place_->execute(request, {}, [](const pb::Outcome& outcome, Bytes) {
       EXPECT_EQ(outcome.error(), 0U);
