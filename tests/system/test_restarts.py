@@ -445,7 +445,7 @@ def appends_of_the_target_are_performed_once():
                'n = 0\nwhile True:\n    os.write(fd, b"%d\\n" % n)\n    n += 1')
     appenders = [subprocess.Popen([sys.executable, '-c', program, f'{beta.mountpoint}/log{k}'],
                                   stderr=subprocess.DEVNULL) for k in range(4)]
-    time.sleep(0.5)
+    sandbox.eventually(lambda: all(os.path.getsize(f'{alpha.mountpoint}/log{k}') for k in range(4)), 'all append')
     migration = alpha.migrate_in_background(beta, *PAUSE)
     beta.wait_killed()
     for appender in appenders:
