@@ -203,6 +203,7 @@ Xattrs read_xattrs(int fd, bool path_only) {
   std::string more;
   ssize_t size = access.list(first.data(), first.size());
   if (size < 0 && errno == ERANGE) {
+    more.resize(2 * first.size());  // without room the call would only say how much it needs
     size = call_with_room(more, [&](char* data, std::size_t room) { return access.list(data, room); });
   }
   if (size < 0 && no_xattrs_here(errno)) return xattrs;

@@ -150,6 +150,16 @@ TEST_P(ImageTest, SendsEveryKindOfInodeWithAllThatStatSays) {
   EXPECT_EQ(attempt_->source().counters().image_bytes, (5u << 20) + 4 + 5);
 }
 
+TEST_P(ImageTest, SendsMoreAttributeNamesThanFitAShortList) {
+  write_file(a("file"), "");
+  for (int number = 0; number < 50; ++number) {
+    const std::string name = "user." + std::string(20, 'n') + std::to_string(number);
+    ASSERT_EQ(::setxattr(a("file").c_str(), name.c_str(), "value", 5, 0), 0);
+  }
+  send_all();
+  expect_equal();
+}
+
 TEST_P(ImageTest, KeepsHolesAsHoles) {
   const UniqueFd fd(::open(a("sparse").c_str(), O_RDWR | O_CREAT, 0600));
   ASSERT_EQ(::pwrite(fd.get(), "data", 4, 10 << 20), 4);
