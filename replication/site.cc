@@ -196,13 +196,13 @@ Site::Impl::~Impl() {
   workers.reset();  // what they are at needs the other parts
   store.observe(nullptr);
   store.on_put_aside([](const pb::Request&, bool) {});
-  inodes.flush();
   try {
     std::set<SiteName> sites = coherence.unheard();
     for (const auto& [mount, site] : opens.clients())
       if (site != parts.self) sites.insert(site);
     const std::int64_t now = ctime_floor();
     const bool synced = ::syncfs(store_fd.get()) == 0;
+    inodes.flush();
     Transaction transaction(database, Durability::full);
     if (is_owner()) state.set_setting(kMountsSetting, fmt::format("{}", fmt::join(sites, " ")));
     if (synced) {

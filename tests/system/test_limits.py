@@ -345,6 +345,21 @@ def a_full_state_folder_of_the_source_ends_the_handoff():
     cluster.hand_over_and_compare(beta, '--max-pause', '4s')
 
 
+def a_full_state_folder_is_no_hindrance_to_an_end():
+    """What could not be noted is in the journal."""
+    state = SmallState('alpha')
+    cluster = Cluster(1)
+    alpha, = cluster
+    state.fill()
+    for number in range(200):
+        content.write(f'{alpha.mountpoint}/f{number}', b'x')
+    ids = [os.stat(f'{alpha.mountpoint}/f{number}').st_ino for number in range(200)]
+    alpha.stop()
+    state.make_room()
+    alpha.start()
+    assert ids == [os.stat(f'{alpha.mountpoint}/f{number}').st_ino for number in range(200)]
+
+
 def a_takeover_goes_on_when_its_end_can_be_noted():
     """The state of the new owner is locked for longer than it waits, between its becoming that and its serving."""
     state = SmallState('beta')
@@ -552,6 +567,7 @@ if __name__ == '__main__':
         'a_store_that_cannot_be_put_away_keeps_nobody_waiting': (a_store_that_cannot_be_put_away_keeps_nobody_waiting, 60),
         'a_full_state_folder_of_the_target_ends_the_handoff': (a_full_state_folder_of_the_target_ends_the_handoff, 60),
         'a_full_state_folder_of_the_source_ends_the_handoff': (a_full_state_folder_of_the_source_ends_the_handoff, 60),
+        'a_full_state_folder_is_no_hindrance_to_an_end': (a_full_state_folder_is_no_hindrance_to_an_end, 60),
         'a_takeover_goes_on_when_its_end_can_be_noted': (a_takeover_goes_on_when_its_end_can_be_noted, 90),
         'a_stray_file_in_a_new_owners_store_concerns_its_name_only':
             (a_stray_file_in_a_new_owners_store_concerns_its_name_only, 60),
