@@ -51,8 +51,10 @@ PRAGMA user_version = 3;
 
 // One line, whatever the statement looks like.
 [[noreturn]] void fail(sqlite3* handle, const std::filesystem::path& file, std::string_view what) {
-  std::string line =
-      file.string() + ": " + sqlite3_errmsg(handle) + ", in: " + std::string(what.substr(0, 200));
+  const int error = sqlite3_errcode(handle) == SQLITE_IOERR ? sqlite3_system_errno(handle) : 0;
+  std::string line = file.string() + ": " + sqlite3_errmsg(handle) +
+                     (error != 0 ? " (" + std::generic_category().message(error) + ")" : "") +
+                     ", in: " + std::string(what.substr(0, 200));
   std::replace(line.begin(), line.end(), '\n', ' ');
   throw DatabaseError(line);
 }
