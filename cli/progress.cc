@@ -43,6 +43,8 @@ struct Detail {
 };
 
 std::vector<Detail> details(const nlohmann::json& handoff) {
+  // Between two tries nothing moves: what the last one ended with is what somebody may have to see to.
+  if (text_of(handoff, "phase") == "waiting") return {{1, text_of(handoff, "error")}};
   const auto files_total = count_of(handoff, "files_total");
   const auto bytes_total = count_of(handoff, "bytes_total");
   std::vector<Detail> all;

@@ -38,6 +38,14 @@ TEST(Progress, TheLineSaysHowFarAndHowLong) {
   }
 }
 
+TEST(Progress, WhileItWaitsTheLineSaysForWhat) {
+  json waiting = example();
+  waiting["phase"] = "waiting";
+  waiting["error"] = "the connection to beta was lost";
+  EXPECT_EQ(plain_line(waiting), "waiting: the connection to beta was lost");
+  EXPECT_NE(progress_line(waiting, 80).find("the connection to beta was lost"), std::string::npos);
+}
+
 TEST(Progress, TheLineFitsIntoTheTerminal) {
   for (const unsigned width : {20u, 80u, 120u}) EXPECT_LT(progress_line(example(), width).size(), width);
   const std::string narrow = progress_line(example(), 80);
