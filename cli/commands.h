@@ -25,6 +25,10 @@ void add_mount_commands(CLI::App& app, CommandLine& line);    // mount, serve, u
 void add_handoff_commands(CLI::App& app, CommandLine& line);  // migrate, abort, remove, verify
 void add_status_command(CLI::App& app, CommandLine& line);    // status
 
+// A check of options. A variable of a script that is not set, for example: not what leaving the option out
+// means.
+inline std::string not_empty(const std::string& value) { return value.empty() ? "must not be empty" : ""; }
+
 // The status of a data set, from its daemon if one runs, else from the database.
 nlohmann::json read_status(const Home& home, const std::string& name);
 

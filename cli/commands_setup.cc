@@ -57,9 +57,6 @@ int run_join(const Home& home, const JoinOptions& options) {
   return 0;
 }
 
-// A variable of a script that is not set, for example: not what leaving the option out means.
-std::string not_empty(const std::string& value) { return value.empty() ? "must not be empty" : ""; }
-
 }  // namespace
 
 void add_setup_commands(CLI::App& app, CommandLine& line) {

@@ -1,6 +1,7 @@
 // sharefs: one directory on several machines, whose ownership can move while applications write.
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <exception>
 #include <filesystem>
 #include <iostream>
@@ -24,6 +25,20 @@ constexpr const char* kFooter =
     "  beta$  sharefs migrate projects --to beta             (now they live on beta)\n\n"
     "\"sharefs COMMAND --help\" explains a command. Exit codes: 0 done, 1 failed, 2 wrong command line.";
 
+// Names of files in it may hold anything.
+int fail_with(std::string line, int code) {
+  std::replace_if(
+      line.begin(), line.end(), [](unsigned char c) { return c < ' ' || c == 0x7f; }, '?');
+  std::cerr << "sharefs: " << line << "\n";
+  return code;
+}
+
+// What was asked for and cannot be read (a full disk below the file that it goes to) is not done.
+int check_output(int code) {
+  if (std::cout.flush() || code != 0) return code;
+  return fail_with("cannot write to standard output", kFailed);
+}
+
 int run(int argc, char** argv) {
   CommandLine line;
   CLI::App app("One directory on several machines, whose ownership can move while applications write.",
@@ -40,6 +55,9 @@ int run(int argc, char** argv) {
   add_mount_commands(app, line);
   add_handoff_commands(app, line);
   add_status_command(app, line);
+  for (auto* command : app.get_subcommands({}))
+    for (auto* option : command->get_options())
+      if (option->get_required()) option->check(not_empty);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -48,10 +66,9 @@ int run(int argc, char** argv) {
         app.get_subcommands().empty() && !app.remaining().empty() ? app.remaining().front() : "";
     std::string command = "sharefs ";
     for (const auto* chosen : app.get_subcommands()) command += chosen->get_name() + ' ';
-    std::cerr << "sharefs: "
-              << (unknown.empty() ? error.what() : "there is no command or option \"" + unknown + "\"")
-              << " (see \"" << command << "--help\")\n";
-    return kUsage;
+    return fail_with((unknown.empty() ? error.what() : "there is no command or option \"" + unknown + "\"") +
+                         " (see \"" + command + "--help\")",
+                     kUsage);
   }
   return line.run();
 }
@@ -67,12 +84,10 @@ Home CommandLine::home() const {
 
 int main(int argc, char** argv) {
   try {
-    return sharefs::run(argc, argv);
+    return sharefs::check_output(sharefs::run(argc, argv));
   } catch (const sharefs::UsageError& error) {
-    std::cerr << "sharefs: " << error.what() << "\n";
-    return sharefs::kUsage;
+    return sharefs::fail_with(error.what(), sharefs::kUsage);
   } catch (const std::exception& error) {
-    std::cerr << "sharefs: " << error.what() << "\n";
-    return sharefs::kFailed;
+    return sharefs::fail_with(error.what(), sharefs::kFailed);
   }
 }

@@ -61,6 +61,11 @@ class CommandLine(unittest.TestCase):
         for option in ('--site', '--listen'):
             self.fails(2, option, 'init', 'projects', '--store', self.store, option, '')
         self.fails(2, 'tcp://', 'init', 'projects', '--store', self.store, '--listen', 'host')
+        for words in (('init', '', '--store', self.store), ('init', 'projects', '--store', ''), ('umount', ''), ('mount', 'x', ''),
+                      ('migrate', 'projects', '--to', ''), ('migrate', 'projects', '--to', 'beta', '--rate', ''),
+                      ('mount', 'projects', '/mnt', '--timeout', ''), ('verify', 'projects', '--with', '')):
+            self.fails(2, 'must not be empty', *words)
+        self.fails(2, '"fro?bnicate"', 'fro\nbnicate')
 
     def test_what_cannot_be_done_is_exit_1_and_one_line(self):
         self.fails(1, 'No such file', 'init', 'projects', '--store', f'{self.folder}/missing')
@@ -76,10 +81,19 @@ class CommandLine(unittest.TestCase):
         self.fails(1, 'neither a data set nor the mount point', 'umount', self.store)
         self.fails(1, 'sharefs: nix is neither', 'umount', 'nix')
         self.fails(1, 'does not listen', 'invite', 'projects')
+        self.fails(1, 'two?lines is neither', 'umount', f'{self.folder}/two\nlines')
         os.mkdir(f'{self.store}/sub')
         self.fails(1, 'inside the store', 'mount', 'projects', f'{self.store}/sub')
         self.fails(1, 'hidden', 'mount', 'projects', self.folder)
         self.fails(1, 'does not exist', 'mount', 'projects', f'{self.folder}/nowhere')
+
+    def test_output_that_nobody_gets_is_no_success(self):
+        self.init()
+        for words in (('status',), ('status', 'projects', '--json'), ('--help',)):
+            with open('/dev/full', 'w') as full:
+                result = subprocess.run([SHAREFS, *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+                                        env={'SHAREFS_HOME': self.home})
+            self.assertEqual((result.returncode, result.stderr), (1, 'sharefs: cannot write to standard output\n'))
 
     def test_init_says_what_comes_next(self):
         self.assertIn(f'sharefs mount projects {self.store}', self.init().stdout)
