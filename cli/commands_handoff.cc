@@ -192,7 +192,8 @@ int start_and_follow(const Home& home, const MigrateArguments& arguments) {
   const InterruptNote note;
   ControlClient daemon = require_daemon(paths, arguments.name);
   if (interrupted) fail("interrupted before anything was begun");
-  const auto answer = daemon.ask(request);  // measures the tree first, which may take a while
+  // --dry-run measures the tree first, which may take a while.
+  const auto answer = daemon.ask(request, std::nullopt, [] { return interrupted.load(); });
   fail_on_error(answer);
   if (arguments.dry_run) {
     const auto preflight = answer.value("preflight", answer);
@@ -271,7 +272,8 @@ int run_verify(const Home& home, const VerifyArguments& arguments) {
     return 0;
   }
   std::cout << text << "\n";
-  fail(fmt::format("the copies differ in {} places", differences.size()));
+  fail(
+      fmt::format("the copies differ in {} place{}", differences.size(), differences.size() == 1 ? "" : "s"));
 }
 
 }  // namespace
@@ -287,7 +289,8 @@ void add_handoff_commands(CLI::App& app, CommandLine& line) {
           "--max-pause", migrating->max_pause,
           "The longest that callers are held up to the commit point, or it is tried again: 100ms, 1s")
       ->capture_default_str();
-  migrate->add_option("--rate", migrating->rate, "Send at most so much: 200MiB/s (default: unlimited)");
+  migrate->add_option("--rate", migrating->rate, "Send at most so much: 200MiB/s (default: unlimited)")
+      ->check(not_empty);
   migrate->add_flag("--dry-run", migrating->dry_run,
                     "Only ask and measure: what would be sent, the smallest pause");
   migrate->add_flag("--json", migrating->json, "Last line of standard output: a JSON object with the result");
@@ -321,8 +324,8 @@ void add_handoff_commands(CLI::App& app, CommandLine& line) {
   auto* verify = app.add_subcommand("verify", "Compare this site's store with another site's");
   const auto verifying = std::make_shared<VerifyArguments>();
   verify->add_option("NAME", verifying->name, "The data set")->required();
-  verify->add_option("--with", verifying->with,
-                     "The other site (default: the owner, or the only other site)");
+  verify->add_option("--with", verifying->with, "The other site (default: the owner, or the only other site)")
+      ->check(not_empty);
   verify->footer("Exit code 0 only if they are equal.\n\nExample:\n  sharefs verify projects --with beta");
   verify->callback(
       [&line, verifying] { line.run = [&line, verifying] { return run_verify(line.home(), *verifying); }; });

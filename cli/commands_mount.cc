@@ -329,7 +329,15 @@ int run_umount(const Home& home, const UmountArguments& arguments) {
     tell_if_not_in_place(paths, name);
     return 0;
   }
-  const auto status = daemon->ask({{"command", "status"}}, std::chrono::seconds(10));
+  nlohmann::json status;
+  try {
+    status = daemon->ask({{"command", "status"}}, std::chrono::seconds(10));
+  } catch (const ControlClient::ConnectionLost& error) {
+    const pid_t pid = DaemonLock::holder(paths);
+    if (pid <= 0) throw;
+    fail(fmt::format("{}: see {}, or kill process {} and umount again", error.what(), paths.log().string(),
+                     pid));
+  }
   if (!arguments.lazy) refuse_during_handoff(status, name);
   if (mounted) unmount_or_explain(mountpoint, arguments.lazy);
   try {
@@ -349,9 +357,10 @@ int run_umount(const Home& home, const UmountArguments& arguments) {
 void add_common(CLI::App& command, ServeArguments& arguments) {
   command.add_flag("-f,--foreground", arguments.foreground,
                    "Stay in the foreground and log to standard error");
-  command.add_option(
-      "--timeout", arguments.timeout,
-      "Let requests fail (ETIMEDOUT) when the owner does not answer for so long; default: wait");
+  command
+      .add_option("--timeout", arguments.timeout,
+                  "Let requests fail (ETIMEDOUT) when the owner does not answer for so long; default: wait")
+      ->check(not_empty);
 }
 
 }  // namespace

@@ -124,6 +124,8 @@ std::string status_text(const nlohmann::json& status) {
   if (running) {
     text += fmt::format("  mounted    {} (process {})\n",
                         mountpoint.empty() ? "no, serves other sites" : mountpoint, count_of(status, "pid"));
+  } else if (const auto daemon = count_of(status, "pid"); daemon != 0) {
+    text += fmt::format("  mounted    process {} starts, ends, or does not answer\n", daemon);
   } else {
     text += "  mounted    no, not running\n";
   }
@@ -196,8 +198,9 @@ nlohmann::json read_status(const Home& home, const std::string& name) {
   }
   if (!status.is_object() || status.contains("error")) {
     status = status_from_database(open.state, name);
-    if (DaemonLock::holder(paths) != 0) {
+    if (const pid_t daemon = DaemonLock::holder(paths); daemon != 0) {
       status["phase"] = "starting or ending";
+      if (daemon > 0) status["pid"] = daemon;
       status.erase("dead_mountpoint");
     }
   }

@@ -22,6 +22,7 @@ namespace {
 
 constexpr std::size_t kLongestRequest = 1u << 20;
 constexpr std::size_t kMostUnsent = 16u << 20;
+constexpr int kLookAgainMs = 100;
 constexpr auto kSendAgain = std::chrono::milliseconds(5);
 
 // A socket address holds 107 characters, a path more: it is named through a descriptor of its folder.
@@ -204,7 +205,8 @@ ControlClient::~ControlClient() {
 }
 
 nlohmann::json ControlClient::ask(const nlohmann::json& request,
-                                  std::optional<std::chrono::milliseconds> timeout) {
+                                  std::optional<std::chrono::milliseconds> timeout,
+                                  const std::function<bool()>& given_up) {
   const std::string line = to_line(request) + "\n";
   for (std::size_t done = 0; done < line.size();) {
     const ssize_t sent = send(fd_, line.data() + done, line.size() - done, MSG_NOSIGNAL);
@@ -226,6 +228,10 @@ nlohmann::json ControlClient::ask(const nlohmann::json& request,
           std::chrono::duration_cast<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
       if (left.count() <= 0) throw ConnectionLost("the daemon does not answer");
       wait = static_cast<int>(left.count());
+    }
+    if (given_up) {
+      if (given_up()) throw ConnectionLost("interrupted before the daemon answered");
+      wait = kLookAgainMs;
     }
     pollfd readable{fd_, POLLIN, 0};
     if (poll(&readable, 1, wait) <= 0) continue;

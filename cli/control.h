@@ -42,12 +42,14 @@ class ControlClient {
   ControlClient& operator=(ControlClient&& other) noexcept;
   ~ControlClient();
 
-  // Throws ConnectionLost if the daemon ends or does not answer in time (unset: waits as long as it takes).
+  // Throws ConnectionLost if the daemon ends or does not answer in time (unset: waits as long as it takes, or
+  // until `given_up`).
   struct ConnectionLost : std::runtime_error {
     using std::runtime_error::runtime_error;
   };
   nlohmann::json ask(const nlohmann::json& request,
-                     std::optional<std::chrono::milliseconds> timeout = std::nullopt);
+                     std::optional<std::chrono::milliseconds> timeout = std::nullopt,
+                     const std::function<bool()>& given_up = {});
 
  private:
   explicit ControlClient(int fd) : fd_(fd) {}
