@@ -10,6 +10,7 @@
 #include <cstring>
 #include <fstream>
 #include <sstream>
+#include <stdexcept>
 
 #include "fs/fuse_helper.h"
 
@@ -98,7 +99,11 @@ bool means_busy(const std::string& why) { return why.ends_with(strerror(EBUSY));
 SetAside::SetAside(const fs::path& mountpoint) : mountpoint_(mountpoint) {
   if (geteuid() != 0 || !is_dead_mount(mountpoint)) return;
   mount_ = open_tree(AT_FDCWD, mountpoint.c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
-  if (mount_ >= 0) unmount(mountpoint, Unmount::lazy);
+  const std::string why = mount_ < 0 ? strerror(errno) : unmount(mountpoint, Unmount::lazy);
+  if (why.empty()) return;
+  if (mount_ >= 0) close(mount_);
+  throw std::runtime_error(mountpoint.string() +
+                           " has a mount whose daemon is gone, and it cannot be set aside: " + why);
 }
 
 SetAside::~SetAside() {

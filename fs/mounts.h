@@ -33,6 +33,7 @@ bool means_busy(const std::string& why);
 
 // For its life a directory is seen without the dead mount that covers it, which is put back in the end: an
 // instant in which others see the directory as well. Only for root; does nothing where no mount is dead.
+// Throws why in one line if it cannot be done.
 class SetAside {
  public:
   explicit SetAside(const std::filesystem::path& mountpoint);
