@@ -80,7 +80,7 @@ void refuse_inside_another_store(const fs::path& store) {
 void refuse_around_another_store(const Home& home, const fs::path& store) {
   for (const auto& name : home.data_sets()) {
     const fs::path other = OpenState(home.paths(name)).state.setting("store");
-    if (other != store && is_within(other, store) && read_store_marker(other))
+    if (other != store && is_within(other, store) && (fuse_mount_at(other) || read_store_marker(other)))
       fail(fmt::format("{} holds {}, which is the store of a data set already", store.string(),
                        other.string()));
   }
@@ -97,6 +97,13 @@ void refuse_around_another_store(const Home& home, const fs::path& store) {
                         tree.string(), area.string())
           : fmt::format("it has {}: delete that if the data set is not wanted any more", area.string());
   fail(fmt::format("{} is the store of another data set already ({})", store.string(), advice));
+}
+
+void refuse_used_by_daemon(const fs::path& store) {
+  const UniqueFd directory(open(store.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const UniqueFd area = open_private_area(directory.get());
+  if (area && !lock_private_area(area.get()))
+    fail(fmt::format("{} is the store of a running daemon", store.string()));
 }
 
 void check_store_place(const Home& home, const fs::path& store) {
@@ -116,6 +123,7 @@ void check_store_place(const Home& home, const fs::path& store) {
   refuse_inside_another_store(store);
   refuse_around_another_store(home, store);
   refuse_foreign_area(store);
+  refuse_used_by_daemon(store);
 }
 
 std::string site_name(const std::string& given) {

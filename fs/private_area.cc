@@ -1,6 +1,7 @@
 #include "fs/private_area.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -26,5 +27,7 @@ UniqueFd open_private_area(int store) {
   if (!area && (errno == ELOOP || errno == ENOTDIR || errno == EACCES)) errno = EPERM;
   return area && is_private(area.get()) ? std::move(area) : UniqueFd();
 }
+
+bool lock_private_area(int area) { return ::flock(area, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK; }
 
 }  // namespace sharefs

@@ -10,6 +10,10 @@ namespace sharefs {
 // and what is in it therefore nobody else's work. Any thread.
 UniqueFd open_private_area(int store);
 
+// Whose store it is: a lock as long as the descriptor is open. False: another process has it. Two daemons of
+// one store, each with its own state folder, would be two owners of the same files.
+bool lock_private_area(int area);
+
 // Whether this descriptor is such a directory; errno is EPERM if not.
 bool is_private(int directory);
 

@@ -61,6 +61,14 @@ UniqueFd open_store(const std::filesystem::path& path) {
   return open_directory(path);
 }
 
+UniqueFd lock_area(const UniqueFd& store, const std::string& path) {
+  UniqueFd area = open_private_area(store.get());
+  if (area && !lock_private_area(area.get()))
+    throw std::runtime_error(
+        fmt::format("{} is the store of a running daemon, which has another state folder", path));
+  return area;
+}
+
 std::string required(State& state, std::string_view key) {
   auto value = state.setting(key);
   if (value.empty())
@@ -88,6 +96,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
       client(new_client(state)),
       power(state),
       store_fd(open_store(required(state, "store"))),
+      area_fd(lock_area(store_fd, required(state, "store"))),
       store_path(fmt::format("/proc/self/fd/{}/.", store_fd.get())),
       workers(std::make_unique<Workers>(reactor, kWorkers)),
       inodes(options.folder / "state.db", options.folder / "inodes.journal", open_directory(store_path)),
@@ -142,7 +151,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
             .server = server,
             .router = router} {
   data_set_id = std::stoull(required(state, "data_set_id"));
-  if (const UniqueFd area = open_private_area(store_fd.get())) learn_stamps(area.get());
+  if (area_fd) learn_stamps(area_fd.get());
   store.observe(&promises);
   store.on_put_aside([this](const pb::Request& request, bool aside) { once.put_aside(request, aside); });
   gate.set_hooks(

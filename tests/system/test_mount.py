@@ -7,6 +7,7 @@ import functools
 import mmap
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -231,6 +232,68 @@ def a_refused_mount_leaves_the_dead_one(user=None):
         beta.cli('umount', DATA_SET)
         assert os.listdir(beta.store) == ['.sharefs'], os.listdir(beta.store)
     beta.start()
+
+
+def a_dead_mount_that_cannot_be_set_aside_is_named():
+    """By a root that may not mount, as in many containers."""
+    cluster = Cluster(1)
+    alpha, = cluster
+    alpha.stop()
+    alpha.cli('mount', DATA_SET, alpha.store)
+    kill_in_background(alpha)
+    mount = subprocess.run(['setpriv', '--bounding-set', '-sys_admin', *alpha.command('mount', DATA_SET, alpha.store)[-4:]],
+                           env=alpha.environment(), capture_output=True, text=True)
+    assert mount.returncode == 1 and 'cannot be set aside: Operation not permitted' in mount.stderr, mount
+    alpha.cli('umount', DATA_SET)
+
+
+def a_daemon_that_hangs_holds_nobody_up():
+    """Its mount covers the store, where status must not look."""
+    cluster = Cluster(2, mount=False)
+    alpha, _ = cluster
+    alpha.start(at=alpha.store)
+    alpha.signal(signal.SIGSTOP)
+    try:
+        shown = alpha.cli('status', DATA_SET, timeout=30).stdout
+        assert f'process {alpha.process.pid} ' in shown, shown
+        result = alpha.cli('umount', DATA_SET, check=False)
+        assert result.returncode == 1 and f'kill process {alpha.process.pid} ' in result.stderr, result
+        migration = alpha.migrate_in_background(alpha)
+        time.sleep(1)
+        migration.process.send_signal(signal.SIGINT)
+        summary = migration.finish(check=False, timeout=5)
+        assert summary['exit'] == 1 and 'interrupted before the daemon answered' in summary['error'], summary
+    finally:
+        alpha.signal(signal.SIGCONT)
+
+
+def a_store_has_one_daemon():
+    """Whichever state folder it has: two would be two owners of the same files."""
+    cluster = Cluster(2)
+    alpha, beta = cluster
+    other = f'{sandbox.WORK}/other'
+    os.mkdir(other)
+
+    def refused(store, *words):
+        result = beta.cli('--home', f'{other}/home', *words, check=False)
+        assert result.returncode == 1 and f'{store} is the store of a running daemon' in result.stderr, result
+
+    refused(beta.store, 'join', cluster.invite(), '--store', beta.store, '--site', 'gamma',
+            '--listen', f'tcp://{beta.address}:7200')
+    for directory in ('store', 'one', 'two'):
+        os.mkdir(f'{other}/{directory}')
+    alpha.cli('init', 'alone', '--store', f'{other}/store')
+    alpha.cli('mount', 'alone', f'{other}/one')
+    shutil.copytree(alpha.home, f'{other}/home', ignore=shutil.ignore_patterns('*.sock', DATA_SET))
+    refused(f'{other}/store', 'mount', 'alone', f'{other}/two')
+    alpha.cli('umount', 'alone')
+    # A store below its own mount is one, too.
+    alpha.stop()
+    alpha.start(at=alpha.store)
+    result = alpha.cli('init', 'around', '--store', os.path.dirname(alpha.store), check=False)
+    assert result.returncode == 1 and f'holds {alpha.store}' in result.stderr, result
+    alpha.migrate(beta)
+    cluster.verify(alpha, beta)
 
 
 def what_is_stored_in_a_mapping_is_seen_everywhere_after_msync():
@@ -673,6 +736,9 @@ if __name__ == '__main__':
         'a_refused_mount_leaves_the_dead_one': (a_refused_mount_leaves_the_dead_one, 60),
         'a_refused_mount_of_a_user_leaves_the_dead_one':
             (functools.partial(a_refused_mount_leaves_the_dead_one, sandbox.TESTER), 60),
+        'a_dead_mount_that_cannot_be_set_aside_is_named': (a_dead_mount_that_cannot_be_set_aside_is_named, 60),
+        'a_daemon_that_hangs_holds_nobody_up': (a_daemon_that_hangs_holds_nobody_up, 90),
+        'a_store_has_one_daemon': (a_store_has_one_daemon, 60),
         'what_is_stored_in_a_mapping_is_seen_everywhere_after_msync':
             (what_is_stored_in_a_mapping_is_seen_everywhere_after_msync, 60),
         'locks_of_an_open_file_description_end_with_it': (locks_of_an_open_file_description_end_with_it, 60),
