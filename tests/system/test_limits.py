@@ -13,7 +13,7 @@ import time
 import content
 import sandbox
 from actor import Actor
-from cluster import Cluster, Site
+from cluster import Cluster, DATA_SET, Site
 from loads import Load, once
 from tree import SAME_CONTENT, assert_same, digest
 
@@ -355,6 +355,9 @@ def a_full_state_folder_is_no_hindrance_to_an_end():
         content.write(f'{alpha.mountpoint}/f{number}', b'x')
     ids = [os.stat(f'{alpha.mountpoint}/f{number}').st_ino for number in range(200)]
     alpha.stop()
+    state.fill()
+    shown = alpha.cli('status', DATA_SET, check=False)
+    assert shown.returncode == 1 and 'No space left on device' in shown.stderr, shown
     state.make_room()
     alpha.start()
     assert ids == [os.stat(f'{alpha.mountpoint}/f{number}').st_ino for number in range(200)]
