@@ -85,8 +85,10 @@ std::string explain(const std::string& endpoint, const Progress& progress,
         "{} is not the site that made this invitation, or its keys have changed; make a new one with "
         "\"sharefs invite NAME\" there",
         endpoint);
-  return fmt::format("{} cannot be reached within {} s: is its daemon running, and the port open?", endpoint,
-                     static_cast<double>(timeout.count()) / 1000);
+  return fmt::format(
+      "{} cannot be reached within {} s: does this machine know that host, is its daemon running, and the "
+      "port open?",
+      endpoint, static_cast<double>(timeout.count()) / 1000);
 }
 
 // Before the handshake nothing has been asked.

@@ -494,7 +494,7 @@ std::string Site::Impl::why_not_connected() {
   }
   return fmt::format(
       "the owner {} cannot be reached{}: is its daemon running (\"sharefs mount {} MOUNTPOINT\" or "
-      "\"sharefs serve {}\"), and does a firewall let it through?",
+      "\"sharefs serve {}\"), does this machine know that host, and does a firewall let it through?",
       ownership.owner, where, state.setting("data_set"), state.setting("data_set"));
 }
 
