@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <spdlog/fmt/fmt.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -145,15 +146,16 @@ void tell_starter(int pipe, std::string_view text) {
   while (!text.empty()) {
     const ssize_t written = write(pipe, text.data(), text.size());
     if (written < 0 && errno == EINTR) continue;
-    if (written < 0) break;  // the starter was interrupted: the daemon goes on
+    if (written < 0) break;  // the starter was interrupted just now: the daemon goes on
     text.remove_prefix(static_cast<std::size_t>(written));
   }
 }
 
 // The life of the background process. Descriptors of the starter (pipes of a script, locks) are not kept
-// open.
+// open. It ends with a starter that is interrupted before it is ready.
 int run_background(const DaemonOptions& options, int pipe) {
   setsid();
+  prctl(PR_SET_PDEATHSIG, SIGTERM);
   dup2(pipe, STDERR_FILENO + 1);
   pipe = STDERR_FILENO + 1;
   fcntl(pipe, F_SETFD, FD_CLOEXEC);
@@ -161,6 +163,7 @@ int run_background(const DaemonOptions& options, int pipe) {
   bool told = false;
   const auto tell = [&](std::string_view text) {
     if (std::exchange(told, true)) return;
+    prctl(PR_SET_PDEATHSIG, 0);
     tell_starter(pipe, text);
     close(pipe);
   };
