@@ -65,12 +65,6 @@ bool remove_dead_mount(const fs::path& mountpoint) {
   return true;
 }
 
-// By this data set, and not covered by another mount.
-bool is_mounted(const fs::path& mountpoint, const std::string& name) {
-  const auto mount = mountpoint.empty() ? std::nullopt : mount_at(mountpoint);
-  return mount && mount->type == "fuse.sharefs" && mount->source == name;
-}
-
 // The disk of the store may not be mounted, or the directory may have become something else.
 void check_store(const std::string& name, const fs::path& store, const std::string& id) {
   const auto marker = read_store_marker(store);
@@ -168,9 +162,10 @@ bool uncover(const fs::path& store, const std::optional<fs::path>& earlier,
 }
 
 // Where a killed daemon had it mounted, if that is elsewhere: not before this one serves.
-void clear_earlier(const std::optional<fs::path>& earlier, const std::optional<fs::path>& mountpoint) {
+void clear_earlier(const std::string& name, const std::optional<fs::path>& earlier,
+                   const std::optional<fs::path>& mountpoint) {
   try {
-    if (earlier && earlier != mountpoint) remove_dead_mount(*earlier);
+    if (earlier && earlier != mountpoint && is_mounted(*earlier, name)) remove_dead_mount(*earlier);
   } catch (const std::exception& error) {
     std::cerr << fmt::format("sharefs: warning: {}\n", error.what());
   }
@@ -199,11 +194,12 @@ void start_daemon(const Home& home, const ServeArguments& arguments, DaemonOptio
   if (arguments.foreground) {
     std::jthread
         clearing;  // not the daemon's own, which the kernel asks on the way to what is below the mount
-    serve_in_foreground(
-        options, [&] { clearing = std::jthread([&] { clear_earlier(earlier, options.mountpoint); }); });
+    serve_in_foreground(options, [&] {
+      clearing = std::jthread([&] { clear_earlier(arguments.name, earlier, options.mountpoint); });
+    });
   } else {
     serve_in_background(options);
-    clear_earlier(earlier, options.mountpoint);
+    clear_earlier(arguments.name, earlier, options.mountpoint);
   }
 }
 
@@ -238,12 +234,16 @@ int run_serve(const Home& home, const ServeArguments& arguments) {
   return 0;
 }
 
-// The data set whose daemon has, or had, its mount there.
+// The data set whose daemon has its mount there, or had.
 std::string data_set_mounted_at(const Home& home, const std::string& target) {
   const fs::path mountpoint = resolve_mountpoint(target);
+  std::string had;
   for (const auto& name : home.data_sets()) {
-    if (OpenState(home.paths(name)).state.setting("mountpoint") == mountpoint.string()) return name;
+    if (OpenState(home.paths(name)).state.setting("mountpoint") != mountpoint.string()) continue;
+    if (is_mounted(mountpoint, name)) return name;
+    had = name;
   }
+  if (!had.empty()) return had;
   fail(fmt::format("{} is neither a data set nor the mount point of one in {}", target,
                    home.folder().string()));
 }

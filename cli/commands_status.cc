@@ -69,7 +69,7 @@ nlohmann::json status_from_database(State& state, const std::string& name) {
                            {"sites", nlohmann::json::array()},
                            {"handoff", nullptr},
                            {"running", false}};
-  if (!mountpoint.empty() && fuse_mount_at(mountpoint)) status["dead_mountpoint"] = mountpoint;
+  if (is_mounted(mountpoint, name)) status["dead_mountpoint"] = mountpoint;
   for (const auto& other : state.sites()) {
     status["sites"].push_back({{"site", other.name}, {"endpoint", other.endpoint}, {"connected", false}});
   }

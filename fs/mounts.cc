@@ -70,6 +70,11 @@ std::optional<MountEntry> fuse_mount_at(const fs::path& mountpoint) {
   return found;
 }
 
+bool is_mounted(const fs::path& mountpoint, const std::string& data_set) {
+  const auto mount = mount_at(mountpoint);
+  return mount && mount->type == "fuse.sharefs" && mount->source == data_set;
+}
+
 std::optional<MountEntry> mount_of(const fs::path& path) {
   std::optional<MountEntry> found;
   for (auto& mount : read_mounts()) {  // later ones hide earlier ones

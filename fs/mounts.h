@@ -20,6 +20,8 @@ std::vector<MountEntry> read_mounts();
 std::optional<MountEntry> mount_at(const std::filesystem::path& mountpoint);
 // The same, if it is one of FUSE.
 std::optional<MountEntry> fuse_mount_at(const std::filesystem::path& mountpoint);
+// By this data set, and not covered by another mount.
+bool is_mounted(const std::filesystem::path& mountpoint, const std::string& data_set);
 // The mount that holds this path.
 std::optional<MountEntry> mount_of(const std::filesystem::path& path);
 // A mount whose daemon is gone.

@@ -247,6 +247,36 @@ def a_dead_mount_that_cannot_be_set_aside_is_named():
     alpha.cli('umount', DATA_SET)
 
 
+def a_mount_that_is_interrupted_does_not_come_later():
+    cluster = Cluster(2)
+    alpha, beta = cluster
+    beta.stop()
+    alpha.stop()
+    mount = subprocess.Popen(beta.command('mount', DATA_SET, beta.mountpoint), env=beta.environment())
+    sandbox.eventually(lambda: beta.phase() != 'not running', 'the daemon starts')
+    mount.send_signal(signal.SIGINT)
+    mount.wait(10)
+    sandbox.eventually(lambda: beta.phase() == 'not running', 'it has ended', timeout=5)
+    alpha.start()
+    beta.start()
+
+
+def a_mount_point_is_his_who_has_it_now():
+    """One that had it before, and was killed, is not asked for it."""
+    cluster = Cluster(1, mount=False)
+    alpha, = cluster
+    alpha.cli('mount', DATA_SET, alpha.mountpoint)
+    kill_in_background(alpha)
+    sandbox.run('umount', alpha.mountpoint)
+    other = f'{sandbox.WORK}/other'
+    os.mkdir(other)
+    alpha.cli('init', 'e', '--store', other)
+    alpha.cli('mount', 'e', alpha.mountpoint)
+    assert 'dead_mountpoint' not in alpha.status(), alpha.status()
+    alpha.cli('umount', alpha.mountpoint)
+    assert alpha.mountpoint not in sandbox.fuse_mounts()
+
+
 def a_daemon_that_hangs_holds_nobody_up():
     """Its mount covers the store, where status must not look."""
     cluster = Cluster(2, mount=False)
@@ -737,6 +767,8 @@ if __name__ == '__main__':
         'a_refused_mount_of_a_user_leaves_the_dead_one':
             (functools.partial(a_refused_mount_leaves_the_dead_one, sandbox.TESTER), 60),
         'a_dead_mount_that_cannot_be_set_aside_is_named': (a_dead_mount_that_cannot_be_set_aside_is_named, 60),
+        'a_mount_that_is_interrupted_does_not_come_later': (a_mount_that_is_interrupted_does_not_come_later, 60),
+        'a_mount_point_is_his_who_has_it_now': (a_mount_point_is_his_who_has_it_now, 30),
         'a_daemon_that_hangs_holds_nobody_up': (a_daemon_that_hangs_holds_nobody_up, 90),
         'a_store_has_one_daemon': (a_store_has_one_daemon, 60),
         'what_is_stored_in_a_mapping_is_seen_everywhere_after_msync':
