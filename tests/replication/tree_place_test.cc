@@ -4,6 +4,7 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <fstream>
 
 #include "tests/replication/image_sites.h"
@@ -168,10 +169,13 @@ TEST_F(TreePlaceTest, WhatIsAboveADirectoryThatIsBehindIsTheRoot) {
   for (int i = 0; i < 100; ++i) std::filesystem::create_directory(copy_->tree() / std::to_string(i));
   on_reactor([&] {
     place_->move(Direction::up);
-    const auto behind = list_directory(open_path(copy_->tree()).get());
-    ASSERT_FALSE(behind.empty());
     const UniqueFd tree = open_path(copy_->tree());
-    const auto& name = behind.front().name;
+    const auto behind = list_directory(tree.get());
+    const auto directory = std::find_if(behind.begin(), behind.end(), [this](const auto& entry) {
+      return std::filesystem::is_directory(copy_->tree() / entry.name);
+    });
+    ASSERT_NE(directory, behind.end());
+    const auto& name = directory->name;
     pb::Request request;
     request.mutable_lookup()->set_parent(
         copy_->inodes->identify(kRootInode, name, tree.get(), *stat_name(tree.get(), name)));

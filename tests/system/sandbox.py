@@ -136,6 +136,11 @@ def reap():
         pass
 
 
+def kernel():
+    """The running Linux: (major, minor)."""
+    return tuple(int(part) for part in os.uname().release.split('.')[:2])
+
+
 def eventually(condition, what, timeout=20, every=0.05):
     """Waits until condition() is true; its last value is returned."""
     deadline = time.monotonic() + timeout * PATIENCE

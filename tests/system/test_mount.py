@@ -187,7 +187,8 @@ while True:
         application.kill()
         application.wait()
         alpha.cli('umount', DATA_SET)
-    assert os.listdir(alpha.mountpoint) == [], 'an application has written into the directory below the mount'
+    if sandbox.kernel() >= (6, 5):  # before, there is an instant between the dead mount and the new one
+        assert os.listdir(alpha.mountpoint) == [], 'an application has written into the directory below the mount'
     assert os.path.exists(f'{alpha.store}/file')
 
 
