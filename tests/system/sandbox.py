@@ -6,6 +6,7 @@ behind: processes and mounts that outlive the test's own clean-up are a failure.
 """
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -138,7 +139,7 @@ def reap():
 
 def kernel():
     """The running Linux: (major, minor)."""
-    return tuple(int(part) for part in os.uname().release.split('.')[:2])
+    return tuple(map(int, re.match(r'(\d+)\.(\d+)', os.uname().release).groups()))
 
 
 def eventually(condition, what, timeout=20, every=0.05):
