@@ -32,6 +32,9 @@ constexpr int kUnmountPollMs = 5;
 
 constexpr std::uint64_t kPage = 4096;
 
+// More requests than the kernel has in its queue at once: new ones keep coming.
+constexpr std::size_t kMostWaiting = 1000;
+
 // How soon the kernel is made to let go of what has no name any more: many at once, and most of what this
 // mount has deleted itself it has forgotten by then.
 constexpr auto kPruneDelay = std::chrono::milliseconds(50);
@@ -390,6 +393,11 @@ void FuseServer::invalidate(InodeId id, std::uint64_t offset, std::uint64_t leng
 // callers would never end.
 void FuseServer::drop_pages(InodeId id, std::uint64_t offset, std::uint64_t length,
                             std::function<void()> done) {
+  if (done && known_.may_be_dirty(id))
+    done = [this, done = std::move(done)] {
+      take_waiting();
+      done();
+    };
   const std::uint64_t end =
       length == 0 ? std::numeric_limits<std::int64_t>::max() : offset + length;  // as the kernel's loff_t
   std::vector<LockedPages> locked;
@@ -420,6 +428,16 @@ void FuseServer::drop_pages(InodeId id, std::uint64_t offset, std::uint64_t leng
   }
   drop_until(end);
   part();
+}
+
+// Before Linux 6.16 the kernel copies the pages that it writes back, and drops them while their bytes are on
+// their way: they are in its queue by then, and come before whatever is done since the pages are dropped.
+void FuseServer::take_waiting() {
+  for (std::size_t taken = 0; taken < kMostWaiting && !ended_; ++taken) {
+    const std::size_t size = receive();
+    if (size == 0) return;
+    process(size);
+  }
 }
 
 void FuseServer::pages_unlocked(std::uint64_t seq) {

@@ -219,6 +219,7 @@ class FuseServer {
   void pages_unlocked(std::uint64_t seq);
   void pages_dropped(InodeId id);
   void settle_drops();
+  void take_waiting();
   void prune_soon(InodeId id);
 
   // --- ending
