@@ -29,7 +29,8 @@ static_assert(std::chrono::milliseconds(kUnacknowledgedMs) == 2 * kLiveness);
 // is dead. They wait behind data that fills the buffers of a slow link, hence the patience.
 constexpr int kHeartbeatMs = 1000;
 constexpr int kHeartbeatTimeoutMs = 15000;
-constexpr int kDealerReceiveLimit = 16;  // nothing is ever sent to us on a DEALER
+// On a DEALER nothing is ever sent to us but a frame that says: this site's key is not registered any more.
+constexpr int kDealerReceiveLimit = 16;
 constexpr auto kPlausibleRoundTrip = std::chrono::minutes(1);
 
 // ZeroMQ does not try again where a handshake was refused; nor where a peer broke the protocol.
@@ -182,9 +183,9 @@ Link::~Link() {
 }
 
 void Link::maintain(Clock::time_point now) {
-  if (endpoint_.empty() || up()) return;
+  if (endpoint_.empty()) return;
   const auto patience = handshake_failed_ ? Clock::duration(kReconnectAfterRefusal) : kReconnectWhenDown;
-  if (now - changed_at_ <= patience) return;
+  if (!std::exchange(turned_away_, false) && (up() || now - changed_at_ <= patience)) return;
   try {
     reconnect();
   } catch (const zmq::error_t& error) {  // of descriptors there may be none left; tried again
@@ -233,8 +234,8 @@ void Link::open_lane(std::size_t lane) {
 void Link::discard_incoming() {
   zmq::message_t frame;
   for (auto& lane : lanes_)
-    for (int i = 0; lane.dealer && i < 4 * kDealerReceiveLimit && receive_frame(**lane.dealer, frame); ++i) {
-    }
+    for (int i = 0; lane.dealer && i < 4 * kDealerReceiveLimit && receive_frame(**lane.dealer, frame); ++i)
+      turned_away_ = true;
 }
 
 // An event is two frames: u16 event and u32 value in the machine's order, then the endpoint.

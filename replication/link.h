@@ -151,6 +151,7 @@ class Link {
   Reactor::Clock::time_point changed_at_{};  // when the connections were asked for, came up or went down
   bool handshake_failed_ = false;
   bool refused_ = false;
+  bool turned_away_ = false;     // told so on a connection from before; the next handshake is refused
   bool failure_logged_ = false;  // since the last handshake that succeeded
 };
 

@@ -45,14 +45,16 @@ struct KeyHash {
 // At most one line per second about messages that are dropped.
 class DropLog {
  public:
-  void line(Reactor::Clock::time_point now, std::string_view from, std::string_view why) {
+  // Whether this is the one.
+  bool line(Reactor::Clock::time_point now, std::string_view from, std::string_view why) {
     if (now < next_) {
       ++unlogged_;
-      return;
+      return false;
     }
     log::warn("a message from {} is dropped: {} ({} more since the last such line)", from, why, unlogged_);
     next_ = now + std::chrono::seconds(1);
     unlogged_ = 0;
+    return true;
   }
 
  private:
@@ -133,6 +135,7 @@ struct Transport::Impl {
   void pong_arrived(Link& link, Reactor::Clock::time_point sent, Reactor::Clock::time_point now);
   void tick();
   void reply(const std::string& route, const pb::Envelope& head);
+  void send_on(zmq::message_t& route, zmq::message_t frame);
 
   // constant after construction
   Options options;
@@ -223,7 +226,10 @@ bool Transport::Impl::receive_one() {
   const char* key = zmq_msg_gets(head.handle(), "User-Id");
   const auto sender = key == nullptr ? senders.end() : senders.find(std::string_view(key));
   if (sender == senders.end()) {
-    dropped("a stranger", "its key is not registered any more");
+    // Its connection is from before, and lasts; it is to find out.
+    ++counters.malformed;
+    if (drop_log.line(Reactor::Clock::now(), "a stranger", "its key is not registered any more"))
+      send_on(route, zmq::message_t());
     return true;
   }
   const std::string_view from =
@@ -296,8 +302,12 @@ void Transport::Impl::dispatch_join(const std::string& key, const zmq::message_t
 
 void Transport::Impl::reply(const std::string& route, const pb::Envelope& head) {
   if (!router) return;
-  zmq::message_t to(route), frame = serialize(head);
-  if (send_frame(**router, to, true)) send_frame(**router, frame, false);
+  zmq::message_t to(route);
+  send_on(to, serialize(head));
+}
+
+void Transport::Impl::send_on(zmq::message_t& route, zmq::message_t frame) {
+  if (send_frame(**router, route, true)) send_frame(**router, frame, false);
   more_to_read = true;  // sending may have eaten the descriptor's signal
 }
 

@@ -5,6 +5,7 @@ import errno
 import functools
 import json
 import os
+import pathlib
 import sqlite3
 import sys
 import threading
@@ -247,8 +248,8 @@ def a_store_that_cannot_be_put_away_keeps_nobody_waiting():
     sandbox.run('chattr', '-i', fixed)
     assert refused['result'] == 'failed' and "'fixed'" in refused['error'] and 'chattr' in refused['error'], refused
     # Nor could the copy here be written over when the data set comes back.
-    below = next(os.path.join(folder, names[0]) for folder, _, names in os.walk(alpha.store)
-                 if names and folder != alpha.store and area not in folder)
+    below = next(str(path) for path in pathlib.Path(alpha.store).glob('*/*')
+                 if area not in str(path) and path.is_file() and not path.is_symlink())
     sandbox.run('chattr', '+a', below)
     refused = alpha.migrate(beta, check=False)
     sandbox.run('chattr', '-a', below)
