@@ -18,6 +18,9 @@ PACKAGES = {
                 'libgfapi0', 'libgfxdr0', 'libglusterd0', 'libgfchangelog0', 'liburcu8', 'libaio1', 'libtirpc3'],
     'bindfs': ['bindfs', 'libfuse2'],
 }
+# In the cache: its name says how it was built.
+PASSTHROUGH = 'passthrough_hp-xattr'
+# Of the host itself, but not 127.0.0.1, which GlusterFS refuses.
 ADDRESS = '10.77.0.254'
 SSH_PORT = 2222
 
@@ -41,7 +44,7 @@ def fetch(cache):
                 run('apt-get', '-q', 'download', *packages, cwd=f'{folder}.part', timeout=300)
                 os.rename(f'{folder}.part', folder)
             _attempt(rival, download)
-    if not os.path.exists(f'{cache}/passthrough_hp'):
+    if not os.path.exists(f'{cache}/{PASSTHROUGH}'):
         _attempt('passthrough_hp', lambda: _build_passthrough(cache))
 
 
@@ -67,9 +70,11 @@ def _build_passthrough(cache):
     assert 'if (false)' in code, 'another passthrough_hp than expected'
     with open(f'{example}/passthrough_hp.cc', 'w') as f:
         f.write(code)
-    run('g++', '-O2', '-std=c++17', '-D_FILE_OFFSET_BITS=64', '-DHAVE_UTIMENSAT', '-DHAVE_POSIX_FALLOCATE',
-        f'-I{example}/../include', 'passthrough_hp.cc', '-o', f'{cache}/passthrough_hp', *flags, '-pthread', cwd=example,
-        timeout=300)
+    # What libfuse's own build finds on Debian. Without extended attributes it would be another file system: the kernel asks
+    # one that has them for security.capability before the first write to a file, and one that has none only once.
+    found = [f'-DHAVE_{what}' for what in ('UTIMENSAT', 'POSIX_FALLOCATE', 'SETXATTR')]
+    run('g++', '-O2', '-std=c++17', '-D_FILE_OFFSET_BITS=64', *found, f'-I{example}/../include', 'passthrough_hp.cc', '-o',
+        f'{cache}/{PASSTHROUGH}', *flags, '-pthread', cwd=example, timeout=300)
     run('rm', '-rf', work)
 
 
@@ -109,11 +114,11 @@ def bindfs(source, where):
 
 
 def passthrough(cache, source, where):
-    return Mounted('passthrough_hp', [f'{cache}/passthrough_hp', '--foreground', source, where], where)
+    return Mounted('passthrough_hp', [f'{cache}/{PASSTHROUGH}', '--foreground', source, where], where)
 
 
 class Ssh:
-    """An sshd of our own on the bridge's address."""
+    """An sshd of our own."""
 
     def __init__(self):
         self.folder = f'{sandbox.WORK}/ssh'

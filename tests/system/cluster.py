@@ -195,10 +195,10 @@ class Cluster:
 
     NAMES = ('alpha', 'beta', 'gamma', 'delta')
 
-    def __init__(self, sites=2, content=None, stores=None, disk=None, mount=True, user=None):
+    def __init__(self, sites=2, content=None, stores=None, disk=None, mount=True, user=None, network=Network):
         """`content(directory)` fills the first store before it is adopted; `stores`: a directory for each site."""
         sandbox.to_close.append(self)
-        self.network = Network()
+        self.network = network()
         self.sites = []
         disk = None if stores else disk or sandbox.ext4()
         for number in range(sites):
