@@ -4,6 +4,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
@@ -44,11 +46,15 @@ struct UmountArguments {
   bool lazy = false;
 };
 
+// Without the words of an fstab that are not for file systems (see mount(8)).
 std::vector<std::string> split_options(const std::string& text) {
+  constexpr std::array<std::string_view, 5> kOfFstab{"defaults", "_netdev", "nofail", "auto", "noauto"};
   std::vector<std::string> options;
   std::istringstream words(text);
   for (std::string word; std::getline(words, word, ',');) {
-    if (!word.empty()) options.push_back(word);
+    const bool for_others =
+        word.starts_with("x-") || std::find(kOfFstab.begin(), kOfFstab.end(), word) != kOfFstab.end();
+    if (!word.empty() && !for_others) options.push_back(word);
   }
   return options;
 }
@@ -239,7 +245,7 @@ std::string data_set_mounted_at(const Home& home, const std::string& target) {
   const fs::path mountpoint = resolve_mountpoint(target);
   std::string had;
   for (const auto& name : home.data_sets()) {
-    if (OpenState(home.paths(name)).state.setting("mountpoint") != mountpoint.string()) continue;
+    if (home.setting_of(name, "mountpoint") != mountpoint.string()) continue;
     if (is_mounted(mountpoint, name)) return name;
     had = name;
   }

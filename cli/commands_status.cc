@@ -1,6 +1,7 @@
 #include <spdlog/fmt/fmt.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <iostream>
 #include <memory>
 #include <thread>
@@ -115,6 +116,8 @@ std::string history_rows(const nlohmann::json& status) {
 }
 
 std::string status_text(const nlohmann::json& status) {
+  if (status.contains("error"))
+    return fmt::format("{}\n  error      {}\n", text_of(status, "name"), text_of(status, "error"));
   const bool running = status.value("running", false);
   const std::string mountpoint = text_of(status, "mountpoint");
   std::string text = fmt::format("{}\n", text_of(status, "name"));
@@ -156,11 +159,18 @@ nlohmann::json collect(const Home& home, const StatusArguments& arguments) {
     return read_status(home, arguments.name);
   }
   auto all = nlohmann::json::array();
-  for (const auto& name : home.data_sets()) all.push_back(read_status(home, name));
+  for (const auto& name : home.data_sets()) {
+    try {
+      all.push_back(read_status(home, name));
+    } catch (const std::exception& error) {
+      all.push_back({{"name", name}, {"error", error.what()}});
+    }
+  }
   return all;
 }
 
-void show(const Home& home, const StatusArguments& arguments) {
+// Returns the exit code.
+int show(const Home& home, const StatusArguments& arguments) {
   const auto status = collect(home, arguments);
   if (arguments.watch && !arguments.json && isatty(STDOUT_FILENO) != 0) std::cout << "\033[H\033[2J";
   if (arguments.json) {
@@ -172,15 +182,19 @@ void show(const Home& home, const StatusArguments& arguments) {
   } else {
     for (const auto& one : status) std::cout << status_text(one) << std::flush;
   }
+  return status.is_array() && std::any_of(status.begin(), status.end(),
+                                          [](const nlohmann::json& one) { return one.contains("error"); })
+             ? 1
+             : 0;
 }
 
 int run_status(const Home& home, const StatusArguments& arguments) {
-  show(home, arguments);
+  int code = show(home, arguments);
   while (arguments.watch && std::cout) {
     std::this_thread::sleep_for(kWatchInterval);
-    show(home, arguments);
+    code = show(home, arguments);
   }
-  return 0;
+  return code;
 }
 
 }  // namespace

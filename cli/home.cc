@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <iostream>
 #include <thread>
 
 #include "cli/units.h"
@@ -81,10 +82,26 @@ std::vector<std::string> Home::data_sets() const {
   if (error) return names;
   for (const auto& entry : entries) {
     std::string name = entry.path().filename().string();
-    if (has(name)) names.push_back(std::move(name));
+    bool here = true;
+    try {
+      here = has(name);
+    } catch (const DatabaseError&) {
+      // Whoever opens it hears what is wrong with it.
+    }
+    if (here) names.push_back(std::move(name));
   }
   std::sort(names.begin(), names.end());
   return names;
+}
+
+std::string Home::setting_of(std::string_view name, std::string_view key) const {
+  try {
+    return OpenState(paths(name)).state.setting(key);
+  } catch (const DatabaseError& error) {
+    std::cerr << fmt::format("sharefs: warning: leaving out {}, whose state cannot be read: {}\n", name,
+                             error.what());
+    return {};
+  }
 }
 
 DataSetPaths Home::require(std::string_view name) const {

@@ -38,8 +38,12 @@ class Home {
 
   const std::filesystem::path& folder() const { return folder_; }
   DataSetPaths paths(std::string_view name) const { return {folder_ / name}; }
-  bool has(std::string_view name) const;       // initialised or joined here
-  std::vector<std::string> data_sets() const;  // sorted by name
+  bool has(std::string_view name) const;  // initialised or joined here
+  // Sorted by name; also those whose state cannot be read.
+  std::vector<std::string> data_sets() const;
+  // A setting of one of many. Of one whose state cannot be read it is empty, and there is a warning: that one
+  // does not stand in the way of the others.
+  std::string setting_of(std::string_view name, std::string_view key) const;
   // The paths of a data set that is here; throws with one line that says what to do otherwise.
   DataSetPaths require(std::string_view name) const;
 

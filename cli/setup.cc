@@ -79,8 +79,9 @@ void refuse_inside_another_store(const fs::path& store) {
 
 void refuse_around_another_store(const Home& home, const fs::path& store) {
   for (const auto& name : home.data_sets()) {
-    const fs::path other = OpenState(home.paths(name)).state.setting("store");
-    if (other != store && is_within(other, store) && (fuse_mount_at(other) || read_store_marker(other)))
+    const fs::path other = home.setting_of(name, "store");
+    if (!other.empty() && other != store && is_within(other, store) &&
+        (fuse_mount_at(other) || read_store_marker(other)))
       fail(fmt::format("{} holds {}, which is the store of a data set already", store.string(),
                        other.string()));
   }
@@ -137,7 +138,7 @@ std::string site_name(const std::string& given) {
 void check_address(const Home& home, const std::string& name, const Address& address) {
   const auto port = [](const std::string& listen) { return listen.substr(listen.rfind(':') + 1); };
   for (const auto& one : home.data_sets()) {
-    const std::string listen = OpenState(home.paths(one)).state.setting("listen");
+    const std::string listen = home.setting_of(one, "listen");
     if (listen.empty() || port(listen) != port(address.listen)) continue;
     if (one == name) return;  // its own daemon may listen there now
     fail(fmt::format("port {} of this machine is that of data set \"{}\": give --listen another one",

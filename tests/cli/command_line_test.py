@@ -119,6 +119,22 @@ class CommandLine(unittest.TestCase):
         self.assertEqual([one['name'] for one in json.loads(self.succeeds('status', '--json').stdout)], ['projects'])
         self.assertIn('not running', self.succeeds('status', 'projects').stdout)
 
+    def test_a_data_set_whose_state_is_damaged_does_not_stand_in_the_way_of_others(self):
+        self.init()
+        os.makedirs(f'{self.home}/broken')
+        with open(f'{self.home}/broken/state.db', 'wb') as f:
+            f.write(b'no database' * 1000)
+        listed = self.run_sharefs('status', '--json')
+        self.assertEqual(listed.returncode, 1)
+        broken, projects = json.loads(listed.stdout)
+        self.assertEqual((broken['name'], projects['name'], projects['role']), ('broken', 'projects', 'owner'))
+        self.assertIn('broken/state.db', broken['error'])
+        self.assertIn('broken/state.db', self.run_sharefs('status').stdout)
+        self.fails(1, 'broken/state.db', 'status', 'broken')
+        os.mkdir(f'{self.folder}/more')
+        made = self.succeeds('init', 'more', '--store', f'{self.folder}/more', '--site', 'alpha')
+        self.assertIn('leaving out broken', made.stderr)
+
     def test_migrate_with_json_gives_scripts_an_object_even_when_it_fails(self):
         self.init()
         result = self.run_sharefs('migrate', 'projects', '--to', 'beta', '--json')

@@ -95,6 +95,9 @@ def adopting_leaves_the_files_where_they_are():
     assert refused.returncode != 0 and refused.stderr.endswith('does not know -o nonsense\n'), refused
     with open(f'{alpha.store}/written') as f:
         assert f.read() == 'through the mount', 'the store is not a plain directory'
+    alpha.start(options=('-o', 'defaults,_netdev,nofail,x-systemd.automount,noexec'))  # as in a line of fstab
+    with open('/proc/self/mountinfo') as f:
+        assert any(f' {alpha.mountpoint} ' in line and 'noexec' in line for line in f), 'the options were left out'
 
 
 def a_strangers_file_in_an_old_image_is_not_lost():
