@@ -1,5 +1,6 @@
 #include "meta/database.h"
 
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -57,6 +58,35 @@ PRAGMA user_version = 3;
                      ", in: " + std::string(what.substr(0, 200));
   std::replace(line.begin(), line.end(), '\n', ' ');
   throw DatabaseError(line);
+}
+
+const sqlite3_io_methods* of_sqlite = nullptr;
+
+// SQLite makes room for the memory that connections share by writing the last byte of each 4 KiB of its file.
+// Where blocks are smaller the rest of these are holes, and on a full disk a store there is SIGBUS.
+int map_without_holes(sqlite3_file* file, int region, int size, int extend, void volatile** mapped) {
+  const int result = of_sqlite->xShmMap(file, region, size, extend, mapped);
+  if (result != SQLITE_OK || *mapped == nullptr) return result;
+  const bool no_room =
+      ::madvise(const_cast<void*>(*mapped), static_cast<std::size_t>(size), MADV_POPULATE_WRITE) != 0 &&
+      errno == EFAULT;
+  if (!no_room) return SQLITE_OK;
+  *mapped = nullptr;
+  return SQLITE_FULL;
+}
+
+void map_without_holes(sqlite3* handle) {
+  sqlite3_file* file = nullptr;
+  if (sqlite3_file_control(handle, "main", SQLITE_FCNTL_FILE_POINTER, &file) != SQLITE_OK ||
+      file->pMethods == nullptr)
+    return;
+  static const sqlite3_io_methods methods = [file] {
+    of_sqlite = file->pMethods;
+    sqlite3_io_methods changed = *of_sqlite;
+    changed.xShmMap = map_without_holes;
+    return changed;
+  }();
+  if (file->pMethods == of_sqlite) file->pMethods = &methods;
 }
 
 void check_bind(int result, const Database& database, sqlite3_stmt* statement) {
@@ -159,6 +189,7 @@ Database::Database(const std::filesystem::path& file) : file_(file) {
   try {
     constexpr int kFlags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_FULLMUTEX;
     if (sqlite3_open_v2(file.c_str(), &handle_, kFlags, nullptr) != SQLITE_OK) fail(handle_, file_, "open");
+    map_without_holes(handle_);
     sqlite3_busy_timeout(handle_, kBusyTimeoutMs);
     const int version = user_version(*this);
     if (version > kSchemaVersion)

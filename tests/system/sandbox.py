@@ -69,7 +69,7 @@ def prepare():
 _ext4_count = 0
 
 
-def ext4(size='6G', inodes=None, reserved=0, coarse=False):
+def ext4(size='6G', inodes=None, reserved=0, coarse=False, block=None):
     """A new ext4 file system in memory; returns its mount point. `reserved`: percent that only root gets. `coarse`:
     its inodes keep whole seconds, and none after 2038."""
     global _ext4_count
@@ -79,7 +79,7 @@ def ext4(size='6G', inodes=None, reserved=0, coarse=False):
     with open(image, 'wb') as f:
         f.truncate(int(size[:-1]) << {'M': 20, 'G': 30}[size[-1]])
     run('mkfs.ext4', '-q', '-F', '-m', reserved, '-E', 'lazy_itable_init=1,lazy_journal_init=1', *(['-N', inodes] if inodes else []),
-        *(['-I', 128] if coarse else []), image)
+        *(['-I', 128] if coarse else []), *(['-b', block] if block else []), image)
     os.mkdir(where)
     run('mount', '-o', 'loop,noatime', image, where)
     os.chmod(where, 0o755)

@@ -5,6 +5,7 @@ import errno
 import functools
 import json
 import os
+import shutil
 import sqlite3
 import sys
 import threading
@@ -362,6 +363,28 @@ def a_full_state_folder_is_no_hindrance_to_an_end():
     assert ids == [os.stat(f'{alpha.mountpoint}/f{number}').st_ino for number in range(200)]
 
 
+def a_full_disk_of_small_blocks_is_no_bus_error():
+    """Whatever is left free: SQLite shares memory between processes in a file that it maps."""
+    disk = sandbox.ext4('40M', block=1024)
+    cluster = Cluster(1, stores=[sandbox.ext4() + '/alpha'], mount=False)
+    alpha = cluster[0]
+    shutil.move(alpha.home, f'{disk}/home')
+    alpha.home = f'{disk}/home'
+    with open(f'{disk}/ballast', 'wb', buffering=0) as f:
+        try:
+            while True:
+                f.write(bytes(1024))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC, error
+    codes = []
+    while 0 not in codes:
+        os.truncate(f'{disk}/ballast', os.path.getsize(f'{disk}/ballast') - 1024)
+        shown = alpha.cli('status', DATA_SET, check=False)
+        assert shown.returncode in (0, 1), f'{len(codes) + 1} KiB free: {shown}'
+        codes.append(shown.returncode)
+    assert 1 in codes, 'there was room from the start'
+
+
 def a_takeover_goes_on_when_its_end_can_be_noted():
     """The state of the new owner is locked for longer than it waits, between its becoming that and its serving."""
     state = SmallState('beta')
@@ -570,6 +593,7 @@ if __name__ == '__main__':
         'a_full_state_folder_of_the_target_ends_the_handoff': (a_full_state_folder_of_the_target_ends_the_handoff, 60),
         'a_full_state_folder_of_the_source_ends_the_handoff': (a_full_state_folder_of_the_source_ends_the_handoff, 60),
         'a_full_state_folder_is_no_hindrance_to_an_end': (a_full_state_folder_is_no_hindrance_to_an_end, 60),
+        'a_full_disk_of_small_blocks_is_no_bus_error': (a_full_disk_of_small_blocks_is_no_bus_error, 60),
         'a_takeover_goes_on_when_its_end_can_be_noted': (a_takeover_goes_on_when_its_end_can_be_noted, 90),
         'a_stray_file_in_a_new_owners_store_concerns_its_name_only':
             (a_stray_file_in_a_new_owners_store_concerns_its_name_only, 60),
