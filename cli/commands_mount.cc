@@ -209,6 +209,19 @@ void start_daemon(const Home& home, const ServeArguments& arguments, DaemonOptio
   }
 }
 
+// Of umount(8), which does not wait for the daemon. False: it is not ending.
+bool wait_if_ending(const DataSetPaths& paths) {
+  std::chrono::milliseconds patience = std::chrono::seconds(1);  // it ended just now, or it hangs
+  try {
+    if (auto daemon = wait_for_daemon(paths, kMountAnswers)) {
+      if (!daemon->ask({{"command", "status"}}, kMountAnswers).value("stopping", false)) return false;
+      patience = kDaemonEnds;
+    }
+  } catch (const ControlClient::ConnectionLost&) {
+  }
+  return DaemonLock::wait_released(paths, patience);
+}
+
 int run_serve(const Home& home, const ServeArguments& arguments) {
   DaemonOptions options{home.require(arguments.name), std::nullopt, split_options(arguments.options),
                         std::nullopt};
@@ -217,7 +230,7 @@ int run_serve(const Home& home, const ServeArguments& arguments) {
         std::chrono::duration_cast<std::chrono::milliseconds>(parse_duration(arguments.timeout, "--timeout"));
     if (options.timeout->count() < 1) throw UsageError("--timeout: at least 1ms");
   }
-  if (const pid_t pid = DaemonLock::holder(options.paths); pid != 0) {
+  if (const pid_t pid = DaemonLock::holder(options.paths); pid != 0 && !wait_if_ending(options.paths)) {
     fail(fmt::format(
         "already mounted or served by process {}: \"sharefs status {}\" tells where, \"sharefs umount {}\" "
         "ends it",

@@ -107,8 +107,9 @@ class Daemon {
       reply({{"stopping", true}});
       if (!stopping_) stop("asked by an operator");
     } else if (command == "status") {
-      site_.command(request, [reply = std::move(reply)](nlohmann::json status) {
+      site_.command(request, [this, reply = std::move(reply)](nlohmann::json status) {
         status["running"] = true;
+        status["stopping"] = stopping_;
         status["pid"] = getpid();
         status["version"] = SHAREFS_VERSION;
         reply(std::move(status));

@@ -104,20 +104,26 @@ UniqueFd mount_with_helper(const std::filesystem::path& mountpoint, const std::s
 
 // ---- root
 
-// Options of mount(8) that are attributes of the mount: set ones are added to, cleared ones taken from the
-// default. All others (ro, sync, max_read=) are of the file system.
+// Options of mount(8) that are attributes of the mount. All others (ro, sync, max_read=) are of the file
+// system.
 struct MountFlag {
   const char* name;
-  unsigned flag;
-  bool set;
+  unsigned set;
+  unsigned clear;
 };
 constexpr std::array kMountFlags{
-    MountFlag{"nosuid", MOUNT_ATTR_NOSUID, true},        MountFlag{"suid", MOUNT_ATTR_NOSUID, false},
-    MountFlag{"nodev", MOUNT_ATTR_NODEV, true},          MountFlag{"dev", MOUNT_ATTR_NODEV, false},
-    MountFlag{"noexec", MOUNT_ATTR_NOEXEC, true},        MountFlag{"exec", MOUNT_ATTR_NOEXEC, false},
-    MountFlag{"noatime", MOUNT_ATTR_NOATIME, true},      MountFlag{"atime", MOUNT_ATTR_NOATIME, false},
-    MountFlag{"relatime", MOUNT_ATTR_NOATIME, false},    MountFlag{"nodiratime", MOUNT_ATTR_NODIRATIME, true},
-    MountFlag{"diratime", MOUNT_ATTR_NODIRATIME, false},
+    MountFlag{"nosuid", MOUNT_ATTR_NOSUID, 0},
+    MountFlag{"suid", 0, MOUNT_ATTR_NOSUID},
+    MountFlag{"nodev", MOUNT_ATTR_NODEV, 0},
+    MountFlag{"dev", 0, MOUNT_ATTR_NODEV},
+    MountFlag{"noexec", MOUNT_ATTR_NOEXEC, 0},
+    MountFlag{"exec", 0, MOUNT_ATTR_NOEXEC},
+    MountFlag{"noatime", MOUNT_ATTR_NOATIME, MOUNT_ATTR__ATIME},
+    MountFlag{"atime", 0, MOUNT_ATTR_NOATIME},
+    MountFlag{"relatime", 0, MOUNT_ATTR__ATIME},
+    MountFlag{"strictatime", MOUNT_ATTR_STRICTATIME, MOUNT_ATTR__ATIME},
+    MountFlag{"nodiratime", MOUNT_ATTR_NODIRATIME, 0},
+    MountFlag{"diratime", 0, MOUNT_ATTR_NODIRATIME},
 };
 
 // KEY or KEY=VALUE; EINVAL says that it is not one of the kernel's.
@@ -157,7 +163,7 @@ UniqueFd make_mount(const std::filesystem::path& mountpoint, const std::string& 
     const auto* known = std::find_if(kMountFlags.begin(), kMountFlags.end(),
                                      [&option](const MountFlag& flag) { return option == flag.name; });
     if (known != kMountFlags.end())
-      flags = known->set ? flags | known->flag : flags & ~known->flag;
+      flags = (flags & ~known->clear) | known->set;
     else if (!set_option(context, option))
       refuse(mountpoint, errno == EINVAL ? "the kernel does not know -o " + option : error_text(errno));
   }

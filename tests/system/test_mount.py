@@ -95,9 +95,9 @@ def adopting_leaves_the_files_where_they_are():
     assert refused.returncode != 0 and refused.stderr.endswith('does not know -o nonsense\n'), refused
     with open(f'{alpha.store}/written') as f:
         assert f.read() == 'through the mount', 'the store is not a plain directory'
-    alpha.start(options=('-o', 'defaults,_netdev,nofail,x-systemd.automount,noexec'))  # as in a line of fstab
+    alpha.start(options=('-o', 'defaults,_netdev,nofail,x-systemd.automount,strictatime,noexec'))  # as in a line of fstab
     with open('/proc/self/mountinfo') as f:
-        assert any(f' {alpha.mountpoint} ' in line and 'noexec' in line for line in f), 'the options were left out'
+        assert any(f' {alpha.mountpoint} ' in line and {'noexec', 'relatime'} & set(line.split()[5].split(',')) == {'noexec'} for line in f), 'the options were left out'
 
 
 def a_strangers_file_in_an_old_image_is_not_lost():
@@ -263,6 +263,27 @@ def a_mount_that_is_interrupted_does_not_come_later():
     sandbox.eventually(lambda: beta.phase() == 'not running', 'it has ended', timeout=5)
     alpha.start()
     beta.start()
+
+
+def a_mount_waits_for_the_end_of_the_one_before():
+    """Which umount(8) does not."""
+    cluster = Cluster(2, content=content.small)
+    alpha, beta = cluster
+    for site in (beta, alpha):
+        site.stop()
+    for cycle in range(5):
+        for site in cluster:
+            site.cli('mount', DATA_SET, site.mountpoint)
+            with open(f'{site.mountpoint}/{site.name}{cycle}', 'wb') as f:
+                f.write(bytes(1 << 20))
+        for site in (beta, alpha):
+            sandbox.run('umount', site.mountpoint)
+    for site in cluster:
+        site.cli('mount', DATA_SET, site.mountpoint)
+    refused = alpha.cli('mount', DATA_SET, alpha.mountpoint, check=False)
+    assert refused.returncode == 1 and 'already mounted or served by process' in refused.stderr, refused
+    for site in (beta, alpha):
+        site.cli('umount', DATA_SET)
 
 
 def a_mount_point_is_his_who_has_it_now():
@@ -772,6 +793,7 @@ if __name__ == '__main__':
             (functools.partial(a_refused_mount_leaves_the_dead_one, sandbox.TESTER), 60),
         'a_dead_mount_that_cannot_be_set_aside_is_named': (a_dead_mount_that_cannot_be_set_aside_is_named, 60),
         'a_mount_that_is_interrupted_does_not_come_later': (a_mount_that_is_interrupted_does_not_come_later, 60),
+        'a_mount_waits_for_the_end_of_the_one_before': (a_mount_waits_for_the_end_of_the_one_before, 60),
         'a_mount_point_is_his_who_has_it_now': (a_mount_point_is_his_who_has_it_now, 30),
         'a_daemon_that_hangs_holds_nobody_up': (a_daemon_that_hangs_holds_nobody_up, 90),
         'a_store_has_one_daemon': (a_store_has_one_daemon, 60),
