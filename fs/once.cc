@@ -29,7 +29,8 @@ struct Once::Slot {
   std::uint64_t seq;
   std::atomic<std::uint32_t> state;
   std::uint32_t size;         // of body
-  char body[kSlotSize - 24];  // pb::Outcome: the intent, then the outcome
+  char body[kSlotSize - 32];  // pb::Outcome: the intent, then the outcome
+  std::uint64_t number;       // grows from slot to slot
 };
 
 namespace {
@@ -167,6 +168,9 @@ Once::Once(Executor& store, const std::filesystem::path& file) : store_(store) {
     Slot& slot = at(index);
     if (slot.state == Slot::kAside) slot.state = Slot::kFree;
     if (slot.state == Slot::kIntent || slot.state == Slot::kOutcome) slots_[{slot.client, slot.seq}] = index;
+    if (slot.number < last_number_) continue;
+    last_number_ = slot.number;
+    next_ = (index + 1) % kSlots;
   }
 }
 
@@ -201,13 +205,18 @@ bool Once::answer_again(Slot& slot, const pb::Request& request, const Reply& rep
 }
 
 void Once::perform(const pb::Request& request, Bytes data, Reply reply) {
-  Slot* slot = &slot_for(request.client(), request.seq());
-  write(*slot, Slot::kIntent, intent_of(store_, named_by(request)));
+  const Key key{request.client(), request.seq()};
+  const std::size_t index = slot_for(key);
+  performing_.set(index);
+  write(at(index), Slot::kIntent, intent_of(store_, named_by(request)));
   fault_point("once.intent");
-  const auto done = [this, slot](const pb::Request& performed, const pb::Outcome& outcome, Bytes bytes,
-                                 const Reply& to) {
+  const auto done = [this, key](const pb::Request& performed, const pb::Outcome& outcome, Bytes bytes,
+                                const Reply& to) {
     fault_point("once.effect");
-    write(*slot, Slot::kOutcome, outcome);
+    if (const auto slot = slots_.find(key); slot != slots_.end()) {
+      performing_.reset(slot->second);
+      write(at(slot->second), Slot::kOutcome, outcome);
+    }
     fault_point("once.outcome");
     answer(performed, outcome, bytes, to);
   };
@@ -257,25 +266,28 @@ std::vector<Once::Known> Once::left(const std::function<bool(std::uint64_t)>& mi
 }
 
 void Once::adopt(const Known& known) {
-  if (slots_.contains({known.client, known.seq})) return;
-  write(slot_for(known.client, known.seq), known.done ? Slot::kOutcome : Slot::kIntent, known.body);
+  const Key key{known.client, known.seq};
+  if (slots_.contains(key)) return;
+  write(at(slot_for(key)), known.done ? Slot::kOutcome : Slot::kIntent, known.body);
 }
 
-// The oldest slot whose outcome is known. Those that have none are in flight: a handful.
-Once::Slot& Once::slot_for(std::uint64_t client, std::uint64_t seq) {
-  const auto in_flight = [](const Slot& slot) {
-    return slot.state == Slot::kIntent || slot.state == Slot::kAside;
-  };
-  while (in_flight(at(next_))) next_ = (next_ + 1) % kSlots;
+// The oldest one; if possible, of a request that is not under way. What was known of this request is over.
+std::size_t Once::slot_for(const Key& key) {
+  if (const auto before = slots_.find(key); before != slots_.end()) {
+    at(before->second).state = Slot::kFree;
+    slots_.erase(before);
+  }
+  for (std::size_t tried = 0; tried < kSlots && performing_[next_]; ++tried) next_ = (next_ + 1) % kSlots;
   const std::size_t index = std::exchange(next_, (next_ + 1) % kSlots);
   Slot& slot = at(index);
   if (const auto old = slots_.find({slot.client, slot.seq}); old != slots_.end() && old->second == index)
     slots_.erase(old);
   slot.state = Slot::kFree;
-  slot.client = client;
-  slot.seq = seq;
-  slots_[{client, seq}] = index;
-  return slot;
+  slot.client = key.client;
+  slot.seq = key.seq;
+  slot.number = ++last_number_;
+  slots_[key] = index;
+  return index;
 }
 
 void Once::write(Slot& slot, std::uint32_t state, const pb::Outcome& body) {

@@ -11,9 +11,11 @@
 // are idempotent and pass. After a power cut the file may be stale: then an operation that was not fsynced
 // may be lost, as on any local disk.
 //
-// File: kSlots slots of kSlotSize bytes, used in a ring; see Slot in once.cc. Threads: reactor thread only.
+// File: kSlots slots of kSlotSize bytes, used in a ring that the next process goes on with; see Slot in
+// once.cc. What is known of the newest requests is kept the longest. Threads: reactor thread only.
 #pragma once
 
+#include <bitset>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -70,7 +72,7 @@ class Once final : public Executor {
   bool answer_again(Slot& slot, const pb::Request& request, const Reply& reply);
   void perform(const pb::Request& request, Bytes data, Reply reply);
   void answer(const pb::Request& request, const pb::Outcome& outcome, Bytes data, const Reply& reply);
-  Slot& slot_for(std::uint64_t client, std::uint64_t seq);
+  std::size_t slot_for(const Key& key);
   static void write(Slot& slot, std::uint32_t state, const pb::Outcome& body);
   Slot& at(std::size_t index);
 
@@ -80,7 +82,9 @@ class Once final : public Executor {
   // reactor thread
   std::uint64_t exempt_ = 0;
   std::size_t next_ = 0;
+  std::uint64_t last_number_ = 0;                        // of a slot
   std::unordered_map<Key, std::size_t, KeyHash> slots_;  // those in use
+  std::bitset<kSlots> performing_;                       // those of requests under way
 };
 
 }  // namespace sharefs

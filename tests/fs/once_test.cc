@@ -203,6 +203,47 @@ TEST_P(OnceTest, the_next_owner_knows_what_its_site_may_be_asked_again) {
   expect_all_performed_once();
 }
 
+// The slots are a ring, which an owner's next process goes on with where the last one was.
+TEST_P(OnceTest, the_newest_outcomes_are_the_last_to_give_way_also_after_a_restart) {
+  const auto all = requests();
+  for (const auto& [name, one] : all) leave_unanswered(one.first, one.second);
+  next_process();
+  // Of a site that is back before the one that asked for them.
+  const InodeId log = create(kRootInode, "log").id();
+  for (std::uint64_t seq = 1; seq + all.size() <= Once::kSlots; ++seq) {
+    auto other = append(seq, log, 1, false);
+    other.set_client(kClient + 1);
+    EXPECT_EQ(through(once(), other, "x").error(), 0);
+  }
+  for (const auto& [name, one] : all) EXPECT_EQ(through(once(), one.first, one.second).error(), 0) << name;
+  expect_all_performed_once();
+}
+
+TEST_P(OnceTest, an_intent_is_over_when_its_request_is_performed_after_all) {
+  const InodeId id = create(kRootInode, "log").id();
+  const auto before = append(1, id, 1, false), ours = append(2, id, 4, false),
+             after = append(3, id, 1, false);
+  through(once(), before, "x");
+  killed_.when = Killed::When::before;
+  leave_unanswered(ours, "ours");
+  next_process();
+  killed_.when = Killed::When::never;
+  leave_unanswered(ours, "ours");
+  through(once(), after, "x");
+  next_process();
+  EXPECT_EQ(through(once(), ours, "ours").outcome.count(), 4U);
+  EXPECT_EQ(std::filesystem::file_size(path("log")), 6U);
+}
+
+TEST_P(OnceTest, more_requests_under_way_than_there_are_slots_wait_for_nothing) {
+  const InodeId id = create(kRootInode, "log").id();
+  killed_.when = Killed::When::before;  // all wait
+  for (std::uint64_t seq = 1; seq <= Once::kSlots + 1; ++seq)
+    leave_unanswered(append(seq, id, 1, false), "x");
+  killed_.when = Killed::When::never;
+  EXPECT_EQ(through(once(), append(Once::kSlots + 2, id, 1, false), "x").error(), 0);
+}
+
 // A full disk must not be met at a store into the mapping.
 TEST_P(OnceTest, its_slots_have_their_space_also_where_an_earlier_version_left_holes) {
   const auto file = directory_.path() / "with.holes";
