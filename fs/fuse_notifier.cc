@@ -1,5 +1,9 @@
 #include "fs/fuse_notifier.h"
 
+#include <sys/eventfd.h>
+
+#include <cerrno>
+#include <system_error>
 #include <utility>
 
 #include "fs/fuse_session.h"
@@ -7,10 +11,17 @@
 namespace sharefs {
 
 FuseNotifier::FuseNotifier(const FuseSession& session, Reactor& reactor)
-    : session_(session), reactor_(reactor), alive_(std::make_shared<bool>(true)) {}
+    : session_(session),
+      reactor_(reactor),
+      wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      alive_(std::make_shared<bool>(true)) {
+  if (!wake_) throw std::system_error(errno, std::generic_category(), "FUSE: eventfd");
+  reactor_.watch(wake_.get(), [this] { tell_followed(); });
+}
 
 FuseNotifier::~FuseNotifier() {
   *alive_ = false;
+  reactor_.unwatch(wake_.get());
   {
     const std::lock_guard lock(mutex_);
     ending_ = true;
@@ -45,6 +56,7 @@ bool FuseNotifier::idle() const {
 }
 
 void FuseNotifier::work(Queue& queue) {
+  const int device = session_.part_device(wake_.get());
   std::unique_lock lock(mutex_);
   while (true) {
     queue.wanted.wait(lock, [&] { return ending_ || !queue.orders.empty(); });
@@ -54,18 +66,28 @@ void FuseNotifier::work(Queue& queue) {
     ++queue.busy;
     lock.unlock();
     // Whatever it says (ENOENT: the kernel does not know the inode), nothing is cached afterwards.
-    fuse_lowlevel_notify_inval_inode(session_.get(), order.id, static_cast<off_t>(order.offset),
-                                     static_cast<off_t>(order.length));
-    if (order.done) finished(std::move(order.done));
+    FuseSession::invalidate(device, order.id, static_cast<std::int64_t>(order.offset),
+                            static_cast<std::int64_t>(order.length));
     lock.lock();
     --queue.busy;
+    if (!order.done) continue;
+    followed_.push_back(std::move(order.done));
+    ::eventfd_write(wake_.get(), 1);
   }
 }
 
-void FuseNotifier::finished(std::function<void()> done) {
-  reactor_.post([alive = alive_, done = std::move(done)] {
-    if (*alive) done();
-  });
+void FuseNotifier::tell_followed() {
+  eventfd_t ignored = 0;
+  ::eventfd_read(wake_.get(), &ignored);
+  std::vector<std::function<void()>> followed;
+  {
+    const std::lock_guard lock(mutex_);
+    followed.swap(followed_);
+  }
+  for (auto& done : followed)
+    reactor_.post([alive = alive_, done = std::move(done)] {
+      if (*alive) done();
+    });
 }
 
 }  // namespace sharefs

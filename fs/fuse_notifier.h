@@ -3,6 +3,9 @@
 // Why threads: an invalidation waits for pages that the kernel has locked, and those may wait for a reply of
 // ours. Why several: one that waits for a writer behind a closed gate must not keep the others from being
 // acknowledged. Invalidations of attributes wait for no page, so one thread is theirs alone.
+//
+// What has been followed is told by way of a descriptor: of those of the process these threads have no other
+// (FuseSession::part_device).
 #pragma once
 
 #include <condition_variable>
@@ -14,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "fs/inode_table.h"
 #include "meta/reactor.h"
 #include "meta/types.h"
 
@@ -56,15 +60,17 @@ class FuseNotifier {
   };
   void add(Queue& queue, Order order);
   void work(Queue& queue);
-  void finished(std::function<void()> done);
+  void tell_followed();
 
   // constant after construction
   const FuseSession& session_;
   Reactor& reactor_;
+  const UniqueFd wake_;                // of the reactor: something has been followed
   const std::shared_ptr<bool> alive_;  // reactor thread; outlives this object in what was posted
 
   mutable std::mutex mutex_;
-  bool ending_ = false;  // under mutex_
+  bool ending_ = false;                          // under mutex_
+  std::vector<std::function<void()>> followed_;  // under mutex_: whoever waits for that
   Queue pages_{16};
   Queue attributes_{1};
 };

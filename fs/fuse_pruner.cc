@@ -106,6 +106,7 @@ bool FusePruner::ending() const {
 // Logs nothing: where the log goes is not open here.
 void FusePruner::work() {
   const bool told = session_.can_prune();
+  const int device = told ? session_.part_device() : -1;
   const bool looks = !told && leave_descriptors();
   if (looks) become_caller(::geteuid(), ::getegid());  // whoever asked last made this thread
   thread_id_ = ::gettid();
@@ -118,7 +119,7 @@ void FusePruner::work() {
     lock.unlock();
     fault_point("fuse.pruning");
     if (told)
-      session_.prune(ids);
+      FuseSession::prune(device, ids);
     else if (looks)
       look_again(ids);
     lock.lock();

@@ -185,6 +185,11 @@ FuseServer::Begun FuseServer::begin(fuse_req_t caller, pb::Request::OpCase op, I
 }
 
 void FuseServer::submit(const pb::Request& request, Bytes data, PendingRequest& pending, Answer answer) {
+  if (pending.given_up) {  // its caller was killed while it waited here
+    pb::Outcome outcome;
+    outcome.set_error(EINTR);
+    return finish(pending, outcome, {});
+  }
   const std::uint64_t seq = pending.seq;
   pending.answer = answer;
   if (pending.changes && !drops_.empty()) pages_dropped(pending.id);

@@ -1,9 +1,13 @@
 #include "fs/fuse_session.h"
 
 #include <fcntl.h>
+#include <linux/close_range.h>
 #include <linux/fuse.h>
 #include <poll.h>
+#include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -54,6 +58,30 @@ T read_at(std::span<const std::byte> bytes, std::size_t offset) {
 template <class T>
 void write_at(std::span<std::byte> bytes, std::size_t offset, const T& value) {
   std::memcpy(bytes.data() + offset, &value, sizeof value);
+}
+
+// All but the standard ones, `one` and `other`.
+void close_others(int one, int other) {
+  auto from = static_cast<unsigned>(STDERR_FILENO) + 1;
+  for (const int kept : {std::min(one, other), std::max(one, other)}) {
+    const auto number = static_cast<unsigned>(kept);
+    if (kept < 0 || number < from) continue;
+    if (number > from) ::syscall(SYS_close_range, from, number - 1, 0);
+    from = number + 1;
+  }
+  ::syscall(SYS_close_range, from, ~0U, 0);
+}
+
+// Whatever the kernel says (it does not know the inode), there is nothing to be done about it.
+void notify(int device, std::int32_t code, std::span<const std::byte> head,
+            std::span<const std::byte> body = {}) {
+  fuse_out_header header{};
+  header.len = static_cast<std::uint32_t>(sizeof header + head.size() + body.size());
+  header.error = code;
+  const std::array<iovec, 3> parts{{{&header, sizeof header},
+                                    {const_cast<std::byte*>(head.data()), head.size()},
+                                    {const_cast<std::byte*>(body.data()), body.size()}}};
+  [[maybe_unused]] const ssize_t written = ::writev(device, parts.data(), static_cast<int>(parts.size()));
 }
 
 std::size_t read_init(int device, std::span<std::byte> buffer) {
@@ -142,20 +170,28 @@ void FuseSession::exchange_init(int device) {
 
 bool FuseSession::can_prune() const { return protocol_minor_ >= kPruneMinor && !fault_point("fuse.prune"); }
 
-void FuseSession::prune(std::span<const std::uint64_t> ids) const {
+int FuseSession::part_device(int kept) const {
+  const int mounted = fuse_session_fd(session_.get());
+  if (::unshare(CLONE_FILES) != 0) return mounted;
+  close_others(mounted, kept);
+  UniqueFd own(::open("/dev/fuse", O_RDWR | O_CLOEXEC));
+  auto source = static_cast<std::uint32_t>(mounted);
+  if (!own || ::ioctl(own.get(), FUSE_DEV_IOC_CLONE, &source) != 0) return mounted;
+  ::close(mounted);
+  return own.release();
+}
+
+void FuseSession::invalidate(int device, InodeId id, std::int64_t offset, std::int64_t length) {
+  const fuse_notify_inval_inode_out what{.ino = id, .off = offset, .len = length};
+  notify(device, FUSE_NOTIFY_INVAL_INODE, std::as_bytes(std::span(&what, 1)));
+}
+
+void FuseSession::prune(int device, std::span<const std::uint64_t> ids) {
   for (; !ids.empty(); ids = ids.subspan(std::min(ids.size(), kMostPruned))) {
     const auto some = ids.first(std::min(ids.size(), kMostPruned));
-    fuse_out_header header{};
-    header.len = static_cast<std::uint32_t>(sizeof header + sizeof(PruneOut) + some.size_bytes());
-    header.error = kNotifyPrune;
-    PruneOut prune{};
-    prune.count = static_cast<std::uint32_t>(some.size());
-    const std::array<iovec, 3> parts{{{&header, sizeof header},
-                                      {&prune, sizeof prune},
-                                      {const_cast<std::uint64_t*>(some.data()), some.size_bytes()}}};
-    // Whatever it says (the kernel does not know an inode), there is nothing to be done about it.
-    [[maybe_unused]] const ssize_t written =
-        ::writev(fuse_session_fd(session_.get()), parts.data(), static_cast<int>(parts.size()));
+    PruneOut what{};
+    what.count = static_cast<std::uint32_t>(some.size());
+    notify(device, kNotifyPrune, std::as_bytes(std::span(&what, 1)), std::as_bytes(some));
   }
 }
 

@@ -5,7 +5,7 @@
 // are negotiated (FUSE_HANDLE_KILLPRIV_V2 spares a GETXATTR before every write); the bits of requests that
 // come with them are taken from the raw bytes, see Extras.
 //
-// Threads: one (the reactor's), except that notifications may be sent with get() from any.
+// Threads: one (the reactor's), except that notifications may be sent from any.
 #pragma once
 
 #define FUSE_USE_VERSION FUSE_MAKE_VERSION(3, 12)
@@ -15,6 +15,8 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+
+#include "meta/types.h"
 
 namespace sharefs {
 
@@ -43,10 +45,19 @@ class FuseSession {
   void process(std::span<std::byte> request);
   const Extras& extras() const { return extras_; }
 
+  // Notifications may wait in the kernel for what only this process answers. If it is killed the kernel ends
+  // that when the device is closed by which this was asked: so a thread that notifies has a device of its
+  // own, which this returns, and of the descriptors of the process only `kept`. Once per thread, which closes
+  // it by ending.
+  int part_device(int kept = -1) const;
+
+  // Makes the kernel drop what it has cached of an inode: its attributes, and unless `offset` is negative,
+  // pages. May wait for what is still to be written back.
+  static void invalidate(int device, InodeId id, std::int64_t offset, std::int64_t length);
   // Makes the kernel let go of the names of inodes that nobody uses, and of the inodes, which it forgets
-  // then (FUSE_NOTIFY_PRUNE, since Linux 6.18). May wait for what is still to be written back. Any thread.
+  // then (FUSE_NOTIFY_PRUNE, since Linux 6.18). May wait, too.
   bool can_prune() const;
-  void prune(std::span<const std::uint64_t> ids) const;
+  static void prune(int device, std::span<const std::uint64_t> ids);
 
   unsigned protocol_minor() const { return protocol_minor_; }  // of the kernel: 7.minor
 

@@ -163,6 +163,10 @@ class Operations:
         times = struct.pack('qqqq', *pair(atime), *pair(mtime))
         _checked(libc.utimensat(-100, self._path(path), times, 0x100))
 
+    def set_mtime(self, fd, seconds):
+        """Also of what is open with O_PATH only."""
+        os.utime(f'/proc/self/fd/{self._open[fd]}', (seconds, seconds))
+
     def truncate(self, path, size):
         os.truncate(self._path(path), size)
 

@@ -585,18 +585,23 @@ def who_cannot_reach_a_new_owner_is_shown_nothing_old():
 
 
 def who_is_cut_off_can_be_killed():
-    """While its callers wait for the owner, with pages locked; and other pages of their files are not shown any more."""
-    cluster = Cluster(2, content=lambda store: content.write(f'{store}/f', b'old' + bytes(16381) + b'old'))
+    """While its callers wait for the owner, with pages locked, or with stores in a mapping that are being written back; and
+    other pages of their files are not shown any more."""
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{name}', b'old' + bytes(16381) + b'old')
+                                                for name in 'fm'])
     alpha, beta = cluster
-    reader, other = Actor(beta.mountpoint), Actor(alpha.mountpoint)
+    reader, mapper, other = Actor(beta.mountpoint), Actor(beta.mountpoint), Actor(alpha.mountpoint)
     writers = [Actor(beta.mountpoint) for _ in range(2)]
-    assert other.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+    assert other.do('open', 1, 'f', os.O_RDWR)[0] == 'ok' and mapper.do('open', 1, 'm', os.O_RDWR)[0] == 'ok'
+    assert mapper.do('share', 1, 4096)[0] == 'ok'
     for actor in (reader, *writers):
         assert actor.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
     assert reader.do('pread', 1, 3, 0) == ('ok', b'old') and reader.do('pread', 1, 3, 16384) == ('ok', b'old')
     assert writers[0].do('pwrite', 1, b'x', 4096 * 20) == ('ok', 1)
     for healed in (True, False):
+        assert mapper.do('mapped', 0, 3)[0] == 'ok'
         cluster.network.cut('alpha')
+        assert mapper.do('store', 0, b'new')[0] == 'ok'  # written back when the page shall be dropped
         for i, writer in enumerate(writers):
             writer.send('pwrite', 1, b'y', 4096 * (i + 20))  # what is no whole page is locked
         for at in (0, 16384):
@@ -610,6 +615,8 @@ def who_is_cut_off_can_be_killed():
     beta.kill()
     results = [actor.receive(timeout=10) for actor in (reader, *writers)]
     assert all(result[0] == 'errno' for result in results), results
+    mapper.kill()
+    mapper.wait_ended()
     cluster.network.heal('alpha')
     beta.start()
 

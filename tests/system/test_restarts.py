@@ -200,20 +200,27 @@ def what_a_dead_mount_asked_does_not_come_true_later():
 
 
 def what_a_killed_caller_asked_does_not_come_true_later():
-    """Others have written since: it was on its way on a connection that broke, or had to wait for one."""
-    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{name}', b'---') for name in 'fg'])
+    """Others have written since: it was on its way on a connection that broke, or had to wait for one, or for what was
+    stored in a mapping."""
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{name}', b'---') for name in 'fgm'])
     alpha, beta = cluster
     writers, other = {name: Actor(beta.mountpoint) for name in 'fg'}, Actor(alpha.mountpoint)
     for name, writer in writers.items():
         assert writer.do('open', 1, name, os.O_WRONLY)[0] == 'ok' and writer.do('pwrite', 1, b'x', 0) == ('ok', 1)
+    mapper, toucher = Actor(beta.mountpoint), Actor(beta.mountpoint)
+    assert toucher.do('open', 1, 'm', os.O_PATH)[0] == 'ok'  # the kernel writes all back before others are closed
+    assert mapper.do('open', 1, 'm', os.O_RDWR)[0] == 'ok'
+    assert mapper.do('share', 1, 3)[0] == 'ok' and mapper.do('mapped', 0, 3) == ('ok', b'---')
     cluster.network.cut('alpha')
+    assert mapper.do('store', 0, b'new')[0] == 'ok'
     writers['f'].send('pwrite', 1, b'old', 0)
     time.sleep(2.5)  # beta is aware of it now
     writers['g'].send('pwrite', 1, b'old', 0)
+    toucher.send('set_mtime', 1, 1)
     time.sleep(0.5)
-    for writer in writers.values():
-        writer.kill()
-        writer.wait_ended()
+    for actor in (*writers.values(), toucher):
+        actor.kill()
+        actor.wait_ended()
     time.sleep(1)  # the connection is given up
     for name in writers:
         assert other.do('put', name, b'new')[0] == 'ok'
@@ -221,7 +228,8 @@ def what_a_killed_caller_asked_does_not_come_true_later():
     late = Actor(beta.mountpoint)
     assert late.do('put', 'h', b'x', timeout=20)[0] == 'ok'
     time.sleep(0.5)
-    assert [actor.do('content', name) for actor in (late, other) for name in writers] == [('ok', b'new')] * 4
+    assert [actor.do('content', name) for actor in (late, other) for name in 'fgm'] == [('ok', b'new')] * 6
+    assert other.do('mtime', 'm')[1] > 10**9, 'a time that a killed process set'
 
 
 def files_without_a_name_outlive_a_restart_of_the_owner():
