@@ -11,7 +11,8 @@
 namespace sharefs {
 namespace {
 
-// Of the most recently used inodes, when the process runs out of descriptors: a request works on two at most.
+// Of the most recently used inodes, whatever is pinned beside them, or when the process runs out of
+// descriptors: a request works on two at most.
 constexpr std::size_t kKept = 4;
 
 // Half of what the process may open is left to everything else.
@@ -82,7 +83,7 @@ DescriptorCache::Ref DescriptorCache::get(InodeId id, Kind kind) {
   if (kind == kWrite) kept.write_only = write_only;
   kept.fds[kind] = fd.release();
   ++count_;
-  make_room(&kept);
+  make_room();
   return {kept.fds[kind], kept.type, kind == kPath, &kept};
 }
 
@@ -96,11 +97,11 @@ void DescriptorCache::adopt(InodeId id, std::uint32_t type, UniqueFd writable) {
   node.fds[kWrite] = writable.release();
   node.write_only = false;
   ++count_;
-  make_room(&node);
+  make_room();
 }
 
-void DescriptorCache::make_room(const Node* keep) {
-  while (count_ > limit_ && &nodes_.back() != keep) release(&nodes_.back());
+void DescriptorCache::make_room() {
+  while (count_ > limit_ && nodes_.size() > kKept) release(&nodes_.back());
 }
 
 void DescriptorCache::release(Node* node) {
@@ -116,11 +117,15 @@ void DescriptorCache::release(Node* node) {
   nodes_.erase(position);
 }
 
-void DescriptorCache::pin(const Ref& ref) { ++ref.node->pins; }
+void DescriptorCache::pin(const Ref& ref) {
+  if (ref.node->pins++ == 0) ++pinned_;
+}
 
 void DescriptorCache::unpin(const Ref& ref) {
   Node* node = ref.node;
-  if (--node->pins > 0 || !node->doomed) return;
+  if (--node->pins > 0) return;
+  --pinned_;
+  if (!node->doomed) return;
   for (int& fd : node->fds) close(fd);
   doomed_.remove_if([node](const Node& other) { return &other == node; });
 }

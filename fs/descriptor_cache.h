@@ -45,6 +45,8 @@ class DescriptorCache {
   // The descriptor stays open until unpin(), whatever happens to the cache.
   void pin(const Ref& ref);
   void unpin(const Ref& ref);
+  // So many inodes are pinned that what else is to be open had no room.
+  bool crowded() const { return pinned_ >= limit_ / 4; }
 
   void drop_writable(InodeId id);
   void drop(InodeId id);
@@ -59,7 +61,7 @@ class DescriptorCache {
   Node& at(InodeId id, std::uint32_t type);
   Ref get(InodeId id, Kind kind);
   UniqueFd open(InodeId id, Kind kind, std::uint32_t& type, bool& write_only);
-  void make_room(const Node* keep);
+  void make_room();
   void release(Node* node);
   void close(int& fd);
 
@@ -71,6 +73,7 @@ class DescriptorCache {
   std::list<Node> doomed_;  // dropped while pinned
   std::unordered_map<InodeId, std::list<Node>::iterator> by_id_;
   unsigned count_ = 0;
+  unsigned pinned_ = 0;  // inodes
 };
 
 struct DescriptorCache::Node {

@@ -229,6 +229,16 @@ int Store::Impl::later(StoreCall& call, std::vector<DescriptorCache::Ref> pinned
   return kLater;
 }
 
+int Store::Impl::later_on(StoreCall& call, const DescriptorCache::Ref& ref, InodeId id,
+                          std::function<int(int fd, Job&)> work) {
+  if (!descriptors.crowded())
+    return later(call, {ref}, [fd = ref.fd, work = std::move(work)](Job& job) { return work(fd, job); });
+  return later(call, {}, [this, id, work = std::move(work)](Job& job) {
+    const UniqueFd own = inodes.open(id, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    return own ? work(own.get(), job) : errno;
+  });
+}
+
 int Store::Impl::dispatch(StoreCall& call) {
   const pb::Request& request = call.request;
   switch (request.op_case()) {

@@ -87,15 +87,17 @@ int Store::Impl::read_cold(const pb::Read& op, StoreCall& call, const Descriptor
                            std::size_t have) {
   const std::size_t size = std::min(op.size(), kMaxRead);
   std::string first = call.buffer.substr(0, have);
-  return later(call, {ref}, [fd = ref.fd, size, offset = op.offset(), first = std::move(first)](Job& job) {
-    const std::size_t had = first.size();
-    job.result = first;
-    job.result.resize(size);
-    const ssize_t got = read_fully(fd, job.result.data() + had, size - had, static_cast<off_t>(offset + had));
-    if (got < 0) return errno;
-    job.result.resize(had + static_cast<std::size_t>(got));
-    return 0;
-  });
+  return later_on(call, ref, op.id(),
+                  [size, offset = op.offset(), first = std::move(first)](int fd, Job& job) {
+                    const std::size_t had = first.size();
+                    job.result = first;
+                    job.result.resize(size);
+                    const ssize_t got =
+                        read_fully(fd, job.result.data() + had, size - had, static_cast<off_t>(offset + had));
+                    if (got < 0) return errno;
+                    job.result.resize(had + static_cast<std::size_t>(got));
+                    return 0;
+                  });
 }
 
 int Store::Impl::write(const pb::Write& op, StoreCall& call) {
@@ -129,7 +131,7 @@ int Store::Impl::write(const pb::Write& op, StoreCall& call) {
   }
   if (!op.sync()) return 0;
   // Written in the order of arrival; only the waiting is done elsewhere.
-  return later(call, {ref}, [fd = ref.fd, outcome = call.outcome](Job& job) {
+  return later_on(call, ref, op.id(), [outcome = call.outcome](int fd, Job& job) {
     if (::fdatasync(fd) != 0) return errno;
     job.outcome = outcome;
     return 0;
@@ -208,7 +210,7 @@ int Store::Impl::sync(const pb::Sync& op, StoreCall& call) {
   if (ref && ref.path_only) ref = descriptors.readable(op.id());
   if (!ref) return errno;
   const bool data_only = op.data_only() && !op.directory();
-  return later(call, {ref}, [this, fd = ref.fd, data_only, id = op.id()](Job&) {
+  return later_on(call, ref, op.id(), [this, data_only, id = op.id()](int fd, Job&) {
     if ((data_only ? ::fdatasync(fd) : ::fsync(fd)) != 0) return errno;
     inodes.sync(id);
     return 0;

@@ -114,6 +114,10 @@ struct Store::Impl {
   using Work = std::function<int(Job&)>;
   using Finish = std::function<void(Job&)>;
   int later(StoreCall& call, std::vector<DescriptorCache::Ref> pinned, Work work, Finish finish = {});
+  // With a descriptor that can read: `ref`, or where many are pinned already (each waits for its turn) one
+  // that is opened when its turn has come.
+  int later_on(StoreCall& call, const DescriptorCache::Ref& ref, InodeId id,
+               std::function<int(int fd, Job&)> work);
 
   // ---- names, identities, attributes (store.cc)
   int check_name(InodeId parent, std::string_view name, bool making) const;

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
 
 #include "tests/fs/store_fixture.h"
 
@@ -561,6 +562,36 @@ TEST_P(StoreTest, more_inodes_than_descriptors) {
   }
   for (std::size_t i = 0; i < ids.size(); ++i) ASSERT_EQ(write(ids[i], 0, std::to_string(i)).error(), 0) << i;
   for (std::size_t i = 0; i < ids.size(); ++i) ASSERT_EQ(read(ids[i], 0, 100).data, std::to_string(i));
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+}
+
+TEST_P(StoreTest, more_inodes_are_synced_at_once_than_there_are_descriptors) {
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit few = before;
+  few.rlim_cur = 256;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
+  restart();
+  const InodeId from = mkdir(kRootInode, "from").id(), to = mkdir(kRootInode, "to").id();
+  create(from, "moves");
+  std::vector<InodeId> ids;
+  for (int i = 0; i < 400; ++i) ids.push_back(create(kRootInode, std::to_string(i)).id());
+  restart();  // nothing is open
+  unsigned left = 0;
+  std::map<std::uint32_t, unsigned> errors;
+  for (const InodeId id : ids) {
+    pb::Request sync = request();
+    sync.mutable_sync()->set_id(id);
+    ++left;
+    store_->execute(sync, {}, [&](const pb::Outcome& outcome, Bytes) {
+      ++errors[outcome.error()];
+      if (--left == 0) reactor_.stop();
+    });
+  }
+  EXPECT_EQ(rename(from, "moves", to, "moved").error(), 0);
+  EXPECT_EQ(link(ids[0], from, "second").error(), 0);
+  if (left != 0) reactor_.run();
+  EXPECT_EQ(errors, (std::map<std::uint32_t, unsigned>{{0, 400}}));
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
 }
 
