@@ -570,6 +570,11 @@ void Coherence::held(const pb::Request& request) {
   if (request.has_open() && request.lazy()) impl_->opens.open(handle_of(request));
 }
 
+void Coherence::dropped(const pb::Request& request) {
+  const auto range = DataChanges::changed(request);
+  if (range && !request.given_up()) impl_->changes.not_held(request.client(), *range);
+}
+
 void Coherence::none_held() { impl_->changes.none_held(); }
 
 bool Coherence::awaits(const pb::Request& writeback) const {

@@ -88,6 +88,8 @@ class Coherence final : public Executor {
   // locked that it writes. If it is an Open that was answered already (FrontEnd), its file is being read: it
   // counts as open.
   void held(const pb::Request& request);
+  // It is not going to be performed: its caller was killed.
+  void dropped(const pb::Request& request);
   void none_held();
   // A recall waits for this client to write back dirty pages of this inode.
   bool awaits(const pb::Request& writeback) const;

@@ -68,8 +68,7 @@ std::optional<DataChanges::Range> DataChanges::changed(const pb::Request& reques
 
 bool DataChanges::take(const pb::Request& request, const Range& range, Bytes data, Reply& reply) {
   const ClientId client = request.client();
-  if (const auto held = held_.find({client, range.id}); !range.writeback && held != held_.end())
-    held_.erase(held);
+  not_held(client, range);
   if (!range.worker &&
       (opens_.clients().size() < 2 || opens_.openers(range.id, client, /*writable_only=*/false).empty())) {
     return false;
@@ -243,6 +242,11 @@ void DataChanges::held(const pb::Request& request) {
   if (!range || range->writeback) return;
   held_.insert({request.client(), range->id});
   stop_waiting_for(request.client(), range->id);
+}
+
+void DataChanges::not_held(ClientId client, const Range& range) {
+  if (const auto held = held_.find({client, range.id}); !range.writeback && held != held_.end())
+    held_.erase(held);
 }
 
 bool DataChanges::awaits(ClientId client, InodeId id) const {

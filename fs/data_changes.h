@@ -59,6 +59,8 @@ class DataChanges {
   bool cancel(ClientId client, std::uint64_t seq);
 
   void held(const pb::Request& request);
+  // One of those that were held has arrived, or is not going to.
+  void not_held(ClientId client, const Range& range);
   void none_held() { held_.clear(); }
   bool awaits(ClientId client, InodeId id) const;
   void detach(ClientId client);

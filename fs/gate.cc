@@ -133,6 +133,7 @@ bool Gate::cancel_held(const pb::Request& cancel) {
   if (found == records_.end()) return false;
   const std::uint64_t number = found->number;
   const Reply reply = std::move(found->reply);
+  if (hooks_.dropped) hooks_.dropped(found->request);
   for (auto later = records_.erase(found); later != records_.end(); ++later) --later->number;
   renumbered(number);
   reply_errno(reply, EINTR);

@@ -47,6 +47,8 @@ class Gate final : public Executor {
   struct Hooks {
     // The request is held from now on: nothing may wait for its caller's kernel (Coherence::held).
     std::function<void(const pb::Request&)> held;
+    // It is not held any more, and not going to be performed (Coherence::dropped).
+    std::function<void(const pb::Request&)> dropped;
     // A recall waits for this writeback (Coherence::awaits).
     std::function<bool(const pb::Request&)> awaited;
     // Asked before open() performs a held request: true if `reply` has been called, because the same request

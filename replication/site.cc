@@ -156,6 +156,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
   store.on_put_aside([this](const pb::Request& request, bool aside) { once.put_aside(request, aside); });
   gate.set_hooks(
       {.held = [this](const pb::Request& request) { coherence.held(request); },
+       .dropped = [this](const pb::Request& request) { coherence.dropped(request); },
        .awaited = [this](const pb::Request& writeback) { return coherence.awaits(writeback); },
        // What the windows know never reaches a new owner's gate: RequestServer keeps it back until then.
        .answered = {},

@@ -401,6 +401,33 @@ TEST_F(DataChangesTest, AClosedGateDrainsWhileWritersMeet) {
   EXPECT_TRUE(second.given());
 }
 
+TEST_F(DataChangesTest, WhoseHeldWriteIsCancelledIsWaitedFor) {
+  const TemporaryDirectory directory;
+  Database database(directory.path() / "state.db");
+  Gate gate(coherence_, database);
+  Gate::Hooks hooks;
+  hooks.held = [this](const pb::Request& request) { coherence_.held(request); };
+  hooks.dropped = [this](const pb::Request& request) { coherence_.dropped(request); };
+  hooks.opened = [this] { coherence_.none_held(); };
+  gate.set_hooks(hooks);
+  attach_all({kA, kB});
+  opened(kA);
+  opened(kB);
+  gate.close(1, [] {});
+  Answer changed, killed, cancelled;
+  gate.execute(write_of(kB, 1, kFile, 0, 4), as_bytes("data"), killed.reply());
+  gate.execute(write_of(kA, 1, kFile, 0, 4), as_bytes("data"), changed.reply());
+  pb::Request cancel = request_of(kB, 2);
+  cancel.mutable_cancel()->set_seq(1);
+  gate.execute(cancel, {}, cancelled.reply());
+  EXPECT_TRUE(killed.given());
+  gate.open();
+  EXPECT_FALSE(changed.given()) << "others may look at the pages of the killed one's kernel";
+  follow(kB);
+  follow(kB);
+  EXPECT_TRUE(changed.given());
+}
+
 // Its file was opened at once, and has been read already when the Open is performed.
 TEST_F(DataChangesTest, AnOpenThatIsHeldCountsForAChangeBeforeIt) {
   const TemporaryDirectory directory;
