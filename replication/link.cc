@@ -1,6 +1,9 @@
 #include "replication/link.h"
 
 #include <fmt/format.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <atomic>
@@ -31,6 +34,9 @@ constexpr int kHeartbeatMs = 1000;
 constexpr int kHeartbeatTimeoutMs = 15000;
 // On a DEALER nothing is ever sent to us but a frame that says: this site's key is not registered any more.
 constexpr int kDealerReceiveLimit = 16;
+// Between two looks at a connection (kPingInterval): far more than heartbeats, which also a process sends
+// that does nothing else any more.
+constexpr std::uint64_t kFlows = 512;
 constexpr auto kPlausibleRoundTrip = std::chrono::minutes(1);
 
 // ZeroMQ does not try again where a handshake was refused; nor where a peer broke the protocol.
@@ -40,6 +46,12 @@ constexpr auto kReconnectWhenDown = std::chrono::seconds(10);
 constexpr int kMonitored = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED |
                            ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
                            ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
+
+template <class Value>
+bool socket_option(int fd, int level, int option, Value& value) {
+  socklen_t size = sizeof value;
+  return ::getsockopt(fd, level, option, &value, &size) == 0;
+}
 
 // Names of monitors must be unique within a context.
 std::string monitor_address() {
@@ -146,6 +158,31 @@ bool Liveness::expired(Clock::time_point now) {
 void Liveness::forgive(Clock::duration pause) {
   last_heard_ += pause;
   doubted_ += pause;
+}
+
+// ---- Inflow
+
+void Inflow::came(const zmq::message_t& route, zmq::message_t& frame) {
+  const std::string_view name = route.to_string_view();
+  for (const auto& known : connections_)
+    if (known.route == name) return;
+  Connection& added = connections_[std::exchange(oldest_, 1 - oldest_)];
+  added = {.route = std::string(name), .fd = zmq_msg_get(frame.handle(), ZMQ_SRCFD)};
+  if (!socket_option(added.fd, SOL_SOCKET, SO_COOKIE, added.cookie)) added.fd = -1;
+}
+
+bool Inflow::flows() {
+  bool any = false;
+  for (auto& one : connections_) {
+    std::uint64_t cookie = 0;
+    tcp_info info{};
+    if (one.fd < 0 || !socket_option(one.fd, SOL_SOCKET, SO_COOKIE, cookie) || cookie != one.cookie ||
+        !socket_option(one.fd, IPPROTO_TCP, TCP_INFO, info))
+      continue;
+    const std::uint64_t before = std::exchange(one.bytes, info.tcpi_bytes_received);
+    any |= one.bytes - before > kFlows;
+  }
+  return any;
 }
 
 // ---- Link
@@ -301,10 +338,12 @@ void Link::send_delayed() {
 bool Link::send_now(Lane lane, zmq::message_t head, std::vector<zmq::message_t> parts) {
   if (!up()) return false;
   zmq::socket_t& socket = **lanes_[static_cast<std::size_t>(lane)].dealer;
-  if (!send_frame(socket, head, !parts.empty())) return false;
-  for (std::size_t i = 0; i < parts.size(); ++i)
-    if (!send_frame(socket, parts[i], i + 1 < parts.size())) return false;
-  return true;
+  bool sent = send_frame(socket, head, !parts.empty());
+  // Where the connection has broken behind the first frame ZeroMQ drops the others up to the last one,
+  // whatever message that belongs to.
+  for (std::size_t i = 0; i < parts.size() && (sent || i > 0); ++i)
+    sent &= send_frame(socket, parts[i], i + 1 < parts.size());
+  return sent;
 }
 
 }  // namespace sharefs

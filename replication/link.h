@@ -89,6 +89,26 @@ class Liveness {
   std::size_t sampled_ = 0;  // how many so far
 };
 
+// The connections that come from one site, as the kernel counts their bytes: on a slow link a message takes
+// longer to arrive than a site may be silent, and ZeroMQ tells of it when it is whole.
+class Inflow {
+ public:
+  // A message has come from `route`, whose connection is that of this frame.
+  void came(const zmq::message_t& route, zmq::message_t& frame);
+  // Whether more has arrived since the last time than what ZeroMQ's own threads send without being told to.
+  bool flows();
+
+ private:
+  struct Connection {
+    std::string route;
+    int fd = -1;
+    std::uint64_t cookie = 0;  // the descriptor may have become another socket's
+    std::uint64_t bytes = 0;
+  };
+  std::array<Connection, 2> connections_;  // one for each lane
+  std::size_t oldest_ = 0;
+};
+
 class Link {
  public:
   // `changed` is called when the link has come up or gone down.
@@ -117,6 +137,7 @@ class Link {
   const std::string& public_key() const { return public_key_; }
 
   Liveness liveness;
+  Inflow inflow;
   std::optional<pb::Hello> hello;               // the last one that was acceptable
   std::uint64_t connections = 0;                // how often both lanes came up
   Gap gap = Gap::broken;                        // that nobody has been told of

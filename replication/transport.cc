@@ -232,6 +232,7 @@ bool Transport::Impl::receive_one() {
       send_on(route, zmq::message_t());
     return true;
   }
+  if (sender->second.link) sender->second.link->inflow.came(route, head);
   const std::string_view from =
       sender->second.link ? std::string_view(sender->second.link->site()) : "an invitation";
   if (frames < 2 || frames > 2 + kMaxParts) {
@@ -408,6 +409,7 @@ void Transport::Impl::tick() {
   for (auto& [name, link] : links) {
     if (late > kPingInterval) link->liveness.forgive(late);
     link->discard_incoming();
+    if (link->inflow.flows()) link->liveness.heard(now);
     if (link->up()) send_ping(*link);
     if (link->liveness.expired(now)) {
       link->widen(Gap::doubt);

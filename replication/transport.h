@@ -113,7 +113,7 @@ class Transport {
   // `connected`: both directions work and the peer's Hello has arrived. It is called again when a Hello
   // brings news, and after a gap. After Gap::broken, of which both ends are told, whatever was unanswered is
   // asked again; after Gap::doubt it must not be, or a link that is too slow for what is asked gets ever
-  // more. `lost`: nothing heard within kLiveness.
+  // more. `lost`: nothing heard within kLiveness, not even a part of a message.
   void on_connection(std::function<void(const SiteName&, const pb::Hello&, Gap)> connected,
                      std::function<void(const SiteName&)> lost);
   // What this site says first on every connection; made anew each time. Version and incarnation are filled in

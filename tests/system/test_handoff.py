@@ -518,6 +518,30 @@ while True:
     cluster.verify(beta, alpha)
 
 
+def who_writes_much_over_a_slow_link_is_handed_over_to_at_once():
+    """Its pings wait behind a megabyte for longer than a site may be silent."""
+    cluster = Cluster(2, content=functools.partial(content.small, files=20))
+    alpha, beta = cluster
+    cluster.wait_connected()
+    for site in cluster:
+        cluster.network.slow(site.name, 4000)
+    writer = subprocess.Popen([sys.executable, '-c', """
+import os, sys
+file, data = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), os.urandom(1 << 20)
+while True:
+    os.pwrite(file, data, 0)
+""", f'{beta.mountpoint}/big'])
+    sandbox.eventually(lambda: os.path.exists(f'{alpha.store}/big') and os.path.getsize(f'{alpha.store}/big') == 1 << 20,
+                       'the first megabyte has arrived')
+    summary = alpha.migrate(beta, '--max-pause', '30s', check=False)
+    for site in cluster:
+        cluster.network.slow(site.name, 10 ** 6)
+    assert writer.poll() is None
+    writer.kill()
+    writer.wait(30)
+    assert summary['result'] == 'done' and summary['attempts'] == 1, summary
+
+
 def a_killed_caller_ends_at_once_and_is_not_performed():
     """Processes killed while the closed gate holds their requests end before it opens; nothing is performed for them."""
     cluster = Cluster(2, content=functools.partial(content.small, files=20))
@@ -708,6 +732,8 @@ if __name__ == '__main__':
         'a_target_that_is_cut_off_can_be_unmounted': (a_target_that_is_cut_off_can_be_unmounted, 60),
         'an_unreachable_pause_is_refused': (an_unreachable_pause_is_refused, 60),
         'writers_that_outrun_the_link_are_slowed': (writers_that_outrun_the_link_are_slowed, 120),
+        'who_writes_much_over_a_slow_link_is_handed_over_to_at_once':
+            (who_writes_much_over_a_slow_link_is_handed_over_to_at_once, 150),
         'a_killed_caller_ends_at_once_and_is_not_performed':
             (a_killed_caller_ends_at_once_and_is_not_performed, 60),
         'a_caller_without_an_owner_can_be_killed': (a_caller_without_an_owner_can_be_killed, 60),
