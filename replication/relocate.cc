@@ -248,28 +248,34 @@ std::uint32_t Relocation::links_behind() const {
 
 void Relocation::before(const pb::Request& request) {
   if (impl_->done) return;
-  const auto named = [this](const auto& op) {
-    if (op.parent() == kRootInode) pull(op.name());
+  visit_root(
+      request, [this](const std::string& name) { pull(name); }, [this] { all(); });
+}
+
+void Relocation::visit_root(const pb::Request& request, const std::function<void(const std::string&)>& named,
+                            const std::function<void()>& all) {
+  const auto in_root = [&named](const auto& op) {
+    if (op.parent() == kRootInode) named(op.name());
   };
   switch (request.op_case()) {
     case pb::Request::kLookup:
       if (request.lookup().name() == "..") return all();  // of a directory that may be behind
-      return named(request.lookup());
+      return in_root(request.lookup());
     case pb::Request::kCreate:
-      return named(request.create());
+      return in_root(request.create());
     case pb::Request::kMkdir:
-      return named(request.mkdir());
+      return in_root(request.mkdir());
     case pb::Request::kSymlink:
-      return named(request.symlink());
+      return in_root(request.symlink());
     case pb::Request::kLink:
-      return named(request.link());
+      return in_root(request.link());
     case pb::Request::kUnlink:
-      return named(request.unlink());
+      return in_root(request.unlink());
     case pb::Request::kRmdir:
-      return named(request.rmdir());
+      return in_root(request.rmdir());
     case pb::Request::kRename:
-      named(request.rename());
-      if (request.rename().new_parent() == kRootInode) pull(request.rename().new_name());
+      in_root(request.rename());
+      if (request.rename().new_parent() == kRootInode) named(request.rename().new_name());
       return;
     case pb::Request::kReaddir:
       if (request.readdir().id() == kRootInode) all();

@@ -62,6 +62,9 @@ class Relocation {
 
   // Moves whatever this request can see in the root. Called with each request before it reaches the store.
   void before(const pb::Request& request);
+  // What that is: calls `named` with names, or `all`.
+  static void visit_root(const pb::Request& request, const std::function<void(const std::string&)>& named,
+                         const std::function<void()>& all);
 
  private:
   struct Impl;

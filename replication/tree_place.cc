@@ -55,6 +55,15 @@ TreePlace::Direction opposite(TreePlace::Direction direction) {
   return direction == TreePlace::Direction::up ? TreePlace::Direction::down : TreePlace::Direction::up;
 }
 
+// Also if that cannot be found out.
+bool has_begun(const std::filesystem::path& store) {
+  try {
+    return Relocation::under_way(store);
+  } catch (const std::exception&) {
+    return true;
+  }
+}
+
 // Of the place that it leads to, as noted.
 std::string_view name(TreePlace::Direction direction) {
   return direction == TreePlace::Direction::up ? "store" : "private area";
@@ -75,6 +84,7 @@ TreePlace::~TreePlace() { reactor_.cancel(timer_); }
 
 void TreePlace::execute(const pb::Request& request, Bytes data, Reply reply) {
   try {
+    if (parted_ && may_be_behind(request)) begin();
     if (relocation_) relocation_->before(request);
   } catch (const std::system_error& error) {  // a full disk
     return reply_errno(reply, error.code().value());
@@ -91,19 +101,29 @@ void TreePlace::execute(const pb::Request& request, Bytes data, Reply reply) {
   });
 }
 
+// Whether it names something in the root that is not to be seen there.
+bool TreePlace::may_be_behind(const pb::Request& request) const {
+  bool behind = false;
+  Relocation::visit_root(
+      request, [&](const std::string& name) { behind |= !stat_name(inodes_.root(), name); },
+      [&] { behind = true; });
+  return behind;
+}
+
 // To which the direction leads.
 std::filesystem::path TreePlace::place(Direction direction) const {
   return direction == Direction::up ? directory_ : directory_ / kPrivateArea / "tree";
 }
 
 std::filesystem::path TreePlace::root() const {
-  return way_ == Way::due && direction_ == Direction::up ? place(Direction::down) : directory_;
+  return way_ == Way::due && direction_ == Direction::up && !parted_ ? place(Direction::down) : directory_;
 }
 
 void TreePlace::end() {
   reactor_.cancel(timer_);
   timer_ = 0;
   relocation_.reset();
+  parted_ = false;
   way_ = Way::settled;
 }
 
@@ -146,6 +166,7 @@ void TreePlace::move(Direction direction) {
 void TreePlace::begin() {
   relocation_ = std::make_unique<Relocation>(inodes_, directory_, direction_, [this] { note(direction_); });
   way_ = Way::moving;
+  parted_ = false;
   store_.drop_descriptors();
   step();
 }
@@ -156,14 +177,20 @@ void TreePlace::try_to_begin() {
   try {
     begin();
   } catch (const std::exception& error) {
-    if (up && Relocation::under_way(directory_)) throw;  // it is in two places
-    if (first)
+    const bool parted_now = up && !parted_ && has_begun(directory_);
+    if (parted_now)
+      spdlog::error(
+          "a part of the files cannot be moved from .sharefs/tree into this store yet, nor be seen: {}",
+          error.what());
+    else if (first)
       spdlog::error("{} yet: {}",
                     up ? "the files cannot be moved from .sharefs/tree into this store"
                        : "this store cannot be put away as an old image",
                     error.what());
-    if (first && up) inodes_.set_root(open_directory(place(Direction::down)));
-    if (first) store_.drop_descriptors();
+    parted_ |= parted_now;
+    if (up && (first || parted_now))
+      inodes_.set_root(open_directory(place(parted_ ? Direction::up : Direction::down)));
+    if (first || parted_now) store_.drop_descriptors();
     way_ = Way::due;
     try_later();
   }
@@ -193,8 +220,8 @@ void TreePlace::step() {
 }
 
 void TreePlace::finish() {
-  if (way_ == Way::due && direction_ == Direction::up) try_to_begin();
-  if (way_ == Way::due && direction_ == Direction::down) begin();
+  if (way_ == Way::due && direction_ == Direction::up && !parted_) try_to_begin();
+  if (way_ == Way::due && (direction_ == Direction::down || parted_)) begin();
   if (way_ != Way::moving) return;
   relocation_->all();
   end();

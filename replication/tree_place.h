@@ -10,7 +10,9 @@
 //  - What cannot be begun (a full disk) keeps nobody waiting: it is `due`, tried again every second and by
 //  finish(). An owner serves the tree from the private area meanwhile, and hands it over from there; on any
 //  other site nobody looks at it.
-//  - Only a relocation that has been begun and cannot be gone on with is an error: the tree is in two places.
+//  - What has been begun and cannot be gone on with (a disk that fails, no descriptor left) is `due`, too,
+//  with the tree in two places: served is what can be seen of it. Whatever needs to know of a name that may
+//  be behind tries again first, and fails if that does; nothing is handed over.
 //
 // Threads: reactor thread only.
 #pragma once
@@ -61,6 +63,7 @@ class TreePlace final : public Executor {
   void begin();
   void try_to_begin();
   void try_later();
+  bool may_be_behind(const pb::Request& request) const;
   void step();
   void end();
 
@@ -76,6 +79,7 @@ class TreePlace final : public Executor {
   Direction direction_ = Direction::up;     // of what is under way, or due
   std::unique_ptr<Relocation> relocation_;  // moving
   Reactor::TimerId timer_ = 0;              // to go on, or to try again
+  bool parted_ = false;                     // due: begun, by an earlier process or in vain
 };
 
 }  // namespace sharefs

@@ -187,6 +187,45 @@ TEST_F(TreePlaceTest, WhatIsAboveADirectoryThatIsBehindIsTheRoot) {
   });
 }
 
+// Something is in the place of the tree, as a disk might fail just there.
+TEST_F(TreePlaceTest, WhatWasBegunAndCannotBeGoneOnWithIsServedAsFarAsItCanBeSeen) {
+  std::string moved;
+  on_reactor([&] {
+    Relocation begun(*copy_->inodes, copy_->store_path(), Direction::up);
+    EXPECT_TRUE(begun.step(1));
+    moved = std::filesystem::exists(copy_->store_path() / "one") ? "one" : "two";
+  });
+  const std::string behind = moved == "one" ? "two" : "one";
+  start(true);
+  const auto away = copy_->area() / "away";
+  std::filesystem::rename(copy_->tree(), away);
+  std::ofstream(copy_->tree()) << "x";
+  const auto look_up = [&](const std::string& name) {
+    std::uint32_t found = 0;
+    pb::Request request;
+    request.mutable_lookup()->set_parent(kRootInode);
+    request.mutable_lookup()->set_name(name);
+    place_->execute(request, {}, [&](const pb::Outcome& outcome, Bytes) { found = outcome.error(); });
+    return found;
+  };
+  on_reactor([&] {
+    place_->resume(Direction::up);
+    EXPECT_FALSE(place_->settled());
+    EXPECT_EQ(place_->root(), copy_->store_path());
+    EXPECT_EQ(look_up(moved), 0U);
+    EXPECT_EQ(look_up(behind), static_cast<std::uint32_t>(ENOTDIR));
+    EXPECT_THROW(place_->finish(), std::runtime_error) << "it would be handed over in part";
+  });
+  std::filesystem::remove(copy_->tree());
+  std::filesystem::rename(away, copy_->tree());
+  on_reactor([&] {
+    EXPECT_EQ(look_up(behind), 0U);
+    place_->finish();
+    EXPECT_TRUE(place_->settled());
+  });
+  EXPECT_EQ(describe(*copy_->inodes, copy_->store_path()), before_);
+}
+
 TEST_F(TreePlaceTest, WhatHasBeenMovedWithoutAWordOnItIsEnded) {
   on_reactor([&] {
     place_->move(Direction::up);
