@@ -168,7 +168,9 @@ struct Site::Impl {
   bool attached = false;
   std::uint64_t own_seq = 0;
   std::uint64_t latest_attempt = 0;  // that another site has asked this one to take part in
-  std::uint64_t next_number = 1;     // of recalls, commands and verifications sent
+  // Of recalls, commands and verifications sent. No later process uses one again: whoever was asked by this
+  // one may answer late.
+  std::uint64_t next_number = client;
   std::map<std::uint64_t, SentRecall> recalls;
   struct Command {
     SiteName asked;
