@@ -394,12 +394,17 @@ void Site::Impl::learn(const SiteName& owner, Epoch epoch) {
   ownership.owner = owner;
   ownership.epoch = epoch;
   ownership.burnt = std::max(ownership.burnt, epoch);
-  state.set_ownership(ownership);
   believe_owner();
   peer.set_owner(owner, epoch);
   server.redirect(owner, epoch);
   // It cannot recall what this mount shows.
   if (!transport.connected(owner)) show_nothing_old();
+  // Last, since it may fail (a full disk): another process would hear of it again.
+  try {
+    state.set_ownership(ownership);
+  } catch (const std::exception& error) {
+    spdlog::warn("that {} owns now is not noted: {}", owner, error.what());
+  }
 }
 
 // The site's processes but this one have ended.

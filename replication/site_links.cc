@@ -204,7 +204,11 @@ void Site::Impl::drop_site(const SiteName& site) {
 
 void Site::Impl::connected(const SiteName& site, const pb::Hello& said, Gap gap) {
   if (said.data_set() != data_set_id) return;
-  merge_sites(site, said);
+  try {
+    merge_sites(site, said);
+  } catch (const std::exception& error) {  // a full disk; said again with the next Hello
+    spdlog::warn("what {} says of other sites is not noted: {}", site, error.what());
+  }
   learn(said.owner(), said.epoch());
 
   // Another process than before: what its earlier mount had open or locked is gone.

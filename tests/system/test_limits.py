@@ -345,6 +345,25 @@ def a_full_state_folder_of_the_source_ends_the_handoff():
     cluster.hand_over_and_compare(beta, '--max-pause', '4s')
 
 
+def a_full_state_folder_keeps_no_site_from_a_new_owner():
+    """The site hears of it from nobody else, and cannot note it."""
+    state = SmallState('gamma')
+    cluster = Cluster(3)
+    alpha, beta, gamma = cluster
+    app = Actor(gamma.mountpoint)
+    assert app.do('put', 'a', b'x')[0] == 'ok'
+    state.fill()
+    cluster.network.cut('gamma')
+    alpha.migrate(beta, '--max-pause', '5s')
+    alpha.kill()
+    cluster.network.heal('gamma')
+    assert app.do('put', 'b', b'x', timeout=30)[0] == 'ok'
+    gamma.kill()
+    state.make_room()
+    gamma.start()
+    assert Actor(gamma.mountpoint).do('put', 'c', b'x')[0] == 'ok'
+
+
 def a_full_state_folder_is_no_hindrance_to_an_end():
     """What could not be noted is in the journal."""
     state = SmallState('alpha')
@@ -592,6 +611,7 @@ if __name__ == '__main__':
         'a_store_that_cannot_be_put_away_keeps_nobody_waiting': (a_store_that_cannot_be_put_away_keeps_nobody_waiting, 60),
         'a_full_state_folder_of_the_target_ends_the_handoff': (a_full_state_folder_of_the_target_ends_the_handoff, 60),
         'a_full_state_folder_of_the_source_ends_the_handoff': (a_full_state_folder_of_the_source_ends_the_handoff, 60),
+        'a_full_state_folder_keeps_no_site_from_a_new_owner': (a_full_state_folder_keeps_no_site_from_a_new_owner, 60),
         'a_full_state_folder_is_no_hindrance_to_an_end': (a_full_state_folder_is_no_hindrance_to_an_end, 60),
         'a_full_disk_of_small_blocks_is_no_bus_error': (a_full_disk_of_small_blocks_is_no_bus_error, 60),
         'a_takeover_goes_on_when_its_end_can_be_noted': (a_takeover_goes_on_when_its_end_can_be_noted, 90),
