@@ -99,6 +99,8 @@ struct Peer::Impl {
   void resubmit_urgent_to(Executor& local);
   void finish(PendingMap::iterator which, const pb::Outcome& outcome, Bytes data);
   void fail(PendingMap::iterator which, int error);
+  void time_out(PendingMap::iterator which);
+  void close_late(const pb::Request& opened, const pb::Outcome& outcome);
   void fail_client(std::uint64_t client, int error);
   void check_timeouts();
   void arm_timeouts();
@@ -161,7 +163,9 @@ void Peer::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
   added.data = copy_to_parts(data);
   added.reply = std::move(reply);
   added.waits_for_others = request.setlock().wait() || request.has_attach();
-  added.opens = request.has_open() ? request.open().handle() : request.opendir().handle();
+  added.opens = request.has_open()     ? request.open().handle()
+                : request.has_create() ? request.create().handle()
+                                       : request.opendir().handle();
   numbers.emplace(key, number);
   if (options.timeout && may_fail(request)) {
     added.deadline = Reactor::Clock::now() + *options.timeout;
@@ -433,7 +437,41 @@ void Peer::Impl::check_timeouts() {
       break;
   }
   for (const auto& key : late)
-    if (const auto found = find(key.client, key.seq); found != pending.end()) fail(found, ETIMEDOUT);
+    if (const auto found = find(key.client, key.seq); found != pending.end()) time_out(found);
+}
+
+// What the owner may perform all the same leaves nothing open there: an Open is waited for, though its caller
+// has its answer. What is sent again for it is not performed any more.
+void Peer::Impl::time_out(PendingMap::iterator which) {
+  Pending& one = which->second;
+  pb::Envelope envelope;
+  if (one.opens == 0 || one.asked == 0 ||
+      !envelope.ParseFromArray(one.head.data(), static_cast<int>(one.head.size())))
+    return fail(which, ETIMEDOUT);
+  give_up(one.key);
+  one.deadline = Reactor::Clock::time_point::max();
+  const Reply reply =
+      std::exchange(one.reply, [this, opened = envelope.ask().request()](const pb::Outcome& outcome, Bytes) {
+        if (outcome.error() == 0) close_late(opened, outcome);
+      });
+  reply_errno(reply, ETIMEDOUT);
+}
+
+void Peer::Impl::close_late(const pb::Request& opened, const pb::Outcome& outcome) {
+  if (outcome.promise() != 0 && on_stray_promise) on_stray_promise();
+  pb::Request close;
+  close.set_client(opened.client());
+  close.set_seq(kPeerSeqBit | next_attach++);
+  close.set_lazy(true);
+  if (opened.has_opendir()) {
+    close.mutable_releasedir()->set_id(opened.opendir().id());
+    close.mutable_releasedir()->set_handle(opened.opendir().handle());
+  } else {
+    close.mutable_release()->set_id(opened.has_create() ? outcome.attr().id() : opened.open().id());
+    close.mutable_release()->set_handle(opened.has_create() ? opened.create().handle()
+                                                            : opened.open().handle());
+  }
+  execute(close, {}, [](const pb::Outcome&, Bytes) {});
 }
 
 // ---- the public face

@@ -300,6 +300,36 @@ TEST_F(PeerTest, RequestsTimeOutWhenTheOwnerIsUnreachable) {
   EXPECT_EQ(peer->unanswered(), 0u);
 }
 
+TEST_F(PeerTest, WhatIsOpenedTooLateIsClosed) {
+  start({.timeout = 100ms});
+  one->store.hold = true;
+  auto open = request_of(kClient, 10);
+  open.mutable_open()->set_handle(7);
+  EXPECT_EQ(ask(open), ETIMEDOUT);
+  auto create = request_of(kClient, 11);
+  create.mutable_create()->set_handle(8);
+  EXPECT_EQ(ask(create), ETIMEDOUT);
+  one->store.order.clear();
+  one->store.release();
+  one->store.hold = false;
+  ASSERT_TRUE(all_answered(3));
+  EXPECT_EQ(one->store.performed(), 4u) << "two that open, two that close";
+  EXPECT_EQ(answers.size(), 3u);
+}
+
+TEST_F(PeerTest, WhatIsOpenedTooLateIsNotAskedForAgain) {
+  start({.timeout = 100ms});
+  one->lose = true;
+  auto open = request_of(kClient, 10);
+  open.mutable_open()->set_handle(7);
+  EXPECT_EQ(ask(open), ETIMEDOUT);
+  one->lose = false;
+  const auto before = one->store.performed();
+  peer->connected("one", true);
+  ASSERT_TRUE(all_answered(2));
+  EXPECT_EQ(one->store.performed(), before);
+}
+
 TEST_F(PeerTest, WaitingForALockOfAConnectedOwnerDoesNotTimeOut) {
   start({.timeout = 100ms});
   one->store.hold = true;
