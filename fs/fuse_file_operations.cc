@@ -73,6 +73,7 @@ void on_write(fuse_req_t caller, fuse_ino_t id, const char* data, std::size_t si
   pending.offset = static_cast<std::uint64_t>(offset);
   pending.size = direct && write.append() ? 0 : size;  // 0: to the end, wherever the owner finds it
   pending.locks_pages = !direct;
+  pending.writes_back = writeback;
   server.submit(request, std::as_bytes(std::span(data, size)), pending,
                 direct           ? &FuseServer::answer_direct_write
                 : write.append() ? &FuseServer::answer_misplaced_write

@@ -24,6 +24,9 @@ constexpr unsigned kWanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO | FUSE_CAP
                              FUSE_CAP_POSIX_LOCKS | FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO;
 // Readahead and other requests without a waiting caller that the kernel sends at once.
 constexpr unsigned kMaxBackground = 64;
+// All that is written back, where what waits for its turn could not be waited for
+// (FuseServer::when_written_back). Such kernels let few pages be stored to at a time.
+constexpr unsigned kEverything = 0xffff;
 
 void on_init(void* /*userdata*/, fuse_conn_info* connection) {
   unsigned wanted = kWanted;
@@ -31,7 +34,7 @@ void on_init(void* /*userdata*/, fuse_conn_info* connection) {
   connection->want = connection->capable & wanted;
   connection->max_write = kMaxTransfer;
   connection->max_read = kMaxTransfer;
-  connection->max_background = kMaxBackground;
+  connection->max_background = keeps_written_pages(connection->proto_minor) ? kMaxBackground : kEverything;
 }
 
 // ---- names

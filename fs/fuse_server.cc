@@ -32,7 +32,7 @@ constexpr int kUnmountPollMs = 5;
 
 constexpr std::uint64_t kPage = 4096;
 
-// More requests than the kernel has in its queue at once: new ones keep coming.
+// More requests with a caller that waits than the kernel has in its queue at once: new ones keep coming.
 constexpr std::size_t kMostWaiting = 1000;
 
 // How soon the kernel is made to let go of what has no name any more: many at once, and most of what this
@@ -398,11 +398,8 @@ void FuseServer::invalidate(InodeId id, std::uint64_t offset, std::uint64_t leng
 // callers would never end.
 void FuseServer::drop_pages(InodeId id, std::uint64_t offset, std::uint64_t length,
                             std::function<void()> done) {
-  if (done && known_.may_be_dirty(id))
-    done = [this, done = std::move(done)] {
-      take_waiting();
-      done();
-    };
+  if (done && !keeps_written_pages(session_.protocol_minor()) && known_.may_be_dirty(id))
+    done = [this, id, done = std::move(done)] { when_written_back(id, done); };
   const std::uint64_t end =
       length == 0 ? std::numeric_limits<std::int64_t>::max() : offset + length;  // as the kernel's loff_t
   std::vector<LockedPages> locked;
@@ -435,13 +432,35 @@ void FuseServer::drop_pages(InodeId id, std::uint64_t offset, std::uint64_t leng
   part();
 }
 
-// Before Linux 6.16 the kernel copies the pages that it writes back, and drops them while their bytes are on
-// their way: they are in its queue by then, and come before whatever is done since the pages are dropped.
 void FuseServer::take_waiting() {
-  for (std::size_t taken = 0; taken < kMostWaiting && !ended_; ++taken) {
+  for (std::size_t taken = 0; taken < kMostWaiting && !ended_;) {
     const std::size_t size = receive();
     if (size == 0) return;
     process(size);
+    if (!session_.extras().writes_back) ++taken;
+  }
+}
+
+// A kernel that does not keep the pages that it writes back copies them, and drops them while their bytes are
+// on their way. They are in its queue by then, or follow when others of the inode are answered (while
+// somebody synchronizes it or closes it the kernel may ask nothing more until then).
+void FuseServer::when_written_back(InodeId id, std::function<void()> done) {
+  take_waiting();
+  std::vector<LockedPages> written;
+  for (const PendingRequest* pending = oldest_; pending != nullptr; pending = pending->next) {
+    if (pending->id != id || !pending->writes_back) continue;
+    const auto [begin, beyond] = pages_of(*pending);
+    written.push_back({pending->seq, id, begin, beyond - begin, {}});
+  }
+  if (written.empty()) return done();
+  const auto left = std::make_shared<std::size_t>(written.size());
+  for (LockedPages& pages : written) {
+    pages.done = [this, left, done] {
+      if (--*left != 0) return;
+      take_waiting();
+      done();
+    };
+    locked_pages_.push_back(std::move(pages));
   }
 }
 

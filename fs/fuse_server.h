@@ -72,6 +72,7 @@ struct PendingRequest {
   bool given_up = false;     // the caller was killed, and answered
   bool changes = false;      // a mutation
   bool locks_pages = false;  // the kernel keeps pages of the range locked until the answer, perhaps all
+  bool writes_back = false;  // what was stored in a mapping
   bool kept_pages = false;   // opened at once, and the kernel keeps the pages that it has
   bool late = false;         // performed, and answered when the kernel has dropped pages
 };
@@ -220,6 +221,8 @@ class FuseServer {
   void pages_dropped(InodeId id);
   void settle_drops();
   void take_waiting();
+  // `done` may be called at once.
+  void when_written_back(InodeId id, std::function<void()> done);
   void prune_soon(InodeId id);
 
   // --- ending

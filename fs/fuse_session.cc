@@ -200,10 +200,12 @@ void FuseSession::process(std::span<std::byte> request) {
   constexpr std::size_t kBody = sizeof(fuse_in_header);
   extras_ = Extras{.unique = header.unique & ~kResent};
   switch (header.opcode) {
-    case FUSE_WRITE:
-      extras_.kill_suidgid =
-          (read_at<fuse_write_in>(request, kBody).write_flags & FUSE_WRITE_KILL_SUIDGID) != 0;
+    case FUSE_WRITE: {
+      const std::uint32_t flags = read_at<fuse_write_in>(request, kBody).write_flags;
+      extras_.kill_suidgid = (flags & FUSE_WRITE_KILL_SUIDGID) != 0;
+      extras_.writes_back = (flags & FUSE_WRITE_CACHE) != 0;
       break;
+    }
     case FUSE_SETATTR:
       extras_.kill_suidgid = (read_at<fuse_setattr_in>(request, kBody).valid & FATTR_KILL_SUIDGID) != 0;
       break;

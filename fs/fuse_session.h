@@ -25,12 +25,17 @@ constexpr std::size_t kMaxTransfer = 1U << 20;
 // A request is read into a buffer of this size: the kernel refuses to fill a smaller one.
 constexpr std::size_t kRequestBuffer = kMaxTransfer + 8192;
 
+// Whether the kernel of this protocol (7.minor) keeps the pages that it writes back until that is answered
+// (since Linux 6.16).
+constexpr bool keeps_written_pages(unsigned minor) { return minor >= 44; }
+
 class FuseSession {
  public:
   // What the header of the request being processed says and libfuse does not pass on.
   struct Extras {
     std::uint64_t unique = 0;
     bool kill_suidgid = false;  // WRITE, SETATTR: the caller lacks CAP_FSETID
+    bool writes_back = false;   // WRITE: of what was stored in a mapping
     bool kill_sgid = false;     // SETXATTR of an ACL: the caller is not of the file's group
   };
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Mounts: every operation against plain ext4, random operations against the model, adopting and leaving, users."""
 
+import ctypes
 import errno
 import fcntl
 import functools
@@ -16,13 +17,15 @@ import time
 
 import content
 import sandbox
-from actor import Actor
+from actor import Actor, libc
 from cluster import Cluster, DATA_SET
 from loads import Everything, Load, once
 from model import random_test
 from ops_compare import compare
 from seen import Seen
 from tree import SAME_CONTENT, SAME_FILE_SYSTEM_SEEN, assert_equal, assert_same, digest
+
+SYNC_FILE_RANGE_WRITE = 2
 
 
 def operations_on_the_owner_compare_equal():
@@ -429,6 +432,37 @@ def stores_in_a_mapping_are_data_and_older_than_a_time_that_is_set():
             assert os.pread(other.fileno(), 5, 500000) == b'HELLO'
 
 
+def stores_on_their_way_are_older_than_what_is_done_since():
+    """However many there are: every other page is a request of its own."""
+    pages = range(0, 4 << 20, 8192)
+    cluster = Cluster(2)
+    alpha, beta = cluster
+    with open(f'{alpha.mountpoint}/f', 'wb') as file:
+        file.truncate(4 << 20)
+    with open(f'{beta.mountpoint}/f', 'r+b') as file, mmap.mmap(file.fileno(), 4 << 20) as mapped, \
+            open(f'{alpha.mountpoint}/f', 'r+b', buffering=0) as other:
+        for page in pages:
+            mapped[page]  # is read before the link is slow
+        cluster.network.slow('beta', 8000)
+
+        def store(data):
+            for page in pages:
+                mapped[page:page + 5] = data
+            assert libc.sync_file_range(file.fileno(), ctypes.c_long(0), ctypes.c_long(0), SYNC_FILE_RANGE_WRITE) == 0
+
+        store(b'hello')
+        os.utime(f'{beta.mountpoint}/f', (5, 5))
+        mapped.flush()
+        os.fsync(file.fileno())
+        assert os.stat(f'{beta.mountpoint}/f').st_mtime == 5
+        store(b'HELLO')
+        assert os.pwrite(other.fileno(), b'world', pages[-1] + 5) == 5
+        mapped.flush()
+        os.fsync(file.fileno())
+        assert os.pread(other.fileno(), 10, pages[-1]) == b'HELLOworld'
+        assert os.pread(other.fileno(), 5, pages[0]) == b'HELLO'
+
+
 def umount_takes_away_nothing_but_the_mount():
     """It goes on in another mount namespace or in an open file, while the disk of the store is what is at its path."""
     cluster = Cluster(1, content=content.small)
@@ -809,6 +843,7 @@ if __name__ == '__main__':
         'locks_of_an_open_file_description_end_with_it': (locks_of_an_open_file_description_end_with_it, 60),
         'stores_in_a_mapping_are_data_and_older_than_a_time_that_is_set':
             (stores_in_a_mapping_are_data_and_older_than_a_time_that_is_set, 60),
+        'stores_on_their_way_are_older_than_what_is_done_since': (stores_on_their_way_are_older_than_what_is_done_since, 60),
         'umount_takes_away_nothing_but_the_mount': (umount_takes_away_nothing_but_the_mount, 60),
         'a_restart_keeps_inode_numbers': (a_restart_keeps_inode_numbers, 60),
         'another_site_waits_for_the_owner': (another_site_waits_for_the_owner, 90),
