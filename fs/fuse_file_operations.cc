@@ -51,6 +51,8 @@ void on_read(fuse_req_t caller, fuse_ino_t id, std::size_t size, off_t offset, f
   read.set_size(static_cast<std::uint32_t>(size));
   pending.offset = static_cast<std::uint64_t>(offset);
   pending.size = size;
+  if (FuseServer::is_direct(file->fh))
+    return server.submit_direct(request, {}, pending, &FuseServer::answer_data);
   pending.locks_pages = true;
   server.submit_read(request, pending);
 }
@@ -74,10 +76,10 @@ void on_write(fuse_req_t caller, fuse_ino_t id, const char* data, std::size_t si
   pending.size = direct && write.append() ? 0 : size;  // 0: to the end, wherever the owner finds it
   pending.locks_pages = !direct;
   pending.writes_back = writeback;
-  server.submit(request, std::as_bytes(std::span(data, size)), pending,
-                direct           ? &FuseServer::answer_direct_write
-                : write.append() ? &FuseServer::answer_misplaced_write
-                                 : &FuseServer::answer_count);
+  const Bytes bytes = std::as_bytes(std::span(data, size));
+  if (direct) return server.submit_direct(request, bytes, pending, &FuseServer::answer_direct_write);
+  server.submit(request, bytes, pending,
+                write.append() ? &FuseServer::answer_misplaced_write : &FuseServer::answer_count);
 }
 
 // Nothing to do but to release POSIX locks, if this mount took any: close(2) is not to wait for another site.
@@ -172,7 +174,7 @@ void on_lseek(fuse_req_t caller, fuse_ino_t id, off_t offset, int whence, fuse_f
   seek.set_handle(file->fh);
   seek.set_offset(static_cast<std::uint64_t>(offset));
   seek.set_whence(static_cast<std::uint32_t>(whence));
-  server.submit_written_back(request, pending, &FuseServer::answer_offset);
+  server.submit_written_back(request, {}, pending, &FuseServer::answer_offset);
 }
 
 // ---- locks

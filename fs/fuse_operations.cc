@@ -218,7 +218,7 @@ void on_setattr(fuse_req_t caller, fuse_ino_t id, struct stat* status, int what,
   setattr.set_kill_suidgid(server.extras().kill_suidgid);
   // Or the mtime that is set would be followed by that of an earlier store.
   if (setattr.has_mtime() || setattr.mtime_now())
-    server.submit_written_back(request, pending, &FuseServer::answer_attr);
+    server.submit_written_back(request, {}, pending, &FuseServer::answer_attr);
   else
     server.submit(request, {}, pending, &FuseServer::answer_attr);
 }

@@ -235,13 +235,25 @@ void FuseServer::submit_waiting_reads() {
   for (const WaitingRead& read : reads) submit(read.request, {}, *read.pending, read.pending->answer);
 }
 
-void FuseServer::submit_written_back(const pb::Request& request, PendingRequest& pending, Answer answer) {
-  if (!known_.may_be_dirty(pending.id)) return submit(request, {}, pending, answer);
+void FuseServer::submit_written_back(const pb::Request& request, Bytes data, PendingRequest& pending,
+                                     Answer answer) {
+  if (!known_.may_be_dirty(pending.id)) return submit(request, data, pending, answer);
   pending.answer = answer;
   fuse_req_interrupt_func(pending.caller, &FuseServer::interrupted, &pending);
-  drop_pages(pending.id, 0, 0, [this, p = &pending, seq = pending.seq, request] {
-    if (p->server != nullptr && p->seq == seq) submit(request, {}, *p, p->answer);
+  const auto copy = std::make_shared<const std::string>(as_text(data));
+  drop_pages(pending.id, 0, 0, [this, p = &pending, seq = pending.seq, request, copy] {
+    if (p->server == nullptr || p->seq != seq) return;
+    if (!p->given_up) return submit(request, as_bytes(*copy), *p, p->answer);
+    pb::Outcome outcome;
+    outcome.set_error(EINTR);
+    finish(*p, outcome, {});
   });
+}
+
+void FuseServer::submit_direct(const pb::Request& request, Bytes data, PendingRequest& pending,
+                               Answer answer) {
+  if (session_.writes_back_before_direct()) return submit(request, data, pending, answer);
+  submit_written_back(request, data, pending, answer);
 }
 
 void FuseServer::answer_within(PendingRequest& pending, Reactor::Clock::duration patience) {

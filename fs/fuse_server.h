@@ -121,7 +121,9 @@ class FuseServer {
 
   // What was stored in mappings is written back first, if there can be any: the kernel does not do that by
   // itself before everything that tells, or sets, what it changes.
-  void submit_written_back(const pb::Request& request, PendingRequest& pending, Answer answer);
+  void submit_written_back(const pb::Request& request, Bytes data, PendingRequest& pending, Answer answer);
+  // The same for what passes by the pages of the kernel, if it leaves that to us.
+  void submit_direct(const pb::Request& request, Bytes data, PendingRequest& pending, Answer answer);
 
   // The caller, which nothing can interrupt, is told after `patience` that it succeeded, also if it has not
   // yet.

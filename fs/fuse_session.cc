@@ -161,6 +161,7 @@ void FuseSession::exchange_init(int device) {
   const auto reply = std::span(buffer).first(static_cast<std::size_t>(got));
   const std::uint64_t added = amend_reply(reply, offered & kBehindLibfuse);
   setxattr_ext_ = (added & FUSE_SETXATTR_EXT) != 0;
+  direct_io_allow_mmap_ = (added & kDirectIoAllowMmap) != 0;
   if (::write(device, reply.data(), reply.size()) != got) fail("cannot answer the first request");
   if (read_at<fuse_out_header>(reply, 0).error != 0) {
     throw std::runtime_error("FUSE: this kernel and this libfuse cannot work together");

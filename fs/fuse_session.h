@@ -64,6 +64,10 @@ class FuseSession {
   bool can_prune() const;
   static void prune(int device, std::span<const std::uint64_t> ids);
 
+  // What is read and written past the pages of the kernel comes after what was stored in them (since
+  // Linux 6.6).
+  bool writes_back_before_direct() const { return direct_io_allow_mmap_; }
+
   unsigned protocol_minor() const { return protocol_minor_; }  // of the kernel: 7.minor
 
   fuse_session* get() const { return session_.get(); }
@@ -75,7 +79,8 @@ class FuseSession {
   void exchange_init(int device);
 
   std::unique_ptr<fuse_session, Destroy> session_;
-  bool setxattr_ext_ = false;  // negotiated
+  bool setxattr_ext_ = false;  // negotiated, as the next one
+  bool direct_io_allow_mmap_ = false;
   unsigned protocol_minor_ = 0;
   Extras extras_;
 };

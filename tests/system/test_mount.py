@@ -463,6 +463,35 @@ def stores_on_their_way_are_older_than_what_is_done_since():
         assert os.pread(other.fileno(), 5, pages[0]) == b'HELLO'
 
 
+def stores_in_a_mapping_are_there_for_who_passes_by_the_pages():
+    """O_APPEND and O_DIRECT: what they read holds the stores, what they write is newer."""
+    cluster = Cluster(2)
+    for site in cluster:
+        path = f'{site.mountpoint}/{site.name}'
+        with open(path, 'wb') as file:
+            file.truncate(6000)
+        appending = os.open(path, os.O_RDWR | os.O_APPEND)
+        direct = os.open(path, os.O_RDWR | os.O_DIRECT)
+        aligned = mmap.mmap(-1, 4096)
+        with open(path, 'r+b') as file, mmap.mmap(file.fileno(), 6000) as mapped:
+            mapped[0:5] = b'hello'
+            assert os.pread(appending, 5, 0) == b'hello', site.name
+            mapped[0:5] = b'HELLO'
+            assert os.preadv(direct, [aligned], 0) == 4096 and aligned[:5] == b'HELLO', site.name
+            mapped[0:5] = b'older'
+            aligned[:] = b'newer' + bytes(4091)
+            assert os.pwrite(direct, aligned, 0) == 4096
+            mapped[5000:5005] = b'store'
+            assert os.write(appending, b'tail') == 4
+            mapped.flush()
+            with open(path, 'rb') as other:
+                seen = other.read()
+            assert (seen[:5], seen[5000:5005], seen[6000:]) == (b'newer', b'store', b'tail'), f'{site.name}: {seen}'
+            assert mapped[:5] == b'newer'
+        os.close(appending)
+        os.close(direct)
+
+
 def umount_takes_away_nothing_but_the_mount():
     """It goes on in another mount namespace or in an open file, while the disk of the store is what is at its path."""
     cluster = Cluster(1, content=content.small)
@@ -843,6 +872,8 @@ if __name__ == '__main__':
         'locks_of_an_open_file_description_end_with_it': (locks_of_an_open_file_description_end_with_it, 60),
         'stores_in_a_mapping_are_data_and_older_than_a_time_that_is_set':
             (stores_in_a_mapping_are_data_and_older_than_a_time_that_is_set, 60),
+        'stores_in_a_mapping_are_there_for_who_passes_by_the_pages':
+            (stores_in_a_mapping_are_there_for_who_passes_by_the_pages, 60),
         'stores_on_their_way_are_older_than_what_is_done_since': (stores_on_their_way_are_older_than_what_is_done_since, 60),
         'umount_takes_away_nothing_but_the_mount': (umount_takes_away_nothing_but_the_mount, 60),
         'a_restart_keeps_inode_numbers': (a_restart_keeps_inode_numbers, 60),
