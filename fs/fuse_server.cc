@@ -242,11 +242,7 @@ void FuseServer::submit_written_back(const pb::Request& request, Bytes data, Pen
   fuse_req_interrupt_func(pending.caller, &FuseServer::interrupted, &pending);
   const auto copy = std::make_shared<const std::string>(as_text(data));
   drop_pages(pending.id, 0, 0, [this, p = &pending, seq = pending.seq, request, copy] {
-    if (p->server == nullptr || p->seq != seq) return;
-    if (!p->given_up) return submit(request, as_bytes(*copy), *p, p->answer);
-    pb::Outcome outcome;
-    outcome.set_error(EINTR);
-    finish(*p, outcome, {});
+    if (p->server != nullptr && p->seq == seq) submit(request, as_bytes(*copy), *p, p->answer);
   });
 }
 
