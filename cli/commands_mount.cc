@@ -393,10 +393,10 @@ void add_mount_commands(CLI::App& app, CommandLine& line) {
                    "A directory; the store itself is fine: applications keep their paths")
       ->required();
   mount->add_option("-o", mounting->options,
-                    "Mount options, separated by commas (allow_other, ro, noatime, ...)");
+                    "Mount options, separated by commas (allow_other, ro, nosuid, ...)");
   add_common(*mount, *mounting);
   mount->footer(
-      "Examples:\n  sharefs mount projects /srv/projects\n  sharefs mount projects /mnt/projects -o noatime "
+      "Examples:\n  sharefs mount projects /srv/projects\n  sharefs mount projects /mnt/projects -o ro "
       "--timeout 30s");
   mount->callback(
       [&line, mounting] { line.run = [&line, mounting] { return run_serve(line.home(), *mounting); }; });

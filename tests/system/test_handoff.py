@@ -664,7 +664,7 @@ def a_link_outside_of_the_store_loses_no_open_file():
     cluster.wait_connected()
     actors[1] = Actor(beta.mountpoint)
     migration = alpha.migrate_in_background(beta, '--max-pause', '2s')
-    sandbox.eventually(lambda: alpha.phase() == 'image', 'the image', every=0.02)
+    sandbox.eventually(lambda: 'image.target.end fires' in beta.tail(), 'the image', every=0.02)
     assert actors[0].do('unlink', 'late')[0] == 'ok'
     migration.finish()
     for name in ('f', 'late'):
