@@ -207,15 +207,16 @@ void on_setattr(fuse_req_t caller, fuse_ino_t id, struct stat* status, int what,
   } else if ((what & FUSE_SET_ATTR_MTIME) != 0) {
     setattr.set_mtime(nanoseconds_of(status->st_mtim));
   }
+  setattr.set_kill_suidgid(server.extras().kill_suidgid);
   constexpr int kSaid = FUSE_SET_ATTR_MODE | FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID | FUSE_SET_ATTR_SIZE |
                         FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME;
   if ((what & kSaid) == 0) {
-    // What the kernel lets through of chown(-1, -1), and of what it does before a write to a file that has
-    // privileges: they end, and ctime changes, as chown(-1, -1) has it in the store.
+    // What the kernel lets through of chown(-1, -1), and of what it does before a write or fallocate by a
+    // caller who ends the privileges of the file: it keeps the mode that the answer says. ctime changes, too.
+    setattr.set_kill_suidgid(true);
     setattr.set_uid(static_cast<std::uint32_t>(-1));
     setattr.set_gid(static_cast<std::uint32_t>(-1));
   }
-  setattr.set_kill_suidgid(server.extras().kill_suidgid);
   // Or the mtime that is set would be followed by that of an earlier store.
   if (setattr.has_mtime() || setattr.mtime_now())
     server.submit_written_back(request, {}, pending, &FuseServer::answer_attr);

@@ -560,6 +560,18 @@ def permissions(do):
 
 
 def ownership(do):
+    for mode in (0o6666, 0o6676, 0o2666, 0o4666):
+        do('put', 'privileged', b'ends with the first write of somebody else')
+        do('chmod', 'privileged', mode)
+        do('stat', 'privileged')
+        do('open', 'p', 'privileged', RW, who='user')
+        do('write', 'p', b'!', who='user')
+        do('stat', 'privileged')
+        do('chmod', 'privileged', mode)
+        do('fallocate', 'p', 0, 0, 5000, who='user')
+        do('stat', 'privileged')
+        do('close', 'p', who='user')
+        do('unlink', 'privileged')
     do('mkdir', 'shared', 0o755)
     do('chown', 'shared', 0, SHARED_GROUP)
     do('chmod', 'shared', 0o2775)

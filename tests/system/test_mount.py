@@ -268,6 +268,21 @@ def a_mount_that_is_interrupted_does_not_come_later():
     beta.start()
 
 
+def setuid_that_a_write_has_ended_is_not_in_effect_any_more():
+    """The kernel keeps the mode of a file, also for exec: a stat that asks for the mode alone tells what it believes."""
+    cluster = Cluster(1)
+    alpha, = cluster
+    path = f'{alpha.mountpoint}/f'
+    somebody = ['setpriv', '--reuid', str(sandbox.TESTER), '--regid', str(sandbox.TESTER), '--clear-groups']
+    for mode, kept in ((0o6666, 0o666), (0o6676, 0o676), (0o4666, 0o666)):
+        for change in (['dd', 'if=/dev/zero', f'of={path}', 'bs=100', 'count=1', 'conv=notrunc'], ['fallocate', '-l', '5000', path]):
+            content.write(path, b'x')
+            os.chmod(path, mode)
+            sandbox.run(*somebody, *change)
+            shown = int(sandbox.run('stat', '-c', '%a', path).stdout, 8)
+            assert shown == kept, f'{change[0]} by somebody else: {mode:o} has become {shown:o}'
+
+
 def a_mount_waits_for_the_end_of_the_one_before():
     """Which umount(8) does not."""
     cluster = Cluster(2, content=content.small)
@@ -863,6 +878,8 @@ if __name__ == '__main__':
             (functools.partial(a_refused_mount_leaves_the_dead_one, sandbox.TESTER), 60),
         'a_dead_mount_that_cannot_be_set_aside_is_named': (a_dead_mount_that_cannot_be_set_aside_is_named, 60),
         'a_mount_that_is_interrupted_does_not_come_later': (a_mount_that_is_interrupted_does_not_come_later, 60),
+        'setuid_that_a_write_has_ended_is_not_in_effect_any_more':
+            (setuid_that_a_write_has_ended_is_not_in_effect_any_more, 60),
         'a_mount_waits_for_the_end_of_the_one_before': (a_mount_waits_for_the_end_of_the_one_before, 60),
         'a_mount_point_is_his_who_has_it_now': (a_mount_point_is_his_who_has_it_now, 30),
         'a_daemon_that_hangs_holds_nobody_up': (a_daemon_that_hangs_holds_nobody_up, 90),
