@@ -274,13 +274,14 @@ def setuid_that_a_write_has_ended_is_not_in_effect_any_more():
     alpha, = cluster
     path = f'{alpha.mountpoint}/f'
     somebody = ['setpriv', '--reuid', str(sandbox.TESTER), '--regid', str(sandbox.TESTER), '--clear-groups']
+    dd = ['dd', 'if=/dev/zero', f'of={path}', 'count=1', 'conv=notrunc']
     for mode, kept in ((0o6666, 0o666), (0o6676, 0o676), (0o4666, 0o666)):
-        for change in (['dd', 'if=/dev/zero', f'of={path}', 'bs=100', 'count=1', 'conv=notrunc'], ['fallocate', '-l', '5000', path]):
+        for change in ([*dd, 'bs=100'], [*dd, 'bs=100', 'oflag=append'], [*dd, 'bs=4096', 'oflag=direct'], ['fallocate', '-l', '5000', path]):
             content.write(path, b'x')
             os.chmod(path, mode)
             sandbox.run(*somebody, *change)
             shown = int(sandbox.run('stat', '-c', '%a', path).stdout, 8)
-            assert shown == kept, f'{change[0]} by somebody else: {mode:o} has become {shown:o}'
+            assert shown == kept, f'{change} by somebody else: {mode:o} has become {shown:o}'
 
 
 def a_mount_waits_for_the_end_of_the_one_before():
