@@ -452,7 +452,7 @@ void FuseServer::take_waiting() {
 // A kernel that does not keep the pages that it writes back copies them, and drops them while their bytes are
 // on their way. They are in its queue by then, or follow when others of the inode are answered (while
 // somebody synchronizes it or closes it the kernel may ask nothing more until then).
-void FuseServer::when_written_back(InodeId id, std::function<void()> done) {
+void FuseServer::when_written_back(InodeId id, const std::function<void()>& done) {
   take_waiting();
   std::vector<LockedPages> written;
   for (const PendingRequest* pending = oldest_; pending != nullptr; pending = pending->next) {

@@ -224,7 +224,7 @@ class FuseServer {
   void settle_drops();
   void take_waiting();
   // `done` may be called at once.
-  void when_written_back(InodeId id, std::function<void()> done);
+  void when_written_back(InodeId id, const std::function<void()>& done);
   void prune_soon(InodeId id);
 
   // --- ending
