@@ -227,7 +227,7 @@ bool DataChanges::cancel(ClientId client, std::uint64_t seq) {
              change->request.seq() == seq;
     });
     if (found == changes.end()) continue;
-    const ChangePtr change = *found;
+    ChangePtr change = *found;  // answer() takes that one away
     change->awaited.clear();
     reactor_.cancel(change->lease);
     change->outcome.set_error(EINTR);
