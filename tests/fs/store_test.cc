@@ -547,12 +547,24 @@ TEST_P(StoreTest, an_imported_ctime_is_shown_until_the_first_change) {
   EXPECT_GT(getattr(other.id()).outcome.attr().ctime(), 1000);
 }
 
+// What the process may open, for the life of this object.
+class FewDescriptors {
+ public:
+  FewDescriptors() {
+    EXPECT_EQ(::getrlimit(RLIMIT_NOFILE, &before_), 0);
+    const rlimit few{.rlim_cur = 256, .rlim_max = before_.rlim_max};
+    EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
+  }
+  ~FewDescriptors() { EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &before_), 0); }
+  FewDescriptors(const FewDescriptors&) = delete;
+  FewDescriptors& operator=(const FewDescriptors&) = delete;
+
+ private:
+  rlimit before_{};
+};
+
 TEST_P(StoreTest, more_inodes_than_descriptors) {
-  rlimit before{};
-  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
-  rlimit few = before;
-  few.rlim_cur = 256;
-  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
+  const FewDescriptors few;
   restart();
   std::vector<InodeId> ids;
   for (int i = 0; i < 1500; ++i) {
@@ -562,15 +574,10 @@ TEST_P(StoreTest, more_inodes_than_descriptors) {
   }
   for (std::size_t i = 0; i < ids.size(); ++i) ASSERT_EQ(write(ids[i], 0, std::to_string(i)).error(), 0) << i;
   for (std::size_t i = 0; i < ids.size(); ++i) ASSERT_EQ(read(ids[i], 0, 100).data, std::to_string(i));
-  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
 }
 
 TEST_P(StoreTest, more_inodes_are_synced_at_once_than_there_are_descriptors) {
-  rlimit before{};
-  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
-  rlimit few = before;
-  few.rlim_cur = 256;
-  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
+  const FewDescriptors few;
   restart();
   const InodeId from = mkdir(kRootInode, "from").id(), to = mkdir(kRootInode, "to").id();
   create(from, "moves");
@@ -592,7 +599,6 @@ TEST_P(StoreTest, more_inodes_are_synced_at_once_than_there_are_descriptors) {
   EXPECT_EQ(link(ids[0], from, "second").error(), 0);
   if (left != 0) reactor_.run();
   EXPECT_EQ(errors, (std::map<std::uint32_t, unsigned>{{0, 400}}));
-  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
 }
 
 TEST_P(StoreTest, a_deep_tree_needs_no_paths) {

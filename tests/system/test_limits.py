@@ -269,6 +269,16 @@ def a_store_that_cannot_be_put_away_keeps_nobody_waiting():
     cluster.verify(alpha, beta)
 
 
+def fill_disk(path, block):
+    """With a file, until not a block of that size is left."""
+    with open(path, 'wb', buffering=0) as f:
+        try:
+            while True:
+                f.write(bytes(block))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC, error
+
+
 class SmallState:
     """The state folder of a site that is not there yet lies on a disk of its own, which can be filled."""
 
@@ -279,12 +289,7 @@ class SmallState:
         sandbox.to_close.insert(0, self)
 
     def fill(self):
-        with open(f'{self._path}/ballast', 'wb', buffering=0) as f:
-            try:
-                while True:
-                    f.write(bytes(4096))
-            except OSError as error:
-                assert error.errno == errno.ENOSPC, error
+        fill_disk(f'{self._path}/ballast', 4096)
 
     def make_room(self):
         os.unlink(f'{self._path}/ballast')
@@ -389,12 +394,7 @@ def a_full_disk_of_small_blocks_is_no_bus_error():
     alpha = cluster[0]
     shutil.move(alpha.home, f'{disk}/home')
     alpha.home = f'{disk}/home'
-    with open(f'{disk}/ballast', 'wb', buffering=0) as f:
-        try:
-            while True:
-                f.write(bytes(1024))
-        except OSError as error:
-            assert error.errno == errno.ENOSPC, error
+    fill_disk(f'{disk}/ballast', 1024)
     codes = []
     while 0 not in codes:
         os.truncate(f'{disk}/ballast', os.path.getsize(f'{disk}/ballast') - 1024)
