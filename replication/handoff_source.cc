@@ -9,7 +9,6 @@
 
 #include "meta/fault.h"
 #include "replication/inode_io.h"
-#include "replication/json_line.h"
 
 namespace sharefs {
 namespace {
@@ -26,7 +25,6 @@ constexpr auto kConnectionPatience = std::chrono::seconds(60);
 // The question whose answer allows the commit must not be older than this, and a few round trips, at the
 // commit point.
 constexpr auto kFreshness = std::chrono::milliseconds(50);
-constexpr auto kResendInterval = std::chrono::seconds(1);
 
 double ms(Reactor::Clock::duration duration) {
   return std::chrono::duration<double, std::milli>(duration).count();
@@ -39,12 +37,6 @@ std::uint64_t random_id() {
 
 // The reason of an attempt that an operator has given up.
 constexpr const char* kAborted = "an operator gave it up with sharefs abort";
-
-// Requests that are not records, but asked again at the new owner: those that may wait for others, which the
-// sequence of records must not, and queries, since a record may have to wait for a page that is being read.
-bool is_asked_again(const pb::Request& request) {
-  return request.setlock().wait() || request.has_attach() || op_class(request.op_case()) == OpClass::query;
-}
 
 }  // namespace
 
@@ -92,7 +84,6 @@ void HandoffSource::start() { begin_attempt(); }
 void HandoffSource::begin_attempt() {
   waiting_ = false;
   ++attempts_;
-  records_total_ = 0;
   catch_up_ = CatchUp(options_.max_pause);
   give_up_reason_.clear();
   const auto bytes_sent = record_.image_bytes_sent;
@@ -399,17 +390,11 @@ void HandoffSource::commit() {
 
 void HandoffSource::hand_over() {
   update_counters();
-  std::vector<Gate::Record> asked_again;
+  std::vector<Gate::Record> asked_again, records;
   const auto clients = parts_.opens.clients();
-  for (auto& record : parts_.gate.surrender()) {
-    if (is_asked_again(record.request)) {
-      asked_again.push_back(std::move(record));
-      continue;
-    }
-    keep_record(std::move(record));
-  }
-  record_.records = records_total_;
-  send_records();
+  for (auto& record : parts_.gate.surrender())
+    (GivenRecords::is_asked_again(record.request) ? asked_again : records).push_back(std::move(record));
+  give(std::move(records));
   events_.ownership_given(options_.target, record_.epoch);
   for (auto& record : asked_again) {
     // Those of other sites are asked again by their own Peers, which learn of the new owner.
@@ -419,6 +404,12 @@ void HandoffSource::hand_over() {
       parts_.peer.execute(record.request, as_bytes(record.data), std::move(record.reply));
   }
   stop_logging();
+}
+
+void HandoffSource::give(std::vector<Gate::Record> records) {
+  record_.records = records.size();
+  given_ = std::make_unique<GivenRecords>(parts_, record_, std::move(records));
+  given_->send();
 }
 
 // Last, since it may fail (a full disk), which must keep nobody from the owner.
@@ -433,69 +424,26 @@ void HandoffSource::stop_logging() {
 void HandoffSource::resume(const HandoffRecord& committed) {
   record_ = committed;
   state_ = SourceState::committed;
+  std::vector<Gate::Record> records;
   for (auto& stored : parts_.state.records(record_.attempt)) {
     Gate::Record record;
     if (!record.request.ParseFromString(stored.request))
       throw std::runtime_error("state.db: a record of the last handoff cannot be read");
-    if (is_asked_again(record.request)) continue;
+    if (GivenRecords::is_asked_again(record.request)) continue;
     record.data = std::move(stored.data);
-    keep_record(std::move(record));
+    records.push_back(std::move(record));
   }
-  record_.records = records_total_;
-  send_records();
-}
-
-void HandoffSource::keep_record(Gate::Record record) {
-  outstanding_.insert(++records_total_);
-  records_.emplace(records_total_, std::move(record));
+  give(std::move(records));
 }
 
 void HandoffSource::send_records() {
-  send_records_if([](std::uint64_t) { return true; });
-}
-
-void HandoffSource::send_records_if(const std::function<bool(std::uint64_t)>& wanted) {
-  if (state_ != SourceState::committed) return;
-  parts_.reactor.cancel(retry_timer_);
-  pb::Envelope envelope;
-  auto* commit = envelope.mutable_commit();
-  commit->set_attempt(record_.attempt);
-  commit->set_epoch(record_.epoch);
-  commit->set_records(records_total_);
-  // The figures so far, for the new owner's history.
-  const std::string figures = to_line(to_json(record_));
-  std::vector<zmq::message_t> parts_of_commit;
-  parts_of_commit.emplace_back(figures.data(), figures.size());
-  send(envelope, Lane::requests, std::move(parts_of_commit));
-  for (const auto& [number, record] : records_) {
-    if (!wanted(number)) continue;
-    pb::Envelope one;
-    one.mutable_record()->set_attempt(record_.attempt);
-    one.mutable_record()->set_number(number);
-    *one.mutable_record()->mutable_request() = record.request;
-    std::vector<zmq::message_t> parts;
-    parts.emplace_back(record.data.data(), record.data.size());
-    send(one, Lane::requests, std::move(parts));
-  }
-  fault_point("source.records_sent");
-  retry_timer_ = parts_.reactor.after(kResendInterval, [this] {
-    retry_timer_ = 0;
-    send_records_if([this](std::uint64_t number) { return outstanding_.contains(number); });
-  });
-}
-
-void HandoffSource::record_done(const pb::RecordDone& message, const Message& raw) {
-  if (outstanding_.erase(message.number()) == 0) return;
-  const Reply reply = std::exchange(records_.at(message.number()).reply, nullptr);
-  if (!reply) return;
-  const Bytes data = raw.parts.empty() ? Bytes() : as_bytes(raw.parts[0].to_string_view());
-  reply(message.outcome(), data);
+  if (given_) given_->send();
 }
 
 // Durable before the target forgets the outcomes: an old owner that lost its power asks for them again
 // otherwise. If it fails (a full disk), nothing has happened: the target is asked again.
 void HandoffSource::taken_over(const pb::TakenOver& message) {
-  if (state_ != SourceState::committed || !outstanding_.empty()) return;
+  if (!given_ || !given_->all_answered()) return;
   auto record = record_;
   record.phase = name(SourceState::done);
   record.t3 = wall_clock_ns() - static_cast<std::int64_t>(message.for_ns());
@@ -510,8 +458,7 @@ void HandoffSource::taken_over(const pb::TakenOver& message) {
 }
 
 void HandoffSource::finished() {
-  parts_.reactor.cancel(retry_timer_);
-  records_.clear();
+  given_.reset();
   pb::Envelope envelope;
   envelope.mutable_abandon()->set_attempt(record_.attempt);  // the outcomes of the records have arrived
   send(envelope);
@@ -622,7 +569,7 @@ void HandoffSource::message(const Message& message) {
       if (mine(head.refused())) give_up(head.refused().error(), false);
       break;
     case pb::Envelope::kRecordDone:
-      if (mine(head.record_done())) record_done(head.record_done(), message);
+      if (mine(head.record_done()) && given_) given_->done(head.record_done(), message);
       break;
     case pb::Envelope::kTakenOver:
       if (mine(head.taken_over())) taken_over(head.taken_over());

@@ -12,16 +12,14 @@
 #pragma once
 
 #include <chrono>
-#include <deque>
 #include <functional>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <set>
 #include <string>
 
 #include "replication/catch_up.h"
+#include "replication/given_records.h"
 #include "replication/handoff_machines.h"
 #include "replication/image_source.h"
 #include "replication/site_parts.h"
@@ -90,9 +88,7 @@ class HandoffSource {
   void commit_when_ready();
   void commit();
   void hand_over();
-  void keep_record(Gate::Record record);
-  void send_records_if(const std::function<bool(std::uint64_t number)>& wanted);
-  void record_done(const pb::RecordDone& message, const Message& raw);
+  void give(std::vector<Gate::Record> records);
   void taken_over(const pb::TakenOver& message);
   void finished();
   void give_up(std::string reason, bool retry);
@@ -134,11 +130,7 @@ class HandoffSource {
   Clock::time_point started_at_ = Clock::now();
   Reactor::TimerId pause_timer_ = 0;
   Reactor::TimerId retry_timer_ = 0;
-  // Given away, by number. All are kept until the target has taken over durably: one that loses its power may
-  // have to perform them again.
-  std::map<std::uint64_t, Gate::Record> records_;
-  std::set<std::uint64_t> outstanding_;  // those without an outcome
-  std::uint64_t records_total_ = 0;
+  std::unique_ptr<GivenRecords> given_;  // while committed
   bool live_sent_ = false;
   std::shared_ptr<int> alive_ = std::make_shared<int>();  // expires with this object: for what workers post
 };
