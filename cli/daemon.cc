@@ -63,9 +63,13 @@ class Daemon {
  public:
   explicit Daemon(const DaemonOptions& options)
       : options_(options),
-        // Posted: the mount tells from within its own code that it ended.
+        // Posted: the mount tells from within its own code that it ended. Known before: who mounts again at once
+        // may ask in between.
         site_({options.paths.folder, options.mountpoint, options.mount_options, options.timeout}, reactor_,
-              [this] { reactor_.post([this] { stop("unmounted"); }); }),
+              [this] {
+                unmounted_ = true;
+                reactor_.post([this] { stop("unmounted"); });
+              }),
         control_(options.paths.control_socket(), reactor_,
                  [this](const nlohmann::json& request, ControlServer::Reply reply) {
                    perform(request, std::move(reply));
@@ -109,7 +113,7 @@ class Daemon {
     } else if (command == "status") {
       site_.command(request, [this, reply = std::move(reply)](nlohmann::json status) {
         status["running"] = true;
-        status["stopping"] = stopping_;
+        status["stopping"] = stopping_ || unmounted_;
         status["pid"] = getpid();
         status["version"] = SHAREFS_VERSION;
         reply(std::move(status));
@@ -125,6 +129,7 @@ class Daemon {
   Site site_;
   ControlServer control_;
   bool stopping_ = false;
+  bool unmounted_ = false;
   std::string start_error_;
 };
 

@@ -303,6 +303,18 @@ def a_mount_waits_for_the_end_of_the_one_before():
     assert refused.returncode == 1 and 'already mounted or served by process' in refused.stderr, refused
     for site in (beta, alpha):
         site.cli('umount', DATA_SET)
+    # It is asked as soon as it can know.
+    alpha.start()
+    alpha.signal(signal.SIGSTOP)
+    assert libc.umount2(alpha.mountpoint.encode(), 0) == 0  # umount(8) would look at it first
+    again = subprocess.Popen(alpha.command('mount', DATA_SET, alpha.mountpoint), env=alpha.environment(), stderr=subprocess.PIPE, text=True)
+    time.sleep(0.5)
+    alpha.signal(signal.SIGCONT)
+    said = again.communicate(timeout=60)[1]
+    assert again.returncode == 0, said
+    alpha.process.wait(30)
+    alpha.process = None
+    alpha.cli('umount', DATA_SET)
 
 
 def a_mount_point_is_his_who_has_it_now():
