@@ -1,6 +1,7 @@
 #include "cli/daemon.h"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <spdlog/fmt/fmt.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
@@ -25,6 +26,7 @@ namespace sharefs {
 namespace {
 
 constexpr std::uintmax_t kLargestLog = 8u << 20;
+constexpr int kArenas = 4;
 constexpr std::string_view kReady = "ready";
 
 // SIGTERM, SIGINT and SIGHUP as a descriptor. Blocked before any thread starts, so that every thread inherits
@@ -63,8 +65,8 @@ class Daemon {
  public:
   explicit Daemon(const DaemonOptions& options)
       : options_(options),
-        // Posted: the mount tells from within its own code that it ended. Known before: who mounts again at once
-        // may ask in between.
+        // Posted: the mount tells from within its own code that it ended. Known before: who mounts again at
+        // once may ask in between.
         site_({options.paths.folder, options.mountpoint, options.mount_options, options.timeout}, reactor_,
               [this] {
                 unmounted_ = true;
@@ -206,6 +208,9 @@ void serve_in_foreground(const DaemonOptions& options, const std::function<void(
                      DaemonLock::holder(options.paths), options.paths.folder.filename().string()));
   }
   umask(0);  // modes are decided by the callers of the mount
+  // Each of glibc's arenas keeps what a burst of 1 MiB messages took, up to 20 MiB; by default every thread
+  // gets one of its own.
+  mallopt(M_ARENA_MAX, kArenas);
   Daemon(options).run(ready);
 }
 
