@@ -96,6 +96,14 @@ def tmpfs(options):
     return where
 
 
+def overlay(directory):
+    """Changes to the directory are seen in this namespace only."""
+    above = tmpfs('mode=755')
+    for folder in ('upper', 'work'):
+        os.mkdir(f'{above}/{folder}')
+    run('mount', '-t', 'overlay', '-o', f'lowerdir={directory},upperdir={above}/upper,workdir={above}/work', 'overlay', directory)
+
+
 def mounts():
     """The mount points of this namespace."""
     with open('/proc/self/mountinfo', 'rb') as f:

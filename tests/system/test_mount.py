@@ -18,7 +18,7 @@ import time
 import content
 import sandbox
 from actor import Actor, libc
-from cluster import Cluster, DATA_SET
+from cluster import Cluster, DATA_SET, SHAREFS
 from loads import Everything, Load, once
 from model import random_test
 from ops_compare import compare
@@ -315,6 +315,47 @@ def a_mount_waits_for_the_end_of_the_one_before():
     alpha.process.wait(30)
     alpha.process = None
     alpha.cli('umount', DATA_SET)
+
+
+def mount_8_mounts_it():
+    """By its helper, as from fstab; and changes the flags of a mount."""
+    cluster = Cluster(2, content=content.small)
+    alpha, beta = cluster
+    alpha.stop()
+    helper = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..', 'packaging', 'mount.sharefs')
+    os.makedirs(f'{sandbox.WORK}/prefix/bin')
+    os.makedirs(f'{sandbox.WORK}/prefix/sbin')
+    os.symlink(SHAREFS, f'{sandbox.WORK}/prefix/bin/sharefs')
+    shutil.copy(helper, f'{sandbox.WORK}/prefix/sbin/mount.sharefs')
+    sandbox.overlay('/usr/sbin')
+    for name in ('mount.sharefs', 'mount.fuse.sharefs'):
+        os.symlink(f'{sandbox.WORK}/prefix/sbin/mount.sharefs', f'/usr/sbin/{name}')
+    with open(f'{sandbox.WORK}/fstab', 'w') as f:
+        f.write(f'{DATA_SET} {alpha.mountpoint} sharefs nosuid,_netdev,nofail,x-systemd.automount 0 0\n')
+
+    def mount(*words, check=True):
+        command = [*cluster.network.inside(alpha.name), 'mount', '--fstab', f'{sandbox.WORK}/fstab', *words]
+        return sandbox.run(*command, env=alpha.environment(), check=check)
+    mount('-a')
+    mount('-a')
+    shown = sandbox.run('findmnt', '-n', '-o', 'FSTYPE,SOURCE,OPTIONS', alpha.mountpoint).stdout.split()
+    assert shown[:2] == ['fuse.sharefs', DATA_SET] and 'nosuid' in shown[2].split(','), shown
+    with open(f'{alpha.mountpoint}/there', 'x'):
+        pass
+    mount('-o', 'remount,ro', alpha.mountpoint)
+    try:
+        os.unlink(f'{alpha.mountpoint}/there')
+        raise AssertionError('removed from a mount that is for reading only')
+    except OSError as error:
+        assert error.errno == errno.EROFS, error
+    os.unlink(f'{beta.mountpoint}/there')
+    mount('-o', 'remount,rw', alpha.mountpoint)
+    with open(f'{alpha.mountpoint}/again', 'x'):
+        pass
+    assert os.path.exists(f'{beta.mountpoint}/again')
+    refused = mount('-t', 'sharefs', 'unknown', alpha.store, check=False)
+    assert refused.returncode == 32 and 'no data set "unknown"' in refused.stderr, refused
+    sandbox.run('umount', alpha.mountpoint)
 
 
 def a_mount_point_is_his_who_has_it_now():
@@ -893,6 +934,7 @@ if __name__ == '__main__':
         'a_mount_that_is_interrupted_does_not_come_later': (a_mount_that_is_interrupted_does_not_come_later, 60),
         'setuid_that_a_write_has_ended_is_not_in_effect_any_more':
             (setuid_that_a_write_has_ended_is_not_in_effect_any_more, 60),
+        'mount_8_mounts_it': (mount_8_mounts_it, 60),
         'a_mount_waits_for_the_end_of_the_one_before': (a_mount_waits_for_the_end_of_the_one_before, 60),
         'a_mount_point_is_his_who_has_it_now': (a_mount_point_is_his_who_has_it_now, 30),
         'a_daemon_that_hangs_holds_nobody_up': (a_daemon_that_hangs_holds_nobody_up, 90),
