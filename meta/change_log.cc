@@ -17,6 +17,11 @@ constexpr std::size_t kBatch = 256;
 constexpr std::size_t kMergeWindow = 16;
 static_assert(kMergeWindow < kBatch);
 
+// So many entries are removed at once, in about a millisecond, and so often.
+constexpr int kSwept = 500;
+constexpr auto kSweepInterval = std::chrono::milliseconds(10);
+constexpr auto kSweepAgain = std::chrono::milliseconds(300);
+
 constexpr std::uint64_t kNoEnd = std::numeric_limits<std::uint64_t>::max();
 
 std::uint64_t end_of(const Change& extent) {
@@ -67,26 +72,55 @@ std::uint64_t saturating_add(std::uint64_t a, std::uint64_t b) { return a > kNoE
 
 }  // namespace
 
-ChangeLog::ChangeLog(Database& database)
+ChangeLog::ChangeLog(Database& database, Reactor& reactor)
     : database_(database),
+      reactor_(reactor),
       insert_(
           database,
-          "INSERT INTO change_log(seq, kind, inode, name, offset, length, at) VALUES(?, ?, ?, ?, ?, ?, ?)") {}
+          "INSERT INTO change_log(seq, kind, inode, name, offset, length, at) VALUES(?, ?, ?, ?, ?, ?, ?)") {
+  Statement last(database, "SELECT max(seq) FROM change_log");
+  last.step();
+  next_ = last.id(0) + 1;
+  stop();  // what a process has left that was killed
+}
 
-void ChangeLog::start() {
+ChangeLog::~ChangeLog() { reactor_.cancel(sweep_timer_); }
+
+// Sequence numbers go on rising, so that a reader never takes an entry of an earlier attempt for one of its
+// own.
+std::uint64_t ChangeLog::start() {
   stop();
   entries_ = 0;
   broken_.clear();
   active_ = true;
+  return next_ - 1;
 }
 
-// Sequence numbers go on rising, so that a reader of an abandoned attempt never takes a new entry for one of
-// its own.
 void ChangeLog::stop() {
   active_ = false;
   pending_.clear();
   bytes_since_cut_ = 0;
-  database_.execute("DELETE FROM change_log");
+  unneeded_ = next_ - 1;
+  sweep_later(kSweepInterval);
+}
+
+void ChangeLog::sweep_later(Reactor::Clock::duration delay) {
+  if (sweep_timer_ == 0) sweep_timer_ = reactor_.after(delay, [this] { sweep(); });
+}
+
+void ChangeLog::sweep() {
+  sweep_timer_ = 0;
+  database_.wait_for_others(false);
+  try {
+    Statement(database_,
+              "DELETE FROM change_log WHERE seq < (SELECT min(seq) + ? FROM change_log) AND seq <= ?")
+        .bind(kSwept, unneeded_)
+        .run();
+    if (database_.changes() != 0) sweep_later(kSweepInterval);
+  } catch (const DatabaseError&) {  // another connection was at it, or the disk is full
+    sweep_later(kSweepAgain);
+  }
+  database_.wait_for_others(true);
 }
 
 // An entry may be merged into any that is still pending: no reader has seen that one, so the cell is read

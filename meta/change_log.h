@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "meta/database.h"
+#include "meta/reactor.h"
 #include "meta/types.h"
 
 namespace sharefs {
@@ -40,13 +41,16 @@ class ChangeObserver {
 
 // Entries are collected in memory, adjacent extents of one inode merged, and written to SQLite (table
 // change_log) in batches by flush(). After a crash of the source the attempt is over, so entries need not be
-// durable one by one.
+// durable one by one. What is not needed any more is removed little by little: a long image leaves millions
+// of entries, and callers wait for the thread that removes them.
 class ChangeLog final : public ChangeObserver {
  public:
-  explicit ChangeLog(Database& database);
+  ChangeLog(Database& database, Reactor& reactor);
+  ~ChangeLog() override;
 
-  void start();  // t0: empties the log and starts noting; before, changing() is a no-op
-  void stop();   // the attempt is over: notes nothing more, and empties the log
+  // t0: notes from now on; before, changing() is a no-op. Returns the first cut: entries come after it.
+  std::uint64_t start();
+  void stop();  // the attempt is over: notes nothing more, and what has been noted is not needed
   bool active() const { return active_; }
 
   // Never throws: applications go on when the log cannot be written.
@@ -62,9 +66,14 @@ class ChangeLog final : public ChangeObserver {
 
  private:
   void write_pending();
+  void sweep_later(Reactor::Clock::duration delay);
+  void sweep();
 
   Database& database_;
+  Reactor& reactor_;
   Statement insert_;
+  Reactor::TimerId sweep_timer_ = 0;  // 0: nothing is there to be removed
+  std::uint64_t unneeded_ = 0;        // entries up to here
   bool active_ = false;
   std::string broken_;  // why entries are missing; empty: none is
   std::uint64_t next_ = 1;

@@ -190,7 +190,7 @@ Database::Database(const std::filesystem::path& file) : file_(file) {
     constexpr int kFlags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_FULLMUTEX;
     if (sqlite3_open_v2(file.c_str(), &handle_, kFlags, nullptr) != SQLITE_OK) fail(handle_, file_, "open");
     map_without_holes(handle_);
-    sqlite3_busy_timeout(handle_, kBusyTimeoutMs);
+    wait_for_others(true);
     const int version = user_version(*this);
     if (version > kSchemaVersion)
       throw DatabaseError(file.string() + ": written by a newer sharefs (version " + std::to_string(version) +
@@ -233,6 +233,8 @@ Database::~Database() { sqlite3_close_v2(handle_); }
 void Database::execute(const char* sql) {
   if (sqlite3_exec(handle_, sql, nullptr, nullptr, nullptr) != SQLITE_OK) fail(handle_, file_, sql);
 }
+
+void Database::wait_for_others(bool wait) { sqlite3_busy_timeout(handle_, wait ? kBusyTimeoutMs : 0); }
 
 void Database::defer_checkpoints() { sqlite3_wal_autocheckpoint(handle_, kDeferredCheckpointPages); }
 

@@ -93,6 +93,9 @@ class Database {
   // Makes every earlier commit survive a power cut, as a commit of Durability::full would, but without
   // holding the lock that other connections need to commit.
   void sync_commits();
+  // Whether statements wait for other connections that are changing the database (as they do at first), or
+  // fail.
+  void wait_for_others(bool wait);
   int changes() const { return sqlite3_changes(handle_); }  // rows that the last statement changed
   sqlite3* handle() const { return handle_; }
   const std::filesystem::path& file() const { return file_; }

@@ -196,8 +196,8 @@ void HandoffSource::start_image(const pb::Prepared& prepared) {
   if (!prepared.error().empty()) return give_up(prepared.error(), false);
   if (next(state_, SourceEvent::prepared) != SourceState::imaging) return;
   record_.t0 = wall_clock_ns();
-  parts_.log.start();
-  cut_ = entries_at_cut_ = 0;
+  cut_ = parts_.log.start();
+  entries_at_cut_ = 0;
   handle(SourceEvent::prepared);
   persist(Durability::normal);
   fault_point("source.t0");
@@ -403,22 +403,13 @@ void HandoffSource::hand_over() {
                                 : record.request.attach().site() == parts_.self)
       parts_.peer.execute(record.request, as_bytes(record.data), std::move(record.reply));
   }
-  stop_logging();
+  parts_.log.stop();
 }
 
 void HandoffSource::give(std::vector<Gate::Record> records) {
   record_.records = records.size();
   given_ = std::make_unique<GivenRecords>(parts_, record_, std::move(records));
   given_->send();
-}
-
-// Last, since it may fail (a full disk), which must keep nobody from the owner.
-void HandoffSource::stop_logging() {
-  try {
-    parts_.log.stop();
-  } catch (const std::exception& error) {
-    spdlog::warn("the change log of handoff {} stays until the next one: {}", record_.attempt, error.what());
-  }
 }
 
 void HandoffSource::resume(const HandoffRecord& committed) {
@@ -482,7 +473,7 @@ void HandoffSource::roll_back() {
   image_.reset();
   parts_.pace.unlimited();
   if (parts_.gate.closed()) parts_.gate.open();
-  stop_logging();
+  parts_.log.stop();
   pb::Envelope envelope;
   envelope.mutable_abandon()->set_attempt(record_.attempt);
   envelope.mutable_abandon()->set_reason(give_up_reason_);

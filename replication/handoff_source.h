@@ -93,7 +93,6 @@ class HandoffSource {
   void finished();
   void give_up(std::string reason, bool retry);
   void roll_back();
-  void stop_logging();
   void try_step(const std::function<void()>& step);
   bool try_to_persist();
   void ask_target();

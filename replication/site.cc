@@ -100,7 +100,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
       store_path(fmt::format("/proc/self/fd/{}/.", store_fd.get())),
       workers(std::make_unique<Workers>(reactor, kWorkers)),
       inodes(options.folder / "state.db", options.folder / "inodes.journal", open_directory(store_path)),
-      log(database),
+      log(database, reactor),
       store(Store::Options{.directory = store_path,
                            .data_set = required(state, "data_set_id"),
                            .descriptor_limit = kDescriptorLimit},

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <limits>
 #include <string>
 
@@ -26,11 +27,20 @@ class ChangeLogTest : public testing::Test {
     return all;
   }
   std::vector<Change> rows() { return read(0, std::numeric_limits<std::int64_t>::max()); }
+  void run(std::chrono::milliseconds time) {
+    reactor_.after(time, [this] { reactor_.stop(); });
+    reactor_.run();
+  }
+  bool is_swept(std::size_t but = 0) {
+    for (int i = 0; i < 1000 && rows().size() > but; ++i) run(std::chrono::milliseconds(10));
+    return rows().size() == but;
+  }
 
   Scratch scratch_;
+  Reactor reactor_;
   Database database_{scratch_ / "state.db"};
   Database reader_{scratch_ / "state.db"};
-  ChangeLog log_{database_};
+  ChangeLog log_{database_, reactor_};
 };
 
 TEST_F(ChangeLogTest, notes_nothing_before_start_and_after_stop) {
@@ -46,15 +56,38 @@ TEST_F(ChangeLogTest, notes_nothing_before_start_and_after_stop) {
   log_.changing(extent(4, 0, 10));
   EXPECT_EQ(log_.unshipped_bytes(), 0U);
   log_.flush();
-  EXPECT_TRUE(rows().empty());
+  EXPECT_TRUE(is_swept());
 }
 
-TEST_F(ChangeLogTest, start_empties_what_a_crashed_attempt_left) {
+TEST_F(ChangeLogTest, what_a_crashed_attempt_left_is_not_read_and_goes) {
   database_.execute("INSERT INTO change_log(seq, kind, inode) VALUES(1, 'freed', 9), (77, 'freed', 9)");
+  ChangeLog log(database_, reactor_);
+  const auto first = log.start();
+  log.changing({.kind = Kind::freed, .id = 3});
+  const auto changes = read(first, log.flush());
+  ASSERT_EQ(changes.size(), 1U);
+  EXPECT_EQ(changes[0].id, 3U);
+  EXPECT_TRUE(is_swept(1));
+}
+
+TEST_F(ChangeLogTest, what_is_not_needed_goes_little_by_little_and_waits_for_nobody) {
   log_.start();
-  EXPECT_TRUE(rows().empty());
-  log_.changing({.kind = Kind::freed, .id = 3});
-  EXPECT_EQ(log_.flush(), 1U);
+  for (InodeId id = 1; id <= 3000; ++id) log_.changing({.kind = Kind::freed, .id = id});
+  log_.flush();
+  log_.stop();
+  EXPECT_EQ(rows().size(), 3000U);
+  const auto first = log_.start();
+  log_.changing({.kind = Kind::freed, .id = 1});
+  const auto cut = log_.flush();
+  {
+    Transaction other(reader_);
+    const auto start = Reactor::Clock::now();
+    run(std::chrono::milliseconds(50));
+    EXPECT_LT(Reactor::Clock::now() - start, std::chrono::seconds(5));
+  }
+  EXPECT_EQ(rows().size(), 3001U);
+  EXPECT_TRUE(is_swept(1));
+  EXPECT_EQ(read(first, cut).size(), 1U);
 }
 
 TEST_F(ChangeLogTest, every_kind_comes_back_as_it_went_in) {
@@ -151,6 +184,7 @@ TEST_F(ChangeLogTest, numbers_of_an_abandoned_attempt_are_not_used_again) {
   log_.start();
   log_.changing({.kind = Kind::freed, .id = 2});
   EXPECT_GT(log_.flush(), cut);
+  EXPECT_TRUE(is_swept(1));
   EXPECT_TRUE(read(0, cut).empty());
 }
 
@@ -163,10 +197,9 @@ TEST_F(ChangeLogTest, a_log_that_cannot_be_written_hinders_nobody_and_is_never_t
   database_.execute("DROP TRIGGER full");
   log_.changing({.kind = Kind::freed, .id = 1});
   EXPECT_THROW(log_.flush(), DatabaseError) << "entries are missing";
-  log_.start();
+  const auto first = log_.start();
   log_.changing({.kind = Kind::freed, .id = 1});
-  log_.flush();
-  EXPECT_EQ(rows().size(), 1U);
+  EXPECT_EQ(read(first, log_.flush()).size(), 1U);
 }
 
 }  // namespace

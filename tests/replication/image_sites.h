@@ -78,7 +78,7 @@ struct Copy {
     std::filesystem::permissions(area(), std::filesystem::perms(0700));
     for (const char* part : {"parked", "orphans"}) std::filesystem::create_directories(area() / part);
     database = std::make_unique<Database>(home / "state.db");
-    log = std::make_unique<ChangeLog>(*database);
+    log = std::make_unique<ChangeLog>(*database, reactor);
     InodeTable::Options options;
     options.use_handles = handles;
     inodes = std::make_unique<InodeTable>(home / "state.db", home / "journal",
@@ -128,7 +128,7 @@ class Attempt {
             to_target(head, std::move(parts));
           },
           *reactor_);
-      from.log->start();
+      cut_ = from.log->start();
     });
   }
   ~Attempt() {
