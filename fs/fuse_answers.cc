@@ -95,10 +95,18 @@ void FuseServer::answer_entry(PendingRequest& pending, const pb::Outcome& outcom
   if (fuse_reply_entry(pending.caller, &entry) == 0) known_.add(entry.ino);
 }
 
-// The caller may be gone (a signal); then nobody will ever release the handle but us.
+// What is deleted has no handle any more, also if somebody else keeps it open.
+void FuseServer::answer_handle(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
+  if (outcome.error() == 0 && outcome.attr().nlink() == 0)
+    fuse_reply_err(pending.caller, ESTALE);
+  else
+    answer_entry(pending, outcome, data);
+}
+
 // Shared, to be stored into.
 bool is_mappable(int flags) { return (flags & O_ACCMODE) == O_RDWR; }
 
+// The caller may be gone (a signal); then nobody will ever release the handle but us.
 void FuseServer::answer_create(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
   if (failed(pending, outcome)) return;
   const fuse_entry_param entry = entry_of(outcome.attr());

@@ -48,18 +48,16 @@ void on_getattr(fuse_req_t caller, fuse_ino_t id, fuse_file_info* /*file*/) {
 
 void on_lookup(fuse_req_t caller, fuse_ino_t parent, const char* name) {
   FuseServer& server = FuseServer::of(caller);
-  if (std::string_view(name) == ".") {  // an inode that the kernel has dropped, by its number (a file handle)
+  // Of a file handle the kernel asks "." for an inode that it does not know any more, and ".." for what is
+  // above a directory.
+  if (std::string_view(name) == ".") {
     if (server.is_pruner(fuse_req_ctx(caller)->pid)) {  // then it is what it wants
       fuse_reply_err(caller, ESTALE);
       return;
     }
     auto [pending, request] = server.begin(caller, Op::kGetattr, parent);
     request.mutable_getattr()->set_id(parent);
-    server.submit(request, {}, pending, &FuseServer::answer_entry);
-    return;
-  }
-  if (std::string_view(name) == "..") {  // the same for a directory: it must be reached by name first
-    fuse_reply_err(caller, ENOENT);
+    server.submit(request, {}, pending, &FuseServer::answer_handle);
     return;
   }
   auto [pending, request] = server.begin(caller, Op::kLookup, parent);

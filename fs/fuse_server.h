@@ -131,6 +131,7 @@ class FuseServer {
 
   void answer_lookup(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_entry(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_handle(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_create(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_attr(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_link_target(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);

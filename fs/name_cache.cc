@@ -48,7 +48,10 @@ NameCache::NameCache(Executor& next, std::function<Reactor::Clock::duration()> t
 void NameCache::execute(const pb::Request& request, Bytes data, Reply reply) {
   if (epoch_ == 0) return next_.execute(request, data, std::move(reply));
   const auto op = request.op_case();
-  if (asked_for_attributes(op)) {
+  if (request.has_lookup() && request.lookup().name() == "..") {
+    next_.execute(request, data,
+                  std::move(reply));  // no name of the directory: it changes with another one's
+  } else if (asked_for_attributes(op)) {
     if (!answer(request, reply)) ask(request, data, std::move(reply));
   } else if (op == pb::Request::kGetxattr) {
     if (!answer_xattr(request.getxattr(), reply)) ask_xattr(request, std::move(reply));

@@ -617,6 +617,18 @@ TEST_P(StoreTest, a_deep_tree_needs_no_paths) {
   EXPECT_EQ(lookup(chain.back(), "..").id(), chain[chain.size() - 2]);
 }
 
+TEST_P(StoreTest, what_is_above_the_store_is_not_shown) {
+  EXPECT_EQ(lookup(kRootInode, "..").id(), kRootInode);
+  const Answer directory = mkdir(kRootInode, "d");
+  const Answer below = mkdir(directory.id(), "below");
+  fs::rename(path("d"), path("../moved_out"));
+  EXPECT_NE(lookup(directory.id(), "..").error(), 0u);
+  const Answer list = readdir(directory.id(), 1, 0, 1 << 16, false);
+  for (const auto& entry : list.outcome.entries()) {
+    EXPECT_NE(entry.name(), "..");
+  }
+}
+
 TEST_P(StoreTest, changes_are_noted_before_they_are_made) {
   const Answer d = mkdir(kRootInode, "d"), f = create(kRootInode, "f");
   const auto attributes = [](InodeId id) { return "attributes " + std::to_string(id); };

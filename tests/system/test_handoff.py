@@ -1,19 +1,22 @@
 #!/usr/bin/env python3
 """Handoffs between living sites: nothing that an application can see changes, what is reported is true."""
 
+import errno
 import fcntl
 import functools
 import json
 import os
+import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
 
 import content
 import sandbox
-from actor import Actor
+from actor import Actor, file_handle, open_by_handle
 from cluster import DATA_SET, Cluster
 from loads import Everything, Load
 from model import random_test
@@ -700,6 +703,78 @@ def an_old_image_of_orphans_keeps_no_old_bytes():
         assert file.read() == b'S' * (64 << 10) + bytes(64 << 10) + b'S' * (128 << 10)
 
 
+def what_a_file_handle_names_is_found_again():
+    """As an NFS server does it: no kernel remembers the inode any more."""
+    def content(directory):
+        os.makedirs(f'{directory}/a/b/c')
+        for path in ('top', 'a/b/c/file'):
+            with open(f'{directory}/{path}', 'w') as f:
+                f.write(path)
+
+    cluster = Cluster(2, content=content)
+    alpha, beta = cluster
+    os.makedirs(f'{beta.mountpoint}/made/below')  # of which that site knows all names
+    handles = {}
+
+    def learn(*paths):
+        for path in paths:
+            handles[path] = file_handle(f'{alpha.mountpoint}/{path}')
+            assert handles[path] == file_handle(f'{beta.mountpoint}/{path}'), f'{path} has another handle at another site'
+
+    def check(when):
+        with open('/proc/sys/vm/drop_caches', 'w') as f:
+            f.write('2')
+        for site in cluster:
+            for path, handle in reversed(handles.items()):
+                where = os.path.normpath(f'{site.mountpoint}/{path}')
+                try:
+                    found = open_by_handle(site.mountpoint, handle)
+                except OSError as error:
+                    raise AssertionError(f'{when}: {site.name}: {path}: {error}') from None
+                inode, directory = os.fstat(found), stat.S_ISDIR(os.fstat(found).st_mode)
+                if directory:
+                    assert os.readlink(f'/proc/self/fd/{found}') == where, (when, site.name, path)
+                    above = os.stat('..', dir_fd=found)
+                    assert os.path.samestat(above, os.stat(os.path.dirname(where))), (when, site.name, path)
+                assert os.path.samestat(inode, os.stat(where)), (when, site.name, path)
+                assert directory or os.read(found, 100) == path.encode(), (when, site.name, path)
+                os.close(found)
+
+    learn('', 'top', 'a', 'a/b', 'a/b/c', 'a/b/c/file', 'made', 'made/below')
+    check('forgotten')
+    for site in (beta, alpha):
+        site.stop()
+        site.start()
+    cluster.wait_connected()
+    check('mounted again')
+    alpha.migrate(beta, *PAUSE)
+    cluster.wait_agreed(beta)
+    check('handed over')
+    # A directory that has another place is found there, also by who has looked at the old one.
+    for site in cluster:
+        os.rename(f'{site.mountpoint}/a/b', f'{site.mountpoint}/b')
+        del handles['a/b'], handles['a/b/c'], handles['a/b/c/file']
+        learn('b', 'b/c')
+        check(f'moved at {site.name}')
+        os.rename(f'{site.mountpoint}/b', f'{site.mountpoint}/a/b')
+        del handles['b'], handles['b/c']
+        learn('a/b', 'a/b/c', 'a/b/c/file')
+        check(f'moved back at {site.name}')
+    # What is deleted is stale, also while another site still has it open.
+    kept = os.open(f'{alpha.mountpoint}/a/b/c/file', os.O_RDONLY)
+    shutil.rmtree(f'{beta.mountpoint}/a')
+    gone = [handles.pop(path) for path in ('a', 'a/b', 'a/b/c', 'a/b/c/file')]
+    check('deleted')
+    for handle in gone:
+        try:
+            os.close(open_by_handle(beta.mountpoint, handle))
+            raise AssertionError('what is deleted is found')
+        except OSError as error:
+            assert error.errno == errno.ESTALE, error
+    assert os.read(kept, 100) == b'a/b/c/file'
+    os.close(kept)
+
+
 if __name__ == '__main__':
     sys.exit(sandbox.main({
         'twenty_handoffs_with_every_kind_of_application': (twenty_handoffs_with_every_kind_of_application, 240),
@@ -740,4 +815,5 @@ if __name__ == '__main__':
         'whole_seconds_hide_no_change': (whole_seconds_hide_no_change, 90),
         'a_link_outside_of_the_store_loses_no_open_file': (a_link_outside_of_the_store_loses_no_open_file, 60),
         'an_old_image_of_orphans_keeps_no_old_bytes': (an_old_image_of_orphans_keeps_no_old_bytes, 60),
+        'what_a_file_handle_names_is_found_again': (what_a_file_handle_names_is_found_again, 90),
     }))
