@@ -135,7 +135,7 @@ def lose_what_was_received(cluster, owner, target):
     overwrite(owner, b'1')
     migration = owner.migrate_in_background(target, *MAX_PAUSE)
     owner.process.wait(40)
-    power.cut(owner)
+    power.cut(owner, lost={f'{owner.store}/below/big{number}': b'0' * 300_000 for number in range(8)})
     owner.start()
     migration.kill()
     cluster.wait_connected()
