@@ -229,14 +229,28 @@ int Store::Impl::later(StoreCall& call, std::vector<DescriptorCache::Ref> pinned
   return kLater;
 }
 
-int Store::Impl::later_on(StoreCall& call, const DescriptorCache::Ref& ref, InodeId id,
-                          std::function<int(int fd, Job&)> work) {
-  if (!descriptors.crowded())
-    return later(call, {ref}, [fd = ref.fd, work = std::move(work)](Job& job) { return work(fd, job); });
-  return later(call, {}, [this, id, work = std::move(work)](Job& job) {
-    const UniqueFd own = inodes.open(id, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
-    return own ? work(own.get(), job) : errno;
-  });
+int Store::Impl::later_on(StoreCall& call, const std::vector<Needed>& files, WorkOn work, Finish finish) {
+  std::vector<int> fds;
+  if (!descriptors.crowded()) {
+    std::vector<DescriptorCache::Ref> pinned;
+    for (const Needed& file : files) {
+      pinned.push_back(file.ref);
+      fds.push_back(file.ref.fd);
+    }
+    const auto run = [fds = std::move(fds), work = std::move(work)](Job& job) { return work(fds, job); };
+    return later(call, std::move(pinned), run, std::move(finish));
+  }
+  const auto run = [this, files, work = std::move(work)](Job& job) {
+    std::vector<UniqueFd> own;
+    std::vector<int> opened;
+    for (const Needed& file : files) {
+      own.push_back(inodes.open(file.id, file.access | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY));
+      if (!own.back()) return errno;
+      opened.push_back(own.back().get());
+    }
+    return work(opened, job);
+  };
+  return later(call, {}, run, std::move(finish));
 }
 
 int Store::Impl::dispatch(StoreCall& call) {

@@ -87,13 +87,13 @@ int Store::Impl::read_cold(const pb::Read& op, StoreCall& call, const Descriptor
                            std::size_t have) {
   const std::size_t size = std::min(op.size(), kMaxRead);
   std::string first = call.buffer.substr(0, have);
-  return later_on(call, ref, op.id(),
-                  [size, offset = op.offset(), first = std::move(first)](int fd, Job& job) {
+  return later_on(call, {{ref, op.id()}},
+                  [size, offset = op.offset(), first = std::move(first)](const auto& fds, Job& job) {
                     const std::size_t had = first.size();
                     job.result = first;
                     job.result.resize(size);
-                    const ssize_t got =
-                        read_fully(fd, job.result.data() + had, size - had, static_cast<off_t>(offset + had));
+                    const ssize_t got = read_fully(fds[0], job.result.data() + had, size - had,
+                                                   static_cast<off_t>(offset + had));
                     if (got < 0) return errno;
                     job.result.resize(had + static_cast<std::size_t>(got));
                     return 0;
@@ -131,8 +131,8 @@ int Store::Impl::write(const pb::Write& op, StoreCall& call) {
   }
   if (!op.sync()) return 0;
   // Written in the order of arrival; only the waiting is done elsewhere.
-  return later_on(call, ref, op.id(), [outcome = call.outcome](int fd, Job& job) {
-    if (::fdatasync(fd) != 0) return errno;
+  return later_on(call, {{ref, op.id()}}, [outcome = call.outcome](const auto& fds, Job& job) {
+    if (::fdatasync(fds[0]) != 0) return errno;
     job.outcome = outcome;
     return 0;
   });
@@ -165,11 +165,11 @@ int Store::Impl::fallocate(const pb::Fallocate& op, StoreCall& call) {
   // FUSE says of writes and truncations whether they drop privileges, but not of these and of copies.
   if (call.request.uid() != 0)
     if (const int error = strip_privileges(call.request, ref, backing); error != 0) return error;
-  const auto work = [fd = ref.fd, mode = static_cast<int>(op.mode()),
-                     offset = static_cast<off_t>(op.offset()), size = static_cast<off_t>(op.length())](Job&) {
-    return error_of(::fallocate(fd, mode, offset, size));
+  const auto work = [mode = static_cast<int>(op.mode()), offset = static_cast<off_t>(op.offset()),
+                     size = static_cast<off_t>(op.length())](const auto& fds, Job&) {
+    return error_of(::fallocate(fds[0], mode, offset, size));
   };
-  return later(call, {ref}, work, [this, note, id = op.id()](Job& job) {
+  return later_on(call, {{ref, op.id(), O_WRONLY}}, work, [this, note, id = op.id()](Job& job) {
     if (job.error == 0) changed(id);
     note();
   });
@@ -192,17 +192,19 @@ int Store::Impl::copy_file_range(const pb::CopyFileRange& op, StoreCall& call) {
   note();
   if (call.request.uid() != 0 && length > 0)
     if (const int error = strip_privileges(call.request, to, target); error != 0) return error;
-  const auto work = [in = from.fd, out = to.fd, offset_in = static_cast<off_t>(op.offset_in()),
-                     offset_out = static_cast<off_t>(op.offset_out()), length](Job& job) mutable {
-    const ssize_t count = ::copy_file_range(in, &offset_in, out, &offset_out, length, 0);
+  const auto work = [offset_in = static_cast<off_t>(op.offset_in()),
+                     offset_out = static_cast<off_t>(op.offset_out()),
+                     length](const auto& fds, Job& job) mutable {
+    const ssize_t count = ::copy_file_range(fds[0], &offset_in, fds[1], &offset_out, length, 0);
     if (count < 0) return errno;
     job.outcome.set_count(static_cast<std::uint64_t>(count));
     return 0;
   };
-  return later(call, {to, from}, work, [this, note, id = op.id_out()](Job& job) {
-    if (job.error == 0) changed(id);
-    note();
-  });
+  return later_on(call, {{from, op.id_in()}, {to, op.id_out(), O_WRONLY}}, work,
+                  [this, note, id = op.id_out()](Job& job) {
+                    if (job.error == 0) changed(id);
+                    note();
+                  });
 }
 
 int Store::Impl::sync(const pb::Sync& op, StoreCall& call) {
@@ -210,8 +212,8 @@ int Store::Impl::sync(const pb::Sync& op, StoreCall& call) {
   if (ref && ref.path_only) ref = descriptors.readable(op.id());
   if (!ref) return errno;
   const bool data_only = op.data_only() && !op.directory();
-  return later_on(call, ref, op.id(), [this, data_only, id = op.id()](int fd, Job&) {
-    if ((data_only ? ::fdatasync(fd) : ::fsync(fd)) != 0) return errno;
+  return later_on(call, {{ref, op.id()}}, [this, data_only, id = op.id()](const auto& fds, Job&) {
+    if ((data_only ? ::fdatasync(fds[0]) : ::fsync(fds[0])) != 0) return errno;
     inodes.sync(id);
     return 0;
   });

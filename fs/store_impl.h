@@ -11,6 +11,7 @@
 // in a mutation: note the cells -> effect -> mark the inodes as changed -> attributes for the outcome.
 #pragma once
 
+#include <fcntl.h>
 #include <sys/stat.h>
 
 #include <atomic>
@@ -114,10 +115,15 @@ struct Store::Impl {
   using Work = std::function<int(Job&)>;
   using Finish = std::function<void(Job&)>;
   int later(StoreCall& call, std::vector<DescriptorCache::Ref> pinned, Work work, Finish finish = {});
-  // With a descriptor that can read: `ref`, or where many are pinned already (each waits for its turn) one
-  // that is opened when its turn has come.
-  int later_on(StoreCall& call, const DescriptorCache::Ref& ref, InodeId id,
-               std::function<int(int fd, Job&)> work);
+  // With descriptors of these inodes: `ref`, or where many are pinned already (each waits for its turn) ones
+  // that are opened when its turn has come.
+  struct Needed {
+    DescriptorCache::Ref ref;
+    InodeId id = 0;
+    int access = O_RDONLY;
+  };
+  using WorkOn = std::function<int(const std::vector<int>& fds, Job&)>;
+  int later_on(StoreCall& call, const std::vector<Needed>& files, WorkOn work, Finish finish = {});
 
   // ---- names, identities, attributes (store.cc)
   int check_name(InodeId parent, std::string_view name, bool making) const;

@@ -108,11 +108,10 @@ int Store::Impl::readdir(const pb::ReadDir& op, StoreCall& call) {
     return list(op, call.outcome, keep_snapshot(key, op.id(), std::move(snapshot)));
   }
   // The position of an open directory is shared, so the worker has a descriptor of its own.
-  UniqueFd own = inodes.open(op.id(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
-  if (!own) return errno;
   const auto snapshot = std::make_shared<DirectorySnapshot>();
-  const auto work = [this, root, snapshot, fd = std::make_shared<UniqueFd>(std::move(own))](Job&) {
-    return take_snapshot(fd->get(), root, *snapshot);
+  const auto work = [this, root, snapshot, id = op.id()](Job&) {
+    const UniqueFd own = inodes.open(id, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+    return own ? take_snapshot(own.get(), root, *snapshot) : errno;
   };
   return later(call, {}, work, [this, key, op, snapshot](Job& job) {
     if (job.error == 0) job.error = list(op, job.outcome, keep_snapshot(key, op.id(), std::move(*snapshot)));

@@ -576,29 +576,51 @@ TEST_P(StoreTest, more_inodes_than_descriptors) {
   for (std::size_t i = 0; i < ids.size(); ++i) ASSERT_EQ(read(ids[i], 0, 100).data, std::to_string(i));
 }
 
-TEST_P(StoreTest, more_inodes_are_synced_at_once_than_there_are_descriptors) {
+TEST_P(StoreTest, workers_are_given_more_inodes_than_there_are_descriptors) {
   const FewDescriptors few;
   restart();
   const InodeId from = mkdir(kRootInode, "from").id(), to = mkdir(kRootInode, "to").id();
   create(from, "moves");
   std::vector<InodeId> ids;
-  for (int i = 0; i < 400; ++i) ids.push_back(create(kRootInode, std::to_string(i)).id());
-  restart();  // nothing is open
-  unsigned left = 0;
-  std::map<std::uint32_t, unsigned> errors;
-  for (const InodeId id : ids) {
-    pb::Request sync = request();
-    sync.mutable_sync()->set_id(id);
-    ++left;
-    store_->execute(sync, {}, [&](const pb::Outcome& outcome, Bytes) {
-      ++errors[outcome.error()];
-      if (--left == 0) reactor_.stop();
-    });
+  for (int i = 0; i < 400; ++i) {
+    ids.push_back(create(kRootInode, std::to_string(i)).id());
+    write(ids.back(), 0, "data");
   }
-  EXPECT_EQ(rename(from, "moves", to, "moved").error(), 0);
-  EXPECT_EQ(link(ids[0], from, "second").error(), 0);
-  if (left != 0) reactor_.run();
-  EXPECT_EQ(errors, (std::map<std::uint32_t, unsigned>{{0, 400}}));
+  const std::vector<std::function<void(pb::Request&, std::size_t)>> kinds{
+      [&](pb::Request& sync, std::size_t i) { sync.mutable_sync()->set_id(ids[i]); },
+      [&](pb::Request& allocate, std::size_t i) {
+        allocate.mutable_fallocate()->set_id(ids[i]);
+        allocate.mutable_fallocate()->set_length(10);
+      },
+      [&](pb::Request& copy, std::size_t i) {
+        copy.mutable_copy_file_range()->set_id_in(ids[i]);
+        copy.mutable_copy_file_range()->set_id_out(ids[399 - i]);
+        copy.mutable_copy_file_range()->set_offset_out(4);
+        copy.mutable_copy_file_range()->set_length(2);
+      },
+  };
+  for (std::size_t kind = 0; kind < kinds.size(); ++kind) {
+    restart();  // nothing is open
+    unsigned left = 0;
+    std::map<std::uint32_t, unsigned> errors;
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      pb::Request asked = request();
+      kinds[kind](asked, i);
+      ++left;
+      store_->execute(asked, {}, [&](const pb::Outcome& outcome, Bytes) {
+        ++errors[outcome.error()];
+        if (--left == 0) reactor_.stop();
+      });
+    }
+    EXPECT_EQ(rename(from, "moves", to, "moved").error(), 0);
+    EXPECT_EQ(link(ids[0], from, "second" + std::to_string(kind)).error(), 0);
+    rename(to, "moved", from, "moves");
+    if (left != 0) reactor_.run();
+    EXPECT_EQ(errors, (std::map<std::uint32_t, unsigned>{{0, 400}})) << kind;
+  }
+  for (const InodeId id : ids) {
+    EXPECT_EQ(read(id, 0, 100).data, std::string("datada\0\0\0\0", 10));
+  }
 }
 
 TEST_P(StoreTest, a_deep_tree_needs_no_paths) {
