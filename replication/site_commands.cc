@@ -87,6 +87,15 @@ void Site::Impl::ask_owner(const nlohmann::json& request, JsonReply reply, unsig
     await_reply(number, ownership.owner, name == "handoff" ? kStatusPatience : kAnswerPatience);
 }
 
+// Numbers can be guessed: only who was asked is believed.
+void Site::Impl::answer_command(std::uint64_t number, const SiteName& from, nlohmann::json answer) {
+  const auto found = commands.find(number);
+  if (found == commands.end() || found->second.asked != from) return;
+  const JsonReply reply = std::move(found->second.reply);
+  commands.erase(found);
+  reply(answer.is_object() ? std::move(answer) : failure(fmt::format("{} answers nonsense", from)));
+}
+
 // Messages to it or from it are lost.
 void Site::Impl::end_commands(const SiteName& asked) {
   std::vector<JsonReply> replies;

@@ -109,6 +109,7 @@ struct Site::Impl {
   void measured(const HandoffSource::Options& options, const JsonReply& reply);
   void dry_run(const HandoffSource::Options& options, JsonReply reply);
   void remove(const nlohmann::json& request, const JsonReply& reply);
+  void answer_command(std::uint64_t number, const SiteName& from, nlohmann::json answer);
   void end_commands(const SiteName& asked);
   void await_reply(std::uint64_t number, const SiteName& from, Reactor::Clock::duration patience);
   nlohmann::json handoff_json();

@@ -31,10 +31,9 @@ void Site::Impl::subscribe() {
     const auto& prepared = message.head.prepared();
     if (source && source->target() == from && source->attempt() == prepared.attempt())
       return source->message(message);
-    auto node = commands.extract(prepared.attempt());  // of a dry run
-    if (node.empty()) return;
-    if (!prepared.error().empty()) return node.mapped().reply({{"error", prepared.error()}});
-    node.mapped().reply({{"holds_image", prepared.holds_image()}, {"space", prepared.space()}});
+    nlohmann::json found{{"holds_image", prepared.holds_image()}, {"space", prepared.space()}};
+    if (!prepared.error().empty()) found = {{"error", prepared.error()}};
+    answer_command(prepared.attempt(), from, std::move(found));  // of a dry run
   });
   for (auto kind : {E::kCredit, E::kNeed, E::kImageComplete, E::kRoundApplied, E::kLogApplied, E::kRefused,
                     E::kRecordDone, E::kTakenOver})
@@ -90,10 +89,9 @@ void Site::Impl::subscribe() {
       transport.send(from, Lane::requests, envelope);
     });
   });
-  transport.subscribe(E::kCommandReply, [this](const SiteName&, const Message& message) {
-    auto node = commands.extract(message.head.command_reply().number());
-    if (!node.empty())
-      node.mapped().reply(nlohmann::json::parse(message.head.command_reply().text(), nullptr, false));
+  transport.subscribe(E::kCommandReply, [this](const SiteName& from, const Message& message) {
+    const auto& reply = message.head.command_reply();
+    answer_command(reply.number(), from, nlohmann::json::parse(reply.text(), nullptr, false));
   });
   transport.subscribe(E::kVerifyAsk, [this](const SiteName& from, const Message& message) {
     const auto reply = std::make_shared<pb::VerifyReply>();

@@ -395,6 +395,28 @@ def malformed_messages_of_a_known_site_break_nothing():
     alpha.migrate(beta, '--max-pause', '2s')
 
 
+def only_who_was_asked_answers_a_command():
+    """The owner does not answer; a third site says in its place that all is done."""
+    cluster = Cluster(3)
+    alpha, beta, gamma = cluster
+    keys = hostile.settings(gamma.home, DATA_SET)
+    asked = hostile.settings(beta.home, DATA_SET)
+    gamma.stop()
+    first = int(asked['client'])  # numbers of commands begin with it
+    hello = hostile.envelope(f'hello {{ data_set: {keys["data_set_id"]} version: 1 incarnation: 5 epoch: 1 '
+                             'owner: "alpha" }')
+    replies = [[hostile.envelope(f'command_reply {{ number: {number} text: \'{{"result": "aborted"}}\' }}')]
+               for number in range(first, first + 20)]
+    alpha.signal(signal.SIGSTOP)
+    command = subprocess.Popen(beta.command('abort', DATA_SET), env=beta.environment(), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    time.sleep(0.5)
+    hostile.send(gamma, beta.listen, keys, asked['public_key'], [[hello], *replies])
+    alpha.signal(signal.SIGCONT)
+    out, err = command.communicate(timeout=60)
+    assert command.returncode == 1, f'{command.returncode} {out} {err}'
+
+
 def records_that_no_handoff_sends_are_ignored():
     """A member says that it is the owner, and sends one with the number 0, or before there is anything to perform."""
     cluster = Cluster(2)
@@ -437,5 +459,6 @@ if __name__ == '__main__':
         'a_wrong_key_is_not_let_in': (a_wrong_key_is_not_let_in, 60),
         'garbage_on_the_port_breaks_nothing': (garbage_on_the_port_breaks_nothing, 60),
         'records_that_no_handoff_sends_are_ignored': (records_that_no_handoff_sends_are_ignored, 60),
+        'only_who_was_asked_answers_a_command': (only_who_was_asked_answers_a_command, 60),
         'malformed_messages_of_a_known_site_break_nothing': (malformed_messages_of_a_known_site_break_nothing, 90),
     }))
