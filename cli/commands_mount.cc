@@ -198,9 +198,11 @@ void start_daemon(const Home& home, const ServeArguments& arguments, DaemonOptio
     if (!is_dead_mount(store)) warn_of_bypassing(store);  // it was said when that was mounted
   }
   if (arguments.foreground) {
+    options.patient = true;  // nobody waits for this command to end
     std::jthread
         clearing;  // not the daemon's own, which the kernel asks on the way to what is below the mount
     serve_in_foreground(options, [&] {
+      tell_service_manager();
       clearing = std::jthread([&] { clear_earlier(arguments.name, earlier, options.mountpoint); });
     });
   } else {
@@ -374,8 +376,9 @@ int run_umount(const Home& home, const UmountArguments& arguments) {
 }
 
 void add_common(CLI::App& command, ServeArguments& arguments) {
-  command.add_flag("-f,--foreground", arguments.foreground,
-                   "Stay in the foreground and log to standard error");
+  command.add_flag(
+      "-f,--foreground", arguments.foreground,
+      "Stay in the foreground, log to standard error, and wait for an owner that cannot be reached");
   command
       .add_option("--timeout", arguments.timeout,
                   "Let requests fail (ETIMEDOUT) when the owner does not answer for so long; default: wait")

@@ -5,12 +5,16 @@
 #include <spdlog/fmt/fmt.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <csignal>
+#include <cstddef>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <nlohmann/json.hpp>
@@ -18,6 +22,7 @@
 
 #include "cli/control.h"
 #include "cli/failure.h"
+#include "fs/inode_table.h"
 #include "meta/log.h"
 #include "meta/reactor.h"
 #include "replication/site.h"
@@ -67,7 +72,9 @@ class Daemon {
       : options_(options),
         // Posted: the mount tells from within its own code that it ended. Known before: who mounts again at
         // once may ask in between.
-        site_({options.paths.folder, options.mountpoint, options.mount_options, options.timeout}, reactor_,
+        site_({options.paths.folder, options.mountpoint, options.mount_options, options.timeout,
+               options.patient},
+              reactor_,
               [this] {
                 unmounted_ = true;
                 reactor_.post([this] { stop("unmounted"); });
@@ -199,6 +206,21 @@ std::string read_all(int fd) {
 }
 
 }  // namespace
+
+void tell_service_manager() {
+  constexpr std::string_view kServing = "READY=1";
+  const char* const where = std::getenv("NOTIFY_SOCKET");
+  sockaddr_un address{};
+  const std::size_t length = where != nullptr ? std::strlen(where) : 0;
+  if (length == 0 || length > sizeof address.sun_path) return;
+  address.sun_family = AF_UNIX;
+  std::memcpy(address.sun_path, where, length);
+  if (address.sun_path[0] == '@') address.sun_path[0] = '\0';
+  const UniqueFd told(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  if (::sendto(told.get(), kServing.data(), kServing.size(), 0, reinterpret_cast<const sockaddr*>(&address),
+               static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + length)) < 0)
+    log::warn("{} is not told that this serves: {}", where, std::strerror(errno));
+}
 
 void serve_in_foreground(const DaemonOptions& options, const std::function<void()>& ready) {
   init_logging(options.paths.folder.filename().string());

@@ -20,7 +20,11 @@ struct DaemonOptions {
   std::optional<std::filesystem::path> mountpoint;
   std::vector<std::string> mount_options;
   std::optional<std::chrono::milliseconds> timeout;
+  bool patient = false;  // see Site::Options
 };
+
+// Tells systemd (Type=notify), if it has started this process.
+void tell_service_manager();
 
 // Serves until SIGTERM, SIGINT, the command «stop», or the end of the mount. Throws std::runtime_error with
 // one line. `ready` is called once, when requests are being served.

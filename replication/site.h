@@ -22,6 +22,7 @@ class Site {
     std::optional<std::filesystem::path> mountpoint;  // unset: serve without a mount
     std::vector<std::string> mount_options;
     std::optional<std::chrono::milliseconds> timeout;  // --timeout
+    bool patient = false;  // waits for an owner that cannot be reached, instead of giving the mount up
   };
   // Opens the store and binds the endpoint. Throws std::runtime_error with one clear line.
   // `ended` is called when the site shall end (unmounted from outside).

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -639,6 +640,40 @@ def another_site_waits_for_the_owner():
     once('verify-appender', file=f'{alpha.mountpoint}/f', count=f'a={results[1]["records"]}')
 
 
+def a_mount_as_a_service_waits_for_the_owner():
+    """Machines start in any order; what is ordered behind the service finds the mount."""
+    cluster = Cluster(2, content=lambda store: content.write(f'{store}/f', b'x'))
+    alpha, beta = cluster
+    alpha.stop()
+    beta.stop()
+    where = f'{sandbox.WORK}/notify'
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(where)
+        with open(beta.log, 'a') as log:
+            beta.process = subprocess.Popen(beta.command('mount', DATA_SET, beta.mountpoint, '-f'),
+                                            env={**beta.environment(), 'NOTIFY_SOCKET': where}, stdout=log, stderr=log)
+        sandbox.eventually(lambda: 'waiting: the owner alpha cannot be reached' in beta.tail(), 'it says what it waits for')
+        manager.setblocking(False)
+        try:
+            raise AssertionError(f'{manager.recv(100)} is told before anything is mounted')
+        except BlockingIOError:
+            pass
+        alpha.start()
+        manager.settimeout(20 * sandbox.PATIENCE)
+        assert manager.recv(100) == b'READY=1'
+        with open(f'{beta.mountpoint}/f') as f:
+            assert f.read() == 'x'
+    # It ends while it waits, too.
+    alpha.stop()
+    beta.kill()
+    beta.process = subprocess.Popen(beta.command('mount', DATA_SET, beta.mountpoint, '-f'), env=beta.environment(),
+                                    stderr=subprocess.DEVNULL)
+    sandbox.eventually(lambda: beta.cli('status', DATA_SET, check=False).returncode == 0, 'it answers')
+    beta.signal(signal.SIGTERM)
+    assert beta.process.wait(20) == 0
+    beta.process = None
+
+
 def a_slow_link_is_only_slow():
     """A request or an answer takes longer than a site may be silent: it arrives all the same, once."""
     cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{i}', bytes(1 << 20)) for i in range(3)])
@@ -950,6 +985,7 @@ if __name__ == '__main__':
         'umount_takes_away_nothing_but_the_mount': (umount_takes_away_nothing_but_the_mount, 60),
         'a_restart_keeps_inode_numbers': (a_restart_keeps_inode_numbers, 60),
         'another_site_waits_for_the_owner': (another_site_waits_for_the_owner, 90),
+        'a_mount_as_a_service_waits_for_the_owner': (a_mount_as_a_service_waits_for_the_owner, 90),
         'a_slow_link_is_only_slow': (a_slow_link_is_only_slow, 120),
         'who_is_cut_off_is_shown_nothing_old': (who_is_cut_off_is_shown_nothing_old, 60),
         'a_file_becomes_an_append_only_one_while_it_is_open': (a_file_becomes_an_append_only_one_while_it_is_open, 60),
