@@ -120,8 +120,10 @@ void DataChanges::perform(const ChangePtr& change, const pb::Request& request, B
              change->outcome = outcome;
              change->result = as_text(result);
              if (outcome.error() != 0) {
-               answer(change);  // without an effect nobody's pages are wrong
-               return;
+               // Without an effect nobody's pages are wrong. What a worker does may end in its middle: then
+               // its caller's kernel does not drop pages by itself either.
+               if (!change->range.worker) return answer(change);
+               change->invalidate = true;
              }
              if (change->append && outcome.has_attr() && outcome.attr().size() >= outcome.count()) {
                change->range.offset = outcome.attr().size() - outcome.count();

@@ -34,7 +34,7 @@ class DataChanges {
     InodeId id = 0;
     std::uint64_t offset = 0;
     std::uint64_t length = 0;  // 0: to the end
-    bool worker = false;       // may be performed on a worker, after execute() returned
+    bool worker = false;       // may be performed on a worker, after execute() returned; in part if it fails
     bool writeback = false;
   };
   using Perform = std::function<void(const pb::Request&, Bytes, Reply)>;

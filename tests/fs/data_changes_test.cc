@@ -142,6 +142,24 @@ TEST_F(DataChangesTest, AFailedChangeRecallsNoReaders) {
   EXPECT_TRUE(orders_.empty());
 }
 
+TEST_F(DataChangesTest, WhatAWorkerHasBegunIsRecalledThoughItFails) {
+  attach_all({kA, kB});
+  opened(kB, kFile, O_RDONLY);
+  store_.result = [](const pb::Request&) {
+    pb::Outcome outcome;
+    outcome.set_error(ENOSPC);
+    return outcome;
+  };
+  pb::Request allocate = request_of(kA, ++seq_);
+  allocate.mutable_fallocate()->set_id(kFile);
+  allocate.mutable_fallocate()->set_length(10);
+  Answer& answer = ask(allocate);
+  EXPECT_FALSE(answer.given());
+  follow(kB);
+  EXPECT_EQ(answer.error(), ENOSPC);
+  EXPECT_TRUE(answer.outcome.invalidate()) << "its kernel takes it for one without an effect";
+}
+
 TEST_F(DataChangesTest, AClientThatOpensWhileAWorkerPerformsIsRecalled) {
   attach_all({kA, kB});
   opened(kA);

@@ -13,7 +13,7 @@ import time
 
 import content
 import sandbox
-from actor import Actor
+from actor import ZERO_RANGE, Actor
 from cluster import Cluster, DATA_SET, Site
 from loads import Load, once
 from tree import SAME_CONTENT, assert_same, digest
@@ -596,6 +596,31 @@ def a_long_file_needs_no_memory():
     assert all(peak < MEMORY_MIB for peak in peaks.values()), peaks
 
 
+def what_a_failed_change_has_done_is_seen():
+    """ext4 zeroes in pieces: what it has zeroed when the disk is full stays zeroed."""
+    stores = [sandbox.ext4('64M') + '/alpha', sandbox.ext4() + '/beta']
+    cluster = Cluster(2, stores=stores)
+    alpha, beta = cluster
+    size = 1 << 20
+    for site in cluster:
+        content.write(f'{alpha.mountpoint}/f', b'x' * size)
+        os.truncate(f'{alpha.mountpoint}/f', 256 << 20)
+        actors = [Actor(site.mountpoint) for site in cluster]
+        for actor in actors:
+            assert actor.do('open', 'f', 'f', os.O_RDWR) == ('ok', None)
+            assert actor.do('pread', 'f', size, 0) == ('ok', b'x' * size)
+        by = actors[cluster.sites.index(site)]
+        assert by.do('fallocate', 'f', ZERO_RANGE, 0, 256 << 20) == ('errno', 'ENOSPC')
+        with open(f'{alpha.store}/f', 'rb') as f:
+            now = f.read(size)
+        if now == b'x' * size:
+            raise sandbox.Skip('this file system has done nothing of it')
+        for actor in actors:
+            # The caller's own kernel hears of it behind the answer.
+            sandbox.eventually(lambda: actor.do('pread', 'f', size, 0) == ('ok', now), 'what is there is seen', timeout=0.5 if actor is by else 0)
+            actor.close()
+
+
 if __name__ == '__main__':
     sys.exit(sandbox.main({
         'a_target_without_space_is_refused': (a_target_without_space_is_refused, 60),
@@ -624,6 +649,7 @@ if __name__ == '__main__':
         'a_data_set_leaves_a_full_disk_while_somebody_goes_on_writing':
             (a_data_set_leaves_a_full_disk_while_somebody_goes_on_writing, 60),
         'only_root_gets_its_reserve': (only_root_gets_its_reserve, 60),
+        'what_a_failed_change_has_done_is_seen': (what_a_failed_change_has_done_is_seen, 60),
         'many_files_under_a_small_ulimit': (many_files_under_a_small_ulimit, 300 + FILES // 500),
         'a_long_file_needs_no_memory': (a_long_file_needs_no_memory, 90),
     }))
