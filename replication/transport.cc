@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -152,7 +153,7 @@ struct Transport::Impl {
   std::function<pb::Hello()> hello;
   // reactor thread
   std::map<SiteName, std::unique_ptr<Link>> links;
-  std::vector<std::unique_ptr<Link>> removed;
+  std::deque<std::unique_ptr<Link>> removed;  // the oldest first
   std::unordered_map<std::string, Sender, KeyHash, std::equal_to<>> senders;  // by public key
   bool more_to_read = false;  // the ROUTER may hold messages that its descriptor does not tell of
   Reactor::TimerId timer = 0;
@@ -467,7 +468,7 @@ void Transport::remove_site(const SiteName& site) {
   impl_->removed.push_back(std::move(found->second));
   impl_->links.erase(found);
   impl_->reactor.after(kFarewell, [weak = std::weak_ptr(impl_->alive)] {
-    if (const auto self = weak.lock()) (*self)->removed.clear();
+    if (const auto self = weak.lock()) (*self)->removed.pop_front();
   });
 }
 

@@ -144,6 +144,28 @@ TEST_F(TransportTest, ARemovedSiteIsNotHeardAnyMoreThoughItAskedForItItself) {
   EXPECT_TRUE(run_until(reactor, [&] { return !b.transport.connected("a"); }));
 }
 
+TEST_F(TransportTest, ASiteThatIsRemovedAfterAnotherHasTimeForItsLastMessagesToo) {
+  TestSite c(reactor, "c");
+  introduce(a, c);
+  Relay to_b(b.transport.endpoint());
+  a.transport.add_site("b", to_b.endpoint(), b.keys.public_key);
+  b.knows(a);
+  ASSERT_TRUE(run_until_connected(reactor, a, b));
+  ASSERT_TRUE(run_until_connected(reactor, a, c));
+  collect();
+  a.transport.remove_site("c");
+  run_for(reactor, 700ms);
+  to_b.hold(true);
+  constexpr std::uint64_t kMessages = 8;  // more than TCP takes
+  for (std::uint64_t i = 0; i < kMessages; ++i)
+    a.transport.send("b", Lane::requests, command(i), copy_to_parts(as_bytes(std::string(1 << 20, 'x'))));
+  a.transport.remove_site("b");
+  run_for(reactor, 400ms);
+  EXPECT_LT(received.size(), kMessages);
+  to_b.hold(false);
+  EXPECT_TRUE(run_until(reactor, [&] { return received.size() == kMessages; })) << received.size();
+}
+
 TEST_F(TransportTest, TheSenderIsWhoseKeyItIsWhateverItSays) {
   // «mallory» is registered at b under her own key and calls herself «a».
   TestSite mallory(reactor, "a");
