@@ -336,7 +336,11 @@ void Link::send_delayed() {
 }
 
 bool Link::send_now(Lane lane, zmq::message_t head, std::vector<zmq::message_t> parts) {
-  if (!up()) return false;
+  // ZeroMQ's thread connects anew by itself: what it tells of that is heard first. The message is lost with
+  // what was sent before, or it would overtake that.
+  const std::uint64_t connection = connections;
+  read_monitor(static_cast<std::size_t>(lane));
+  if (!up() || connections != connection) return false;
   zmq::socket_t& socket = **lanes_[static_cast<std::size_t>(lane)].dealer;
   bool sent = send_frame(socket, head, !parts.empty());
   // Where the connection has broken behind the first frame ZeroMQ drops the others up to the last one,

@@ -62,6 +62,11 @@ class Relay {
     swallow_ = true;
     while (swallow_) std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
+  // Ends the connections that exist now.
+  void break_existing() {
+    break_ = true;
+    while (break_) std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
   // Passes on so much of what is sent to the target; what is sent back is not held up. 0: without a limit.
   void limit(std::size_t bytes_per_second) { limit_ = bytes_per_second; }
   const std::string& endpoint() const { return endpoint_; }
@@ -96,6 +101,11 @@ class Relay {
         lose_packets(pair.far);
       }
       swallow_ = false;
+      if (break_) {
+        for (const auto& pair : pairs_) close_pair(pair);
+        pairs_.clear();
+        break_ = false;
+      }
       if (const int fd = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC); fd >= 0)
         pairs_.push_back({fd, connect_to(target_)});
       const auto now = std::chrono::steady_clock::now();
@@ -126,7 +136,7 @@ class Relay {
   int listener_ = -1;
   std::string endpoint_;
   // any thread
-  std::atomic<bool> stop_ = false, hold_ = false, swallow_ = false;
+  std::atomic<bool> stop_ = false, hold_ = false, swallow_ = false, break_ = false;
   std::atomic<std::size_t> limit_ = 0;
   // relay thread; the destructor after it has ended
   std::vector<Pair> pairs_;

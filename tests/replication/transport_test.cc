@@ -166,6 +166,39 @@ TEST_F(TransportTest, ASiteThatIsRemovedAfterAnotherHasTimeForItsLastMessagesToo
   EXPECT_TRUE(run_until(reactor, [&] { return received.size() == kMessages; })) << received.size();
 }
 
+// Its reactor is busy while the connection breaks and is made again.
+TEST_F(TransportTest, WhatIsSentBeforeAnotherConnectionIsNoticedIsLostWithWhatWasSentBefore) {
+  Reactor busy;
+  TestSite c(busy, "c");
+  Relay to_b(b.transport.endpoint());
+  c.transport.add_site("b", to_b.endpoint(), b.keys.public_key);
+  b.knows(c);
+  const auto both = [&](const std::function<bool()>& done) {
+    for (int i = 0; i < 1000 && !done(); ++i) {
+      run_for(busy, 5ms);
+      run_for(reactor, 5ms);
+    }
+    return done();
+  };
+  ASSERT_TRUE(both([&] { return c.transport.connected("b") && b.transport.connected("c"); }));
+  both([&, i = 0]() mutable { return ++i > 50; });
+  collect();
+  const int before = b.broken["c"];
+  std::map<std::uint64_t, int> broken_by;  // by message
+  b.transport.subscribe(pb::Envelope::kCommand, [&](const SiteName&, const Message& message) {
+    broken_by[message.head.command().number()] = b.broken["c"];
+  });
+  to_b.break_existing();
+  c.transport.send("b", Lane::requests, command(1));  // on a connection that is no more
+  run_for(reactor, 1s);
+  c.transport.send("b", Lane::requests, command(2));
+  both([&, i = 0]() mutable { return ++i > 100; });
+  c.transport.send("b", Lane::requests, command(3));
+  ASSERT_TRUE(both([&] { return broken_by.contains(3); }));
+  EXPECT_EQ(broken_by.size(), 1u) << "the one overtakes the other when that is sent again";
+  EXPECT_GT(broken_by.at(3), before);
+}
+
 TEST_F(TransportTest, TheSenderIsWhoseKeyItIsWhateverItSays) {
   // «mallory» is registered at b under her own key and calls herself «a».
   TestSite mallory(reactor, "a");
