@@ -155,8 +155,7 @@ std::optional<InodeId> identify_opened(InodeTable& inodes, InodeId parent, const
   }
 }
 
-std::vector<ListedName> list_directory(int fd) {
-  std::vector<ListedName> names;
+void visit_directory(int fd, const std::function<void(std::string_view name, const dirent64&)>& visit) {
   if (lseek(fd, 0, SEEK_SET) < 0) throw_errno("cannot list a directory");
   alignas(struct dirent64) std::array<char, kListingBuffer> buffer;
   for (;;) {
@@ -168,9 +167,16 @@ std::vector<ListedName> list_directory(int fd) {
       const auto* entry = reinterpret_cast<const struct dirent64*>(buffer.data() + at);
       at += entry->d_reclen;
       const std::string_view name(entry->d_name);
-      if (name != "." && name != "..") names.push_back({std::string(name), entry->d_ino, entry->d_type});
+      if (name != "." && name != "..") visit(name, *entry);
     }
   }
+}
+
+std::vector<ListedName> list_directory(int fd) {
+  std::vector<ListedName> names;
+  visit_directory(fd, [&](std::string_view name, const dirent64& entry) {
+    names.push_back({std::string(name), entry.d_ino, entry.d_type});
+  });
   std::sort(names.begin(), names.end(), [](const auto& a, const auto& b) { return a.ino < b.ino; });
   return names;
 }

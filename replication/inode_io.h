@@ -3,9 +3,11 @@
 // symbolic link. On failure they throw std::system_error, whose what() is one clear line.
 #pragma once
 
+#include <dirent.h>
 #include <sys/stat.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -50,6 +52,8 @@ struct ListedName {
   std::uint64_t ino = 0;
   unsigned char type = 0;  // DT_*
 };
+// Every name in the directory but "." and "..".
+void visit_directory(int fd, const std::function<void(std::string_view name, const dirent64&)>& visit);
 // Everything in the directory but "." and "..", in order of inode number (the order in which reading them is
 // cheapest).
 std::vector<ListedName> list_directory(int fd);

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -39,6 +40,11 @@ std::unordered_set<InodeId> ids_in(int folder) {
     if (const auto id = id_of(entry.name)) ids.insert(*id);
   }
   return ids;
+}
+
+std::pair<std::uint64_t, std::uint64_t> hash_of(std::string_view name) {
+  const XXH128_hash_t hash = XXH3_128bits(name.data(), name.size());
+  return {hash.high64, hash.low64};
 }
 
 // Who may not write a directory of the private area, and is not root, can change nothing in it. If it is
@@ -375,18 +381,35 @@ void TargetTree::link_to(int directory, const std::string& name, int fd) const {
 }
 
 void TargetTree::list(const pb::DirectoryState& state) {
+  if (state.part() == 0) {
+    listed_ = state.id();
+    listed_parts_ = 0;
+    listed_names_.clear();
+  }
+  if (state.id() != listed_ || state.part() != listed_parts_++)
+    throw Malformed("a listing without its start");
   const Directory folder = directory(state.id());
-  if (folder) {
-    std::unordered_set<std::string> listed;
-    for (const auto& entry : state.entries()) listed.insert(entry.name());
-    const UniqueFd again(openat(folder->get(), ".", kDirectoryFlags));
-    if (!again) throw_errno("cannot open directory " + std::to_string(state.id()));
-    for (const auto& present : list_directory(again.get())) {
-      const bool hidden = state.id() == kRootInode && present.name == kPrivateArea;
-      if (!hidden && !listed.contains(present.name)) detach(state.id(), present.name);
-    }
+  if (folder)
+    for (const auto& entry : state.entries()) listed_names_.push_back(hash_of(entry.name()));
+  if (!state.more()) {
+    if (folder) detach_unlisted(state.id(), folder);
+    listed_ = 0;
+    listed_names_ = {};
   }
   for (const auto& entry : state.entries()) attach(state.id(), entry.name(), entry.id());
+}
+
+void TargetTree::detach_unlisted(InodeId id, const Directory& folder) {
+  std::sort(listed_names_.begin(), listed_names_.end());
+  const UniqueFd again(openat(folder->get(), ".", kDirectoryFlags));
+  if (!again) throw_errno("cannot open directory " + std::to_string(id));
+  std::vector<std::string> unlisted;
+  visit_directory(again.get(), [&](std::string_view name, const dirent64&) {
+    const bool hidden = id == kRootInode && name == kPrivateArea;
+    if (!hidden && !std::binary_search(listed_names_.begin(), listed_names_.end(), hash_of(name)))
+      unlisted.emplace_back(name);
+  });
+  for (const auto& name : unlisted) detach(id, name);
 }
 
 void TargetTree::settle() {

@@ -28,6 +28,7 @@
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
+#include <vector>
 
 #include "fs/inode_table.h"
 #include "replication/inode_io.h"
@@ -62,7 +63,8 @@ class TargetTree {
 
   void detach(InodeId parent, const std::string& name);
   void attach(InodeId parent, const std::string& name, InodeId id);
-  void list(const pb::DirectoryState& directory);  // names that are not in the listing go
+  void list(
+      const pb::DirectoryState& directory);  // behind its last part names that are not in the listing go
   void freed(InodeId id);
 
   void settle();  // attaches what was set aside and fits by now
@@ -87,10 +89,12 @@ class TargetTree {
 
  private:
   using Directory = std::shared_ptr<const UniqueFd>;
+  using NameHash = std::pair<std::uint64_t, std::uint64_t>;  // 128 bits: what tells names apart
   static constexpr std::size_t kCachedDirectories = 128;
   static constexpr std::size_t kMaxSetAside = 1'000'000;
 
   Directory directory(InodeId id);  // null: not known
+  void detach_unlisted(InodeId id, const Directory& folder);
   void unlock(InodeId id);
   void change_mode(InodeId id, int path, mode_t mode);
   bool discard_unseen(bool directories);
@@ -119,6 +123,10 @@ class TargetTree {
   std::unordered_map<InodeId, Directory> directories_;
   std::unordered_map<InodeId, mode_t> unlocked_;  // their own modes
   std::map<std::pair<InodeId, std::string>, InodeId> set_aside_;
+  // The listing of which the last part has not come.
+  InodeId listed_ = 0;
+  std::uint32_t listed_parts_ = 0;
+  std::vector<NameHash> listed_names_;
   // Without file handles: names of inodes beyond the one by which InodeTable reaches them. While an image
   // changes, an inode that moves has two names for a time, and may lose either.
   std::multimap<InodeId, std::pair<InodeId, std::string>> more_names_;

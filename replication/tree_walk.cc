@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <stdexcept>
 #include <system_error>
@@ -15,10 +16,41 @@ namespace {
 constexpr int kManifestInodes = 1000;
 constexpr std::size_t kManifestsAhead = 2;
 constexpr std::size_t kMaxNotAsked = 20'000;  // items, however few of them are inodes
+constexpr int kListedAtOnce = 2048;           // names in one part of a listing
 
 constexpr std::uint32_t type_of(const Backing& backing) {
   return backing.stx_mode & static_cast<std::uint32_t>(S_IFMT);
 }
+
+// The names of a directory, in the order of their inode numbers (see list_directory), in little memory: there
+// may be millions.
+class Listing {
+ public:
+  explicit Listing(int directory) {
+    visit_directory(directory, [this](std::string_view name, const dirent64& entry) {
+      items_.push_back({.ino = entry.d_ino,
+                        .at = text_.size(),
+                        .size = static_cast<std::uint8_t>(name.size()),
+                        .type = entry.d_type});
+      text_ += name;
+    });
+    std::sort(items_.begin(), items_.end(), [](const Item& a, const Item& b) { return a.ino < b.ino; });
+  }
+  std::size_t size() const { return items_.size(); }
+  unsigned type(std::size_t i) const { return items_[i].type; }
+  ListedName operator[](std::size_t i) const {
+    const Item& item = items_[i];
+    return {text_.substr(item.at, item.size), item.ino, item.type};
+  }
+
+ private:
+  struct Item {
+    std::uint64_t ino, at;
+    std::uint8_t size, type;
+  };
+  std::string text_;
+  std::vector<Item> items_;
+};
 
 bool other_device(const Backing& a, const Backing& b) {
   return a.stx_dev_major != b.stx_dev_major || a.stx_dev_minor != b.stx_dev_minor;
@@ -70,15 +102,30 @@ void TreeWalk::visit(InodeId directory, std::vector<InodeId>& below) {
   }
   pb::DirectoryState listing;
   listing.set_id(directory);
-  const auto names = list_directory(opened->fd.get());
+  const Listing names(opened->fd.get());
   for (const bool directories : {false, true}) {
-    for (const auto& name : names) {
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      if ((names.type(i) == DT_DIR) != directories) continue;
+      const ListedName name = names[i];
       if (directory == kRootInode && name.name == kPrivateArea) continue;
-      if ((name.type == DT_DIR) == directories) child(directory, opened->fd.get(), name, listing, below);
+      child(directory, opened->fd.get(), name, listing, below);
+      if (listing.entries_size() < kListedAtOnce) continue;
+      const std::uint32_t part = listing.part();
+      listing.set_more(true);
+      list(directory, *opened, listing);
+      listing.Clear();
+      listing.set_id(directory);
+      listing.set_part(part + 1);
     }
   }
-  if (!asking_) return finish_directory(directory, *opened, listing);
-  queue_.push_back({.inode = 0, .parent = directory, .name = {}, .attr = {}, .listing = std::move(listing)});
+  list(directory, *opened, listing);
+}
+
+// Behind what it names: where the target is asked first, in the queue.
+void TreeWalk::list(InodeId directory, const OpenedInode& opened, pb::DirectoryState& listing) {
+  if (!asking_) return finish_directory(directory, opened, listing);
+  queue_.push_back({.inode = 0, .parent = directory, .name = {}, .attr = {}, .listing = {}});
+  queue_.back().listing.Swap(&listing);
   ++not_asked_;
   if (not_asked_ >= kMaxNotAsked) ask();
 }
@@ -131,7 +178,9 @@ void TreeWalk::announce_directory(InodeId id, const OpenedInode& opened, const E
 }
 
 void TreeWalk::finish_directory(InodeId id, const OpenedInode& opened, pb::DirectoryState& listing) {
+  const bool more = listing.more();
   if (holds_image_) sender_.add_directory().Swap(&listing);
+  if (more) return sender_.checkpoint();
   shipper_.state(id, opened, ctime_floor());  // its listing is sent anew each time
   sender_.checkpoint();
 }

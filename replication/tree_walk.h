@@ -6,7 +6,8 @@
 //
 // With a target that holds an old image, inodes that are not directories are queued and asked about
 // (Manifest, Need) in groups, a few groups ahead; their order stays. Directories are sent with their whole
-// listing, so that names that have vanished meanwhile vanish there too.
+// listing, so that names that have vanished meanwhile vanish there too; in parts, so that no message grows
+// with the number of names.
 //
 // What changes under the walk has a log entry, so a name or an inode that is gone when its turn comes is left
 // out.
@@ -46,7 +47,8 @@ class TreeWalk {
   void send(InodeId id, const EntryName* entry);
 
  private:
-  // What waits for an answer of the target, in order; `inode` is 0 for the end of a directory.
+  // What waits for an answer of the target, in order; `inode` is 0 for a listing: the end of a directory, or
+  // a part of one.
   struct Item {
     InodeId inode = 0;
     InodeId parent = 0;
@@ -61,6 +63,7 @@ class TreeWalk {
   void visit(InodeId directory, std::vector<InodeId>& below);
   void child(InodeId directory, int directory_fd, const ListedName& listed, pb::DirectoryState& listing,
              std::vector<InodeId>& below);
+  void list(InodeId directory, const OpenedInode& opened, pb::DirectoryState& listing);
   void announce_directory(InodeId id, const OpenedInode& opened, const EntryName* entry);
   void finish_directory(InodeId id, const OpenedInode& opened, pb::DirectoryState& listing);
   void orphans();

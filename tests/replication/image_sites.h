@@ -170,6 +170,7 @@ class Attempt {
   const std::string& error() const { return error_; }
 
   std::uint64_t applied() const { return applied_; }  // batches
+  std::size_t largest() const { return largest_; }    // of the batches, without the data of files
   // Called for each batch on the reactor thread; false drops it and everything after it.
   std::function<bool(std::uint64_t number)> on_batch;
   std::vector<InodeId> open;  // inodes
@@ -179,6 +180,7 @@ class Attempt {
     if (head.has_batch()) {
       if (on_batch && !on_batch(head.batch().number())) lost_ = true;
       if (lost_) return;
+      largest_ = std::max(largest_, parts[0].size());
       target_->batch(Message{head, std::move(parts)});
     } else if (lost_) {
       return;
@@ -205,6 +207,7 @@ class Attempt {
   const std::uint64_t number_;
   std::uint64_t cut_ = 0;
   bool lost_ = false;
+  std::size_t largest_ = 0;
   std::atomic<std::uint64_t> applied_{0};
   std::string error_;
   std::unique_ptr<ImageSource> source_;

@@ -1,5 +1,6 @@
 // Image and log between two stores: whatever changes meanwhile, both trees are equal after the last round.
 
+#include <linux/fs.h>
 #include <sys/mount.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
@@ -400,6 +401,30 @@ TEST_P(ImageTest, MovingBackSendsOnlyWhatHasChanged) {
   EXPECT_LT(attempt_->source().counters().image_bytes_sent, 50 * 100'000u);
 }
 
+TEST_P(ImageTest, ALongListingComesInPartsOfWhichNoneIsLarge) {
+  constexpr int kNames = 6000;
+  const auto name = [](int i) { return "d/" + std::string(200, 'n') + std::to_string(i); };
+  std::filesystem::create_directories(a("d/below"));
+  for (int i = 0; i < kNames; ++i) write_file(a(name(i)), "");
+  send_all();
+  const InodeId directory = id_of("d");
+  for (int i = 0; i < kNames; i += 97) {
+    pb::Request request;
+    request.mutable_unlink()->set_parent(directory);
+    request.mutable_unlink()->set_name(std::filesystem::path(name(i)).filename().string());
+    EXPECT_EQ(ask(*a_, request).error(), 0u);
+  }
+  for (int i = 1; i < 1000; i += 97) {
+    EXPECT_EQ(rename(name(i), name(kNames - 2 * i), RENAME_EXCHANGE), 0);
+    EXPECT_EQ(rename(name(i + 1), name(i) + "-moved"), 0);
+  }
+  EXPECT_EQ(rename("d/below", name(0)), 0);
+  EXPECT_EQ(rename(name(5), "d/below"), 0);
+  send_all(true);
+  expect_equal();
+  EXPECT_LT(attempt_->largest(), std::size_t{1} << 20);
+}
+
 TEST_P(ImageTest, WhatWasMovedOutOfADeletedDirectoryHasNoHiddenName) {
   std::filesystem::create_directories(a("gone/deep"));
   std::filesystem::create_directories(a("kept"));
@@ -592,6 +617,16 @@ TEST_P(HostileTest, RefusesNamesThatLeadElsewhere) {
     cells.mutable_directories(0)->mutable_entries(0)->set_id(id("f"));
     EXPECT_TRUE(refuse(cells).starts_with("malformed batch")) << name;
   }
+  EXPECT_EQ(describe(*b_->inodes, b_->tree()), before_);
+}
+
+TEST_P(HostileTest, RefusesAPartOfAListingWithoutItsStart) {
+  pb::Cells cells;
+  cells.add_directories()->set_id(kRootInode);
+  cells.mutable_directories(0)->set_more(true);
+  cells.add_directories()->set_id(id("d"));
+  cells.mutable_directories(1)->set_part(1);
+  EXPECT_TRUE(refuse(cells).starts_with("malformed batch"));
   EXPECT_EQ(describe(*b_->inodes, b_->tree()), before_);
 }
 
