@@ -28,9 +28,10 @@ IdentityFlusher::IdentityFlusher(const std::filesystem::path& database, Identity
     : journal_(journal), mutex_(mutex), rows_(database) {
   flushed_ = journal_.tail();
   journal_.replay([](const Identity&) {});
-  const std::uint64_t head = journal_.head();
+  const std::uint64_t replayed = journal_.head();
   import_noted_ = rows_.any_import();
-  while (flushed_ < head) flushed_ = write_batch(flushed_, head, Durability::normal);
+  while (flushed_ < replayed) flushed_ = write_batch(flushed_, replayed, Durability::normal);
+  const std::uint64_t head = journal_.begin_anew();
   // A last commit with a sync, in any case: the former process may have left commits that were never synced.
   durable_ = flushed_ = write_batch(head, head, Durability::full);
   journal_.release(head);

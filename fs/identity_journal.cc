@@ -222,6 +222,11 @@ std::uint64_t IdentityJournal::read(std::uint64_t from, std::uint64_t to, unsign
   return from;
 }
 
+std::uint64_t IdentityJournal::begin_anew() {
+  constexpr std::uint64_t kMoreThanIsEverLost = std::uint64_t{1} << 32;
+  return head_ = tail_ = head_ + kMoreThanIsEverLost;
+}
+
 void IdentityJournal::release(std::uint64_t position) {
   tail_ = position;
   header_->tail = position;

@@ -47,6 +47,10 @@ class IdentityJournal {
   // Visits the records at `from` up to at most `to`, `limit` of them, and returns where it stopped.
   std::uint64_t read(std::uint64_t from, std::uint64_t to, unsigned limit, const Visit& visit) const;
 
+  // Leaves out positions; all records are in SQLite. Returns the new head. A power cut may have taken a
+  // record and left those behind it: they must never come to stand behind what is appended in its place.
+  std::uint64_t begin_anew();
+
   // The records below `position` are in SQLite: their slots may be used again.
   void release(std::uint64_t position);
 

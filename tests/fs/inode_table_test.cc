@@ -10,9 +10,14 @@
 #include <cerrno>
 #include <fstream>
 #include <memory>
+#include <mutex>
 #include <set>
+#include <string>
 #include <thread>
+#include <vector>
 
+#include "fs/identity_flusher.h"
+#include "fs/identity_journal.h"
 #include "tests/fs/temporary_directory.h"
 
 namespace sharefs {
@@ -301,6 +306,38 @@ TEST_P(InodeTableTest, sync_and_flush_leave_everything_in_sqlite) {
   const InodeId b = identify("b");
   table_->flush();
   ASSERT_TRUE(select.bind(b).step());
+}
+
+// A power cut takes some pages of the journal and leaves others.
+TEST(IdentityJournalTest, what_lies_behind_a_lost_record_never_comes_back) {
+  const TemporaryDirectory directory;
+  const auto file = directory.path() / "journal";
+  constexpr std::uint32_t kSlots = 64;
+  constexpr off_t kFirstSlot = 4096, kSlot = 128;
+  Identity identity;
+  identity.type = S_IFREG;
+  const auto append = [&](IdentityJournal& journal, InodeId id) {
+    identity.id = identity.ino = id;
+    ASSERT_TRUE(journal.append(identity));
+  };
+  {
+    IdentityJournal journal(file, kSlots, 0);
+    journal.replay([](const Identity&) {});
+    for (const InodeId id : {1, 2, 3}) append(journal, id);
+  }
+  const UniqueFd fd(::open(file.c_str(), O_RDWR | O_CLOEXEC));
+  const std::string zeros(kSlot, '\0');
+  ASSERT_EQ(::pwrite(fd.get(), zeros.data(), zeros.size(), kFirstSlot + kSlot), kSlot);
+
+  const auto database = directory.path() / "state.db";
+  std::mutex mutex;
+  {
+    IdentityJournal journal(file, kSlots, 0);
+    IdentityFlusher flusher(database, journal, mutex);
+    append(journal, 4);
+  }
+  IdentityJournal journal(file, kSlots, IdentityRows(database).journal_tail());
+  journal.replay([](const Identity& again) { ADD_FAILURE() << again.id; });
 }
 
 TEST_P(InodeTableTest, several_threads_agree_on_ids) {
