@@ -129,6 +129,7 @@ struct InodeTable::Impl {
 
   // All of these with the mutex held; pointers to entries are valid until it is released or an entry is put.
   Lock ready();  // takes the mutex, with room in the journal: nothing below waits
+  Entry& read_again(const Identity& row);
   Entry* load(InodeId id);
   Entry* load_ino(std::uint64_t ino);
   void put(const Lock& lock, const Identity& identity);
@@ -202,11 +203,16 @@ Lock InodeTable::Impl::ready() {
   return lock;
 }
 
+// It is in SQLite, and perhaps not on the disk yet: sync() waits for all that is.
+Entry& InodeTable::Impl::read_again(const Identity& row) {
+  return cache.put(row, flusher.flushed(), flusher.flushed());
+}
+
 Entry* InodeTable::Impl::load(InodeId id) {
   Entry* entry = cache.by_id(id);
   if (entry == nullptr) {
     const auto row = rows.by_id(id);
-    return row ? &cache.put(*row, 0, flusher.flushed()) : nullptr;
+    return row ? &read_again(*row) : nullptr;
   }
   return entry->erased() ? nullptr : entry;
 }
@@ -215,7 +221,7 @@ Entry* InodeTable::Impl::load_ino(std::uint64_t ino) {
   if (Entry* entry = cache.by_ino(ino)) return entry;
   const auto row = rows.by_ino(ino);
   if (!row || cache.by_id(row->id) != nullptr) return nullptr;  // erased, or bound to another inode since
-  return &cache.put(*row, 0, flusher.flushed());
+  return &read_again(*row);
 }
 
 // Journal first: what the cache says may be told to a kernel.

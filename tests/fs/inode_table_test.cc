@@ -4,9 +4,11 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <fstream>
 #include <memory>
@@ -19,6 +21,16 @@
 #include "fs/identity_flusher.h"
 #include "fs/identity_journal.h"
 #include "tests/fs/temporary_directory.h"
+
+namespace {
+std::atomic<unsigned> syncs{0};
+}
+
+// SQLite's, too.
+extern "C" int fdatasync(int fd) {
+  ++syncs;
+  return static_cast<int>(::syscall(SYS_fdatasync, fd));
+}
 
 namespace sharefs {
 namespace {
@@ -338,6 +350,23 @@ TEST(IdentityJournalTest, what_lies_behind_a_lost_record_never_comes_back) {
   }
   IdentityJournal journal(file, kSlots, IdentityRows(database).journal_tail());
   journal.replay([](const Identity& again) { ADD_FAILURE() << again.id; });
+}
+
+TEST_P(InodeTableTest, sync_holds_for_what_was_forgotten_and_read_again) {
+  options_.cache_entries = 16;
+  open_table();
+  const unsigned before = syncs;
+  make("a");
+  const InodeId a = identify("a");
+  table_->flush();
+  for (int i = 0; i < 64; ++i) {
+    make("f" + std::to_string(i));
+    identify("f" + std::to_string(i));
+  }
+  table_->flush();
+  EXPECT_TRUE(table_->open(a, O_PATH));
+  table_->sync(a);
+  EXPECT_GT(syncs, before);
 }
 
 TEST_P(InodeTableTest, several_threads_agree_on_ids) {
