@@ -212,7 +212,8 @@ Entry* InodeTable::Impl::load(InodeId id) {
   Entry* entry = cache.by_id(id);
   if (entry == nullptr) {
     const auto row = rows.by_id(id);
-    return row ? &read_again(*row) : nullptr;
+    if (!row || cache.by_ino(row->ino) != nullptr) return nullptr;  // the inode has another id by now
+    return &read_again(*row);
   }
   return entry->erased() ? nullptr : entry;
 }

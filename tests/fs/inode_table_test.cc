@@ -320,6 +320,34 @@ TEST_P(InodeTableTest, sync_and_flush_leave_everything_in_sqlite) {
   ASSERT_TRUE(select.bind(b).step());
 }
 
+// A row that SQLite still has counts for as little as a look at a name: the inode has another id by now.
+TEST_P(InodeTableTest, an_id_that_is_asked_for_late_does_not_hide_who_has_its_inode_now) {
+  options_.cache_entries = 16;
+  open_table();
+  make("a");
+  const InodeId old = identify("a");
+  const std::uint64_t ino = look("a").stx_ino;
+  table_->flush();
+  for (int i = 0; i < 64; ++i) {
+    make("f" + std::to_string(i));
+    identify("f" + std::to_string(i));
+  }
+  table_->flush();
+  bool reused = false;
+  std::string name;
+  for (int i = 0; i < 200 && !reused; ++i) {
+    if (i == 0) fs::remove(store() / "a");
+    name = "g" + std::to_string(i);
+    make(name);
+    reused = look(name).stx_ino == ino;
+  }
+  if (!reused) GTEST_SKIP() << "this file system does not reuse inodes at once";
+  const UniqueFd root = root_fd();
+  const InodeId now = table_->issue(kRootInode, name, root.get(), -1, look(name));
+  EXPECT_FALSE(table_->open(old, O_PATH | O_NOFOLLOW));
+  EXPECT_EQ(table_->find(look(name)), now);
+}
+
 // A power cut takes some pages of the journal and leaves others.
 TEST(IdentityJournalTest, what_lies_behind_a_lost_record_never_comes_back) {
   const TemporaryDirectory directory;
