@@ -154,6 +154,15 @@ void Store::Impl::fill(pb::Attr& attr, InodeId id, const Backing& backing) {
   attr.set_ctime(presented.ctime);
 }
 
+// Nothing that has a name is an orphan, but what a power cut has given its name back, when the table is on a
+// disk that had the removal already.
+void Store::Impl::fill_named(pb::Attr& attr, InodeId id, const Backing& backing) {
+  fill(attr, id, backing);
+  if (attr.nlink() != 0) return;
+  inodes.set_orphan(id, false);
+  fill(attr, id, backing);
+}
+
 int Store::Impl::fill(StoreCall& call, InodeId id, int fd) {
   Backing backing{};
   if (::statx(fd, "", AT_EMPTY_PATH, kBackingMask, &backing) != 0) return errno;

@@ -58,7 +58,7 @@ int Store::Impl::lookup(const pb::Lookup& op, StoreCall& call) {
   Backing backing{};
   if (::statx(ref.fd, name.c_str(), AT_SYMLINK_NOFOLLOW, kBackingMask, &backing) != 0) return errno;
   if (foreign(backing)) return EXDEV;  // something else is mounted there: not part of the data set
-  fill(*call.outcome.mutable_attr(), inodes.identify(op.parent(), name, ref.fd, backing), backing);
+  fill_named(*call.outcome.mutable_attr(), inodes.identify(op.parent(), name, ref.fd, backing), backing);
   return 0;
 }
 

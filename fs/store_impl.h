@@ -133,6 +133,7 @@ struct Store::Impl {
     return backing.stx_dev_major != major_ || backing.stx_dev_minor != minor_;
   }
   void fill(pb::Attr& attr, InodeId id, const Backing& backing);
+  void fill_named(pb::Attr& attr, InodeId id, const Backing& backing);  // of what its name has led to
   int fill(StoreCall& call, InodeId id, int fd);  // statx, then the outcome's attributes
   void learn_root();
   int private_area(int& error);  // the directory orphans/ of it

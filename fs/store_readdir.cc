@@ -168,7 +168,7 @@ bool Store::Impl::add_entry(const pb::ReadDir& op, pb::Outcome& outcome, int fd,
   entry.set_name(name.data(), name.size());
   entry.set_offset(item.offset);
   if (op.plus() && !dots) {
-    fill(*entry.mutable_attr(), id, backing);
+    fill_named(*entry.mutable_attr(), id, backing);
     entry.mutable_attr()->set_bare(op.bare() && has_no_xattrs(fd, name));
   } else {
     entry.mutable_attr()->set_id(id);

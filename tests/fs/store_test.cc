@@ -378,6 +378,26 @@ TEST_P(StoreTest, a_removal_cut_short_is_put_right_by_the_next_process) {
   EXPECT_EQ(getattr(gone.id()).error(), ESTALE);
 }
 
+// The identities of a state folder may be on its disk when the file system of the store has lost the
+// removals.
+TEST_P(StoreTest, what_a_power_cut_has_given_its_name_back_is_no_orphan) {
+  const Answer directory = mkdir(kRootInode, "d"), file = create(kRootInode, "file");
+  rmdir(kRootInode, "d");
+  unlink(kRootInode, "file");
+  stop();
+  for (const auto& [name, id] : {std::pair("d", directory.id()), {"file", file.id()}}) {
+    char orphan[32];
+    std::snprintf(orphan, sizeof orphan, "%llx", static_cast<unsigned long long>(id));
+    fs::rename(path(".sharefs/orphans") / orphan, path(name));
+  }
+  start();
+  EXPECT_EQ(lookup(kRootInode, "file").outcome.attr().nlink(), 1u);
+  EXPECT_EQ(link(lookup(kRootInode, "file").id(), kRootInode, "second").error(), 0);
+  const Answer listed = readdir(kRootInode, 1, 2, 4096, true);
+  for (const auto& entry : listed.outcome.entries()) EXPECT_NE(entry.attr().nlink(), 0u) << entry.name();
+  EXPECT_EQ(create(lookup(kRootInode, "d").id(), "x").error(), 0);
+}
+
 TEST_P(StoreTest, setattr_sets_what_it_names) {
   const Answer file = create(kRootInode, "file", 0600);
   EXPECT_EQ(chmod(file.id(), 0751).outcome.attr().mode() & 07777, 0751u);
