@@ -1,6 +1,8 @@
 #include "fs/private_area.h"
 
 #include <fcntl.h>
+#include <linux/fs.h>
+#include <stdio.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -29,5 +31,26 @@ UniqueFd open_private_area(int store) {
 }
 
 bool lock_private_area(int area) { return ::flock(area, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK; }
+
+bool move_name(int from, const std::string& name, int to, const std::string& new_name) {
+  const auto attempt = [&] {
+    return ::renameat2(from, name.c_str(), to, new_name.c_str(), RENAME_NOREPLACE) == 0;
+  };
+  if (attempt()) return true;
+  if (errno != EACCES) return false;
+  struct stat found {};
+  const bool known = ::fstatat(from, name.c_str(), &found, AT_SYMLINK_NOFOLLOW) == 0;
+  const mode_t mode = found.st_mode & 07777u;
+  if (!known || !S_ISDIR(found.st_mode) || (mode & S_IWUSR) != 0 ||
+      ::fchmodat(from, name.c_str(), mode | S_IWUSR, 0) != 0) {
+    errno = EACCES;
+    return false;
+  }
+  const bool moved = attempt();
+  const int error = errno;
+  ::fchmodat(moved ? to : from, (moved ? new_name : name).c_str(), mode, 0);
+  errno = error;
+  return moved;
+}
 
 }  // namespace sharefs

@@ -1,6 +1,8 @@
 // The private area of a store: the directory `.sharefs` in its root, with tree/, parked/ and orphans/.
 #pragma once
 
+#include <string>
+
 #include "fs/inode_table.h"
 
 namespace sharefs {
@@ -16,5 +18,9 @@ bool lock_private_area(int area);
 
 // Whether this descriptor is such a directory; errno is EPERM if not.
 bool is_private(int directory);
+
+// Moves a name, never onto another one; false: errno says why not. A directory that may not be written cannot
+// be moved, but by root, since its «..» changes: it may be written meanwhile.
+bool move_name(int from, const std::string& name, int to, const std::string& new_name);
 
 }  // namespace sharefs

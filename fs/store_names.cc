@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "fs/private_area.h"
 #include "fs/store_impl.h"
 #include "meta/fault.h"
 #include "meta/log.h"
@@ -39,9 +40,23 @@ void unlink_orphans(int orphans, const std::vector<std::string>& names) {
   }
 }
 
+// An ordinary user may remove a directory that may not be read.
+UniqueFd open_to_list(int directory_fd, const char* name, const Backing& backing) {
+  constexpr int kFlags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+  UniqueFd fd(::openat(directory_fd, name, kFlags));
+  const mode_t mode = backing.stx_mode & 07777u;
+  if (fd || errno != EACCES || (mode & S_IRUSR) != 0) return fd;
+  if (::fchmodat(directory_fd, name, mode | S_IRUSR, 0) != 0) return fd;
+  fd = UniqueFd(::openat(directory_fd, name, kFlags));
+  const int error = errno;
+  ::fchmodat(directory_fd, name, mode, 0);
+  errno = error;
+  return fd;
+}
+
 // ENOTEMPTY, 0, or what reading it said.
-int check_empty(int directory_fd, const char* name) {
-  const UniqueFd fd(::openat(directory_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+int check_empty(int directory_fd, const char* name, const Backing& backing) {
+  const UniqueFd fd = open_to_list(directory_fd, name, backing);
   if (!fd) return errno;
   alignas(dirent64) char buffer[2048];
   ssize_t size;
@@ -53,6 +68,13 @@ int check_empty(int directory_fd, const char* name) {
     }
   }
   return size < 0 ? errno : 0;
+}
+
+// Nor need he be able to write it, though moving it changes what is in it.
+bool move_to_orphans(int directory_fd, const char* name, int orphans, InodeId id) {
+  const OrphanName kept(id);
+  return ::renameat(directory_fd, name, orphans, kept.name) == 0 ||
+         (errno == EACCES && move_name(directory_fd, name, orphans, kept.name));
 }
 
 }  // namespace
@@ -91,7 +113,7 @@ int Store::Impl::remove_name(StoreCall& call, InodeId parent, const std::string&
     const int orphans = private_area(error);
     if (orphans < 0) return error;
     const auto changing = inodes.change_names();
-    if (::renameat(directory_fd, name.c_str(), orphans, OrphanName(victim.id).name) != 0) return errno;
+    if (!move_to_orphans(directory_fd, name.c_str(), orphans, victim.id)) return errno;
     fault_point("store-orphan-moved");
     orphan(call, victim);
   } else {
@@ -122,7 +144,7 @@ int Store::Impl::rmdir(const pb::RmDir& op, StoreCall& call) {
   Victim victim;
   if (error = find_victim(ref.fd, op.name(), victim); error != 0) return error;
   if (!victim.directory) return ENOTDIR;
-  if (error = check_empty(ref.fd, op.name().c_str()); error != 0) return error;
+  if (error = check_empty(ref.fd, op.name().c_str(), victim.backing); error != 0) return error;
   return remove_name(call, op.parent(), op.name(), ref.fd, victim);
 }
 
@@ -136,18 +158,18 @@ int Store::Impl::rename_over(const pb::Rename& op, int from, int to, const Victi
   const OrphanName kept(victim.id);
   const char* target = op.new_name().c_str();
   if (victim.directory) {
-    if (error = check_empty(to, target); error != 0) return error;
+    if (error = check_empty(to, target, victim.backing); error != 0) return error;
   }
   const bool two_names =
       !victim.directory && (::linkat(to, target, orphans, kept.name, 0) == 0 || errno == EEXIST);
-  if (!two_names && ::renameat(to, target, orphans, kept.name) != 0) return errno;
+  if (!two_names && !move_to_orphans(to, target, orphans, victim.id)) return errno;
   fault_point("store-rename-kept");
   if (::renameat(from, op.name().c_str(), to, target) == 0) return 0;
   error = errno;
   if (two_names) {
     ::unlinkat(orphans, kept.name, 0);
   } else {
-    ::renameat(orphans, kept.name, to, target);
+    move_name(orphans, kept.name, to, target);
   }
   return error;
 }

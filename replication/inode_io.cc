@@ -2,8 +2,6 @@
 
 #include <dirent.h>
 #include <fcntl.h>
-#include <linux/fs.h>
-#include <stdio.h>
 #include <sys/statvfs.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -150,7 +148,7 @@ std::optional<InodeId> identify_opened(InodeTable& inodes, InodeId parent, const
     if (inodes.uses_handles()) return inodes.identify(parent, "", opened.fd.get(), opened.backing);
     return inodes.identify(parent, name, directory, opened.backing);
   } catch (const std::system_error& error) {
-    if (error.code().value() == ESTALE) return std::nullopt;
+    if (error.code().value() == ESTALE || error.code().value() == EXDEV) return std::nullopt;
     throw;
   }
 }
@@ -179,27 +177,6 @@ std::vector<ListedName> list_directory(int fd) {
   });
   std::sort(names.begin(), names.end(), [](const auto& a, const auto& b) { return a.ino < b.ino; });
   return names;
-}
-
-bool move_name(int from, const std::string& name, int to, const std::string& new_name) {
-  const auto attempt = [&] {
-    return renameat2(from, name.c_str(), to, new_name.c_str(), RENAME_NOREPLACE) == 0;
-  };
-  if (attempt()) return true;
-  if (errno != EACCES) return false;
-  Backing backing{};
-  const bool known = statx(from, name.c_str(), AT_SYMLINK_NOFOLLOW, kBackingMask, &backing) == 0;
-  const mode_t mode = backing.stx_mode & 07777u;
-  if (!known || !is_directory(backing) || (mode & S_IWUSR) != 0 ||
-      fchmodat(from, name.c_str(), mode | S_IWUSR, 0) != 0) {
-    errno = EACCES;
-    return false;
-  }
-  const bool moved = attempt();
-  const int error = errno;
-  fchmodat(moved ? to : from, (moved ? new_name : name).c_str(), mode, 0);
-  errno = error;
-  return moved;
 }
 
 Xattrs read_xattrs(int fd, bool path_only) {

@@ -43,7 +43,7 @@ std::optional<OpenedInode> open_name(int directory, const std::string& name, uns
 // The inode for reading if it is a regular file or a directory, otherwise as a path. Nothing if it is gone.
 std::optional<OpenedInode> open_inode(InodeTable& inodes, InodeId id);
 
-// The id of what was opened as `name`; nothing if it is gone meanwhile.
+// The id of what was opened as `name`; nothing if it is gone meanwhile, or of another file system.
 std::optional<InodeId> identify_opened(InodeTable& inodes, InodeId parent, const std::string& name,
                                        int directory, const OpenedInode& opened);
 
@@ -57,10 +57,6 @@ void visit_directory(int fd, const std::function<void(std::string_view name, con
 // Everything in the directory but "." and "..", in order of inode number (the order in which reading them is
 // cheapest).
 std::vector<ListedName> list_directory(int fd);
-
-// Moves a name, never onto another one; false: errno says why not. A directory that may not be written cannot
-// be moved, but by root, since its «..» changes: it may be written meanwhile.
-bool move_name(int from, const std::string& name, int to, const std::string& new_name);
 
 using Xattrs = std::map<std::string, std::string>;
 // `path_only`: the descriptor is an O_PATH one. Empty where the file system has none.

@@ -359,6 +359,24 @@ TEST_P(StoreTest, rename_between_two_names_of_one_inode_does_nothing) {
   EXPECT_EQ(lookup(kRootInode, "a").outcome.attr().nlink(), 2u);
 }
 
+// Which matters to ordinary users: root may do everything.
+TEST_P(StoreTest, a_directory_that_may_not_be_read_or_written_is_removed_and_replaced) {
+  mkdir(kRootInode, "new");
+  for (const std::uint32_t mode : {0555u, 0u}) {
+    const Answer directory = mkdir(kRootInode, "d", mode);
+    EXPECT_EQ(rmdir(kRootInode, "d").error(), 0) << mode;
+    EXPECT_EQ(getattr(directory.id()).outcome.attr().mode(), S_IFDIR | mode);
+    mkdir(kRootInode, "d", mode);
+    EXPECT_EQ(rename(kRootInode, "new", kRootInode, "d").error(), 0) << mode;
+    EXPECT_EQ(rename(kRootInode, "d", kRootInode, "new").error(), 0);
+  }
+  const Answer full = mkdir(kRootInode, "full");
+  create(full.id(), "file");
+  chmod(full.id(), 0);
+  EXPECT_EQ(rmdir(kRootInode, "full").error(), ENOTEMPTY);
+  chmod(full.id(), 0700);
+}
+
 TEST_P(StoreTest, a_removal_cut_short_is_put_right_by_the_next_process) {
   const Answer kept = create(kRootInode, "kept"), gone = create(kRootInode, "gone");
   unlink(kRootInode, "x");
