@@ -41,6 +41,11 @@ std::uint32_t file_type(const Backing& backing) {
 
 bool same_inode(const Backing& a, const Backing& b) { return a.stx_ino == b.stx_ino && birth(a) == birth(b); }
 
+// Inodes of other file systems have the same numbers.
+bool same_device(const Backing& a, const Backing& b) {
+  return a.stx_dev_major == b.stx_dev_major && a.stx_dev_minor == b.stx_dev_minor;
+}
+
 bool look(int directory_fd, const std::string& name, Backing& backing) {
   const int flags = AT_SYMLINK_NOFOLLOW | (name.empty() ? AT_EMPTY_PATH : 0);
   return ::statx(directory_fd, name.c_str(), flags, kBackingMask, &backing) == 0;
@@ -164,6 +169,7 @@ struct InodeTable::Impl {
   // under the mutex
   mutable std::mutex mutex;
   UniqueFd root;
+  Backing root_seen{};
   UniqueFd mount;  // the root, opened for open_by_handle_at
   // Open inodes that lost the name by which they were reached; the last one is the newest.
   std::vector<std::pair<InodeId, UniqueFd>> kept;
@@ -191,7 +197,7 @@ InodeTable::Impl::Impl(const std::filesystem::path& database, const std::filesys
 
 void InodeTable::Impl::adopt_root(UniqueFd fd) {
   UniqueFd again = open_root_again(fd.get(), O_RDONLY | O_DIRECTORY);
-  if (!again)
+  if (!again || !look(again.get(), "", root_seen))
     throw std::system_error(errno, std::generic_category(), "the root of the store cannot be opened");
   root = std::move(fd);
   mount = std::move(again);
@@ -392,7 +398,9 @@ void InodeTable::set_epoch(Epoch epoch) {
 InodeId InodeTable::identify(InodeId parent, std::string_view name_view, int directory_fd,
                              const Backing& seen) {
   const auto names = impl_->follow_names();
-  Lock lock = impl_->ready();
+  Lock lock(impl_->mutex);
+  if (!same_device(seen, impl_->root_seen))
+    throw std::system_error(EXDEV, std::generic_category(), "an inode of another file system");
   if (const Entry* entry = impl_->cache.by_ino(seen.stx_ino);
       entry != nullptr && entry->born != 0 && entry->born == birth(seen) && entry->has_handle())
     return entry->id;

@@ -92,6 +92,7 @@ class InodeTable {
   // file handles cannot be used.
   InodeId identify(InodeId parent, std::string_view name, int directory_fd, const Backing& backing);
 
+  // An inode of another file system, which is mounted there, has none (EXDEV).
   // The same for an inode that was made just now: no old identity is looked for in SQLite. `fd`, if not
   // negative, is the inode itself.
   InodeId issue(InodeId parent, std::string_view name, int directory_fd, int fd, const Backing& backing);

@@ -136,6 +136,9 @@ void TreeWalk::child(InodeId directory, int directory_fd, const ListedName& list
   const unsigned hint = asking_ ? static_cast<unsigned>(DT_UNKNOWN) : listed.type;
   auto opened = open_name(directory_fd, listed.name, hint);
   if (!opened) return;
+  if (other_device(opened->backing, root_)) {
+    throw std::runtime_error("'" + listed.name + "' in the store is a mount point: unmount it first");
+  }
   const auto id = identify_opened(inodes_, directory, listed.name, directory_fd, *opened);
   if (!id) return;
   const EntryName entry{directory, listed.name};
@@ -149,9 +152,6 @@ void TreeWalk::child(InodeId directory, int directory_fd, const ListedName& list
     // Where the inode itself may still be queued, its further names wait for the listing of their directory.
     if (!asking_ || is_directory(opened->backing)) shipper_.entry(entry, *id, opened->backing.stx_mode);
     return;
-  }
-  if (other_device(opened->backing, root_)) {
-    throw std::runtime_error("'" + listed.name + "' in the store is a mount point: unmount it first");
   }
   if (is_directory(opened->backing)) {
     announce_directory(*id, *opened, &entry);

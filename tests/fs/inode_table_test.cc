@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -15,6 +16,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -346,6 +348,23 @@ TEST_P(InodeTableTest, an_id_that_is_asked_for_late_does_not_hide_who_has_its_in
   const InodeId now = table_->issue(kRootInode, name, root.get(), -1, look(name));
   EXPECT_FALSE(table_->open(old, O_PATH | O_NOFOLLOW));
   EXPECT_EQ(table_->find(look(name)), now);
+}
+
+// Every file system counts its inodes from the beginning.
+TEST_P(InodeTableTest, what_is_mounted_in_the_store_ends_no_identity) {
+  if (::geteuid() != 0) GTEST_SKIP() << "mounts";
+  table_.reset();
+  const fs::path inner = store() / "inner";
+  ASSERT_EQ(::mount("none", store().c_str(), "tmpfs", 0, ""), 0);
+  fs::create_directory(inner);
+  ASSERT_EQ(::mount("none", inner.c_str(), "tmpfs", 0, ""), 0);
+  open_table();
+  EXPECT_EQ(look("").stx_ino, look("inner").stx_ino);
+  EXPECT_THROW(identify("inner"), std::system_error);
+  EXPECT_EQ(table_->find(look("")), kRootInode);
+  table_.reset();
+  ::umount(inner.c_str());
+  ::umount(store().c_str());
 }
 
 // A power cut takes some pages of the journal and leaves others.
