@@ -181,6 +181,7 @@ UniqueFd TargetTree::try_create(const pb::InodeState& state, int directory, cons
   return UniqueFd(openat(directory, name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
 }
 
+// What lies in the private area under the same id is a left-over that has lost its identity.
 OpenedInode TargetTree::create(const pb::InodeState& state, const pb::EntryState* place) {
   const InodeId id = state.attr().id();
   Directory parent;
@@ -193,7 +194,7 @@ OpenedInode TargetTree::create(const pb::InodeState& state, const pb::EntryState
   opened.fd = try_create(state, folder, name);
   if (!opened.fd && errno == EEXIST) {
     if (const auto occupant = stat_name(folder, name); !parent) {
-      discard(folder, name);  // a left-over that has lost its identity
+      discard(folder, name);
     } else if (occupant) {
       remove_name(place->parent(), folder, name, *occupant);
     }
@@ -204,10 +205,12 @@ OpenedInode TargetTree::create(const pb::InodeState& state, const pb::EntryState
   if (parent) {
     inodes_.bind(id, place->parent(), name, folder, opened.backing);
     set_aside_.erase({place->parent(), name});
+    parked_.erase(id);
   } else {
     inodes_.bind(id, 0, "parked/" + name, area_.get(), opened.backing);
     parked_.insert(id);
   }
+  orphans_.erase(id);
   seen_.insert(id);
   return opened;
 }
@@ -499,6 +502,7 @@ void TargetTree::keep_orphans(const std::set<InodeId>& orphans) {
       if (!fd) continue;
       const Backing backing = stat_inode(fd.get());
       CtimeKeeper ctime(inodes_, id, backing);
+      discard(orphans_fd_.get(), hex_name(id));  // a left-over that has lost its identity
       if (!move_to(orphans_fd_.get(), hex_name(id), id, fd.get(), backing)) continue;
       inodes_.moved(id, 0, "orphans/" + hex_name(id));
       ctime.restore(stat_inode(fd.get()));

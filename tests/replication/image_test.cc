@@ -548,6 +548,35 @@ TEST_P(ImageTest, WhatAClockThatIsAheadHasStampedIsToldOnce) {
   expect_equal();
 }
 
+// A power cut takes identities and leaves files; a process may be killed between erasing the one and
+// removing the other.
+TEST_P(ImageTest, WhatIsParkedAndHasLostItsIdentityIsNotTakenForWhoHasIt) {
+  write_file(a("f"), "precious");
+  std::filesystem::create_hard_link(a("f"), a("g"));
+  const InodeId id = id_of("f");
+  write_file(b_->area() / "parked" / hex_name(id), "left");
+  begin(true);
+  attempt_->image();
+  EXPECT_FALSE(attempt_->target().is_parked(id));
+  finish();
+  expect_equal();
+}
+
+TEST_P(ImageTest, AnOrphanThatHasLostItsIdentityIsNotTakenForWhoHasIt) {
+  write_file(a("f"), "precious");
+  const InodeId id = id_of("f");
+  pb::Request request;
+  request.mutable_unlink()->set_parent(kRootInode);
+  request.mutable_unlink()->set_name("f");
+  ASSERT_EQ(ask(*a_, request).orphaned_size(), 1);
+  write_file(b_->area() / "orphans" / hex_name(id), "left");
+  begin(true);
+  attempt_->image();
+  finish({id});
+  EXPECT_EQ(read_file(b_->area() / "orphans" / hex_name(id)), "precious");
+  EXPECT_TRUE(b_->inodes->open(id, O_PATH));
+}
+
 // ---- what a target does not believe
 
 class HostileTest : public ImageTest {
