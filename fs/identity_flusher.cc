@@ -11,8 +11,9 @@
 namespace sharefs {
 namespace {
 
-constexpr unsigned kBatch = 512;                          // records per transaction: others wait for it
-constexpr std::uint64_t kRoom = 40;                       // slots: a few records of the largest size
+constexpr unsigned kBatch = 512;     // records per transaction: others wait for it
+constexpr std::uint64_t kRoom = 40;  // slots: a few records of the largest size
+constexpr std::uint64_t kRequestRoom = 3 * kRoom;
 constexpr auto kDelay = std::chrono::milliseconds(50);    // collects a batch
 constexpr auto kRetry = std::chrono::milliseconds(1000);  // after SQLite failed
 // Files last as long: file systems commit about as often what nobody syncs. An inode that a kernel of another
@@ -80,6 +81,10 @@ void IdentityFlusher::wait_until(Lock& lock, Reached reached) {
 
 void IdentityFlusher::wait_for_space(Lock& lock) {
   wait_until(lock, [&] { return journal_.used() + kRoom <= journal_.slots(); });
+}
+
+void IdentityFlusher::wait_for_request(Lock& lock) {
+  wait_until(lock, [&] { return journal_.used() + kRequestRoom <= journal_.slots(); });
 }
 
 void IdentityFlusher::wait_flushed(Lock& lock, std::uint64_t position) {

@@ -27,8 +27,9 @@ class IdentityFlusher {
   IdentityFlusher(const IdentityFlusher&) = delete;
   IdentityFlusher& operator=(const IdentityFlusher&) = delete;
 
-  // Waits until the journal has room for a few records of any size.
+  // Waits until the journal has room for a few records of any size, or for all that one request brings.
   void wait_for_space(Lock& lock);
+  void wait_for_request(Lock& lock);
   void appended(const Lock& lock);  // records were added: they will be flushed soon
 
   // Positions in the journal. Both throw if SQLite failed meanwhile.

@@ -399,6 +399,11 @@ InodeId InodeTable::identify(InodeId parent, std::string_view name_view, int dir
                              const Backing& seen) {
   const auto names = impl_->follow_names();
   Lock lock(impl_->mutex);
+void InodeTable::make_room() {
+  Lock lock(impl_->mutex);
+  impl_->flusher.wait_for_request(lock);
+}
+
   if (!same_device(seen, impl_->root_seen))
     throw std::system_error(EXDEV, std::generic_category(), "an inode of another file system");
   if (const Entry* entry = impl_->cache.by_ino(seen.stx_ino);

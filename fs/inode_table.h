@@ -86,6 +86,10 @@ class InodeTable {
   // The ids issued from now on are of this epoch. Reserves the first block durably.
   void set_epoch(Epoch epoch);
 
+  // There is room for what one change of names tells this table. Throws if there will be none, before
+  // anything is changed.
+  void make_room();
+
   // The id of the inode that is `name` in directory `parent` (open as `directory_fd`) and whose statx is
   // `backing`; issues one if it has none. Parent and name are remembered where file handles cannot be used.
   // `name` may be empty: then `directory_fd` is the inode itself, and is only looked up, never issued, where

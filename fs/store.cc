@@ -193,6 +193,11 @@ bool changes_files(const pb::Request& request) {
   return op_class(request.op_case()) == OpClass::mutation && !request.has_sync();
 }
 
+bool changes_names(const pb::Request& request) {
+  return request.has_create() || request.has_mkdir() || request.has_symlink() || request.has_link() ||
+         request.has_unlink() || request.has_rmdir() || request.has_rename();
+}
+
 // A local disk needs no space for that. A place in the private area is ours, whoever's request it is.
 bool removes_name(const pb::Request& request) {
   return request.has_unlink() || request.has_rmdir() || request.has_rename();
@@ -350,6 +355,7 @@ int Store::Impl::perform(StoreCall& call) {
   };
   const Ongoing mark(changes_files(call.request) ? ongoing.get() : nullptr);
   try {
+    if (changes_names(call.request)) inodes.make_room();
     if (changes_files(call.request)) become_caller(call.request.uid(), call.request.gid());
     const int error = dispatch(call);
     if (!is_full(error) || !removes_name(call.request)) return error;

@@ -387,6 +387,40 @@ def a_full_state_folder_is_no_hindrance_to_an_end():
     assert ids == [os.stat(f'{alpha.mountpoint}/f{number}').st_ino for number in range(200)]
 
 
+def what_a_full_state_folder_cannot_take_is_not_done():
+    """The journal is full in the end. What is known is seen all the same."""
+    state = SmallState('alpha')
+    cluster = Cluster(1)
+    alpha, = cluster
+    app = Actor(alpha.mountpoint)
+    for name in ('a', 'b', 'c'):
+        assert app.do('put', name, b'x')[0] == 'ok'
+    os.mkdir(f'{alpha.mountpoint}/empty')
+    state.fill()
+    made = 0
+    try:
+        while True:
+            os.mknod(f'{alpha.mountpoint}/f{made}')
+            made += 1
+    except OSError as error:
+        assert error.errno == errno.EIO, error
+    there = sorted(os.listdir(alpha.store))
+    assert f'f{made}' not in there, 'it failed and was made'
+    for change in (lambda m: os.mkdir(f'{m}/new'), lambda m: os.symlink('to', f'{m}/new'),
+                   lambda m: os.link(f'{m}/a', f'{m}/new'), lambda m: os.unlink(f'{m}/a'),
+                   lambda m: os.rmdir(f'{m}/empty'), lambda m: os.rename(f'{m}/a', f'{m}/b')):
+        try:
+            change(alpha.mountpoint)
+        except OSError as error:
+            assert error.errno == errno.EIO, error
+        else:
+            raise AssertionError('it is not refused')
+        assert sorted(os.listdir(alpha.store)) == there
+    assert os.path.getsize(f'{alpha.mountpoint}/c') == 1
+    state.make_room()
+    sandbox.eventually(lambda: app.do('put', 'more', b'x')[0] == 'ok', 'room is noticed')
+
+
 def a_full_disk_of_small_blocks_is_no_bus_error():
     """Whatever is left free: SQLite shares memory between processes in a file that it maps."""
     disk = sandbox.ext4('40M', block=1024)
@@ -638,6 +672,7 @@ if __name__ == '__main__':
         'a_full_state_folder_of_the_source_ends_the_handoff': (a_full_state_folder_of_the_source_ends_the_handoff, 60),
         'a_full_state_folder_keeps_no_site_from_a_new_owner': (a_full_state_folder_keeps_no_site_from_a_new_owner, 60),
         'a_full_state_folder_is_no_hindrance_to_an_end': (a_full_state_folder_is_no_hindrance_to_an_end, 60),
+        'what_a_full_state_folder_cannot_take_is_not_done': (what_a_full_state_folder_cannot_take_is_not_done, 120),
         'a_full_disk_of_small_blocks_is_no_bus_error': (a_full_disk_of_small_blocks_is_no_bus_error, 60),
         'a_takeover_goes_on_when_its_end_can_be_noted': (a_takeover_goes_on_when_its_end_can_be_noted, 90),
         'a_stray_file_in_a_new_owners_store_concerns_its_name_only':
