@@ -171,8 +171,13 @@ struct InodeTable::Impl {
   UniqueFd root;
   Backing root_seen{};
   UniqueFd mount;  // the root, opened for open_by_handle_at
-  // Open inodes that lost the name by which they were reached; the last one is the newest.
-  std::vector<std::pair<InodeId, UniqueFd>> kept;
+  // Inodes that lost the name by which they were reached; the last one is the newest.
+  struct Kept {
+    InodeId id;
+    UniqueFd fd;
+    bool open;
+  };
+  std::vector<Kept> kept;
   IdentityCache cache;
   IdentityRows rows;
   IdentityJournal journal;
@@ -356,10 +361,9 @@ UniqueFd InodeTable::Impl::open_way(InodeId id, int flags, std::uint32_t* type, 
 // Invalid, with errno 0: it is not kept.
 UniqueFd InodeTable::Impl::open_kept(InodeId id, int flags, std::uint32_t* type, Lock& lock) {
   errno = 0;
-  const auto found =
-      std::find_if(kept.begin(), kept.end(), [id](const auto& one) { return one.first == id; });
+  const auto found = std::find_if(kept.begin(), kept.end(), [id](const Kept& one) { return one.id == id; });
   if (found == kept.end()) return {};
-  UniqueFd path(::fcntl(found->second.get(), F_DUPFD_CLOEXEC, 0));
+  UniqueFd path(::fcntl(found->fd.get(), F_DUPFD_CLOEXEC, 0));
   lock.unlock();
   Backing backing{};
   if (!path || !look(path.get(), "", backing)) return {};
@@ -369,7 +373,7 @@ UniqueFd InodeTable::Impl::open_kept(InodeId id, int flags, std::uint32_t* type,
 }
 
 bool InodeTable::Impl::let_go(InodeId id) {
-  return std::erase_if(kept, [id](const auto& one) { return one.first == id; }) > 0;
+  return std::erase_if(kept, [id](const Kept& one) { return one.id == id; }) > 0;
 }
 
 void InodeTable::Impl::note_name(const Lock& lock, Identity identity, InodeId parent, std::string_view name) {
@@ -395,15 +399,15 @@ void InodeTable::set_epoch(Epoch epoch) {
   impl_->flusher.set_epoch(lock, epoch, impl_->rows.reserve_block(epoch, IdentityFlusher::kBlock));
 }
 
-InodeId InodeTable::identify(InodeId parent, std::string_view name_view, int directory_fd,
-                             const Backing& seen) {
-  const auto names = impl_->follow_names();
-  Lock lock(impl_->mutex);
 void InodeTable::make_room() {
   Lock lock(impl_->mutex);
   impl_->flusher.wait_for_request(lock);
 }
 
+InodeId InodeTable::identify(InodeId parent, std::string_view name_view, int directory_fd,
+                             const Backing& seen) {
+  const auto names = impl_->follow_names();
+  Lock lock(impl_->mutex);
   if (!same_device(seen, impl_->root_seen))
     throw std::system_error(EXDEV, std::generic_category(), "an inode of another file system");
   if (const Entry* entry = impl_->cache.by_ino(seen.stx_ino);
@@ -509,7 +513,7 @@ void InodeTable::linked(InodeId id, InodeId parent, std::string_view name) {
   if (!reached || !open(id, O_PATH | O_NOFOLLOW)) moved(id, parent, name);
 }
 
-void InodeTable::losing(InodeId id, InodeId parent, std::string_view name_view, int directory_fd) {
+void InodeTable::losing(InodeId id, InodeId parent, std::string_view name_view, int directory_fd, bool open) {
   const Lock lock(impl_->mutex);
   const Entry* entry = impl_->load(id);
   if (entry == nullptr || entry->has_handle()) return;
@@ -522,8 +526,11 @@ void InodeTable::losing(InodeId id, InodeId parent, std::string_view name_view, 
       birth(backing) != identity.born)
     return;
   impl_->let_go(id);
-  if (impl_->kept.size() == kKeptInodes) impl_->kept.erase(impl_->kept.begin());
-  impl_->kept.emplace_back(id, std::move(fd));
+  auto& kept = impl_->kept;
+  const auto same = [open](const Impl::Kept& one) { return one.open == open; };
+  if (std::count_if(kept.begin(), kept.end(), same) == kKeptInodes)
+    kept.erase(std::find_if(kept.begin(), kept.end(), same));
+  kept.push_back({id, std::move(fd), open});
 }
 
 void InodeTable::let_go(InodeId id) {

@@ -62,7 +62,7 @@ std::int64_t timestamp_ns(const statx_timestamp& time);
 
 class InodeTable {
  public:
-  static constexpr std::size_t kKeptInodes = 64;
+  static constexpr std::ptrdiff_t kKeptInodes = 64;
   struct Options {
     bool use_handles = true;  // false: work by parent and name even where file handles could be used
     std::uint32_t cache_entries = 1u << 17;
@@ -92,11 +92,11 @@ class InodeTable {
 
   // The id of the inode that is `name` in directory `parent` (open as `directory_fd`) and whose statx is
   // `backing`; issues one if it has none. Parent and name are remembered where file handles cannot be used.
+  // An inode of another file system, which is mounted there, has none (EXDEV).
   // `name` may be empty: then `directory_fd` is the inode itself, and is only looked up, never issued, where
   // file handles cannot be used.
   InodeId identify(InodeId parent, std::string_view name, int directory_fd, const Backing& backing);
 
-  // An inode of another file system, which is mounted there, has none (EXDEV).
   // The same for an inode that was made just now: no old identity is looked for in SQLite. `fd`, if not
   // negative, is the inode itself.
   InodeId issue(InodeId parent, std::string_view name, int directory_fd, int fd, const Backing& backing);
@@ -119,10 +119,10 @@ class InodeTable {
   void moved(InodeId id, InodeId parent, std::string_view name);
   // The inode got one more name. The first one stays the one by which it is reached, if it is.
   void linked(InodeId id, InodeId parent, std::string_view name);
-  // The inode, which is open, is about to lose this name and has others. If it is reached by this one, a
-  // descriptor keeps it in reach of this process until another is seen, or until let_go() or kKeptInodes
-  // more.
-  void losing(InodeId id, InodeId parent, std::string_view name, int directory_fd);
+  // The inode is about to lose this name and has others. If it is reached by this one, a descriptor keeps it
+  // in reach of this process until another is seen, or until let_go() or kKeptInodes more: `open` ones, or
+  // such as are only to be read for a handoff that is under way, whose log names them.
+  void losing(InodeId id, InodeId parent, std::string_view name, int directory_fd, bool open);
   void let_go(InodeId id);  // it is not open any more
 
   // Whether this is the name by which the inode is reached; true of every name with file handles.

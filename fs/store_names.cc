@@ -90,11 +90,12 @@ int Store::Impl::find_victim(int directory_fd, const std::string& name, Victim& 
   return 0;
 }
 
-// It has other names. Unless it is open, one of them is looked up before anybody asks for the inode.
+// It has other names. One of them is looked up before anybody asks for the inode, unless it is open, or a
+// round of a handoff reads what has been written to it.
 void Store::Impl::keep_in_reach(InodeId parent, const std::string& name, int directory_fd,
                                 const Victim& victim) {
-  if (victim.id != 0 && !victim.last_name && opens.is_open(victim.id))
-    inodes.losing(victim.id, parent, name, directory_fd);
+  if (victim.id != 0 && !victim.last_name)
+    inodes.losing(victim.id, parent, name, directory_fd, opens.is_open(victim.id));
 }
 
 // The victim has just lost its last name and lies in the private area.

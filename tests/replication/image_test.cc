@@ -504,6 +504,28 @@ TEST_P(ImageTest, WhatHasSeveralNamesIsReachedWhicheverOfThemGoes) {
   }
 }
 
+TEST_P(ImageTest, WhatWasWrittenIsSentWhicheverNameGoes) {
+  std::filesystem::create_directories(a("d"));
+  write_file(a("f"), "old");
+  std::filesystem::create_hard_link(a("f"), a("d/f"));
+  begin();
+  attempt_->image();
+  for (const char* name : {"f", "g"}) {
+    if (std::string(name) == "g") std::filesystem::create_hard_link(a("d/f"), a("g"));
+    pb::Request write, unlink;
+    write.mutable_write()->set_id(id_of(name));
+    write.mutable_write()->set_size(3);
+    ASSERT_EQ(ask(*a_, write, name + std::string("ew")).error(), 0u);
+    unlink.mutable_unlink()->set_parent(kRootInode);
+    unlink.mutable_unlink()->set_name(name);
+    ASSERT_EQ(ask(*a_, unlink).error(), 0u);
+    attempt_->round();
+    EXPECT_EQ(read_file(b("d/f")), name + std::string("ew"));
+  }
+  finish();
+  expect_equal();
+}
+
 // Between the look at a file that says how much there is to read and the reading.
 TEST_P(ImageTest, WhatIsAppendedMeanwhileIsReadOrItsStampIsNotTold) {
   write_file(a("f"), "old");
