@@ -56,7 +56,7 @@ class ImageTarget {
   bool is_parked(InodeId id) const;
   // The attempt won: moves what is in `orphans` to orphans/ before it returns, then removes everything else
   // that is parked, on the thread; `discarded` is called when that is done. The destructor interrupts it:
-  // what is left goes with the next attempt that wins.
+  // what is left goes with the next process of the owner (Site::Impl::delete_leftovers).
   void finish(const std::set<InodeId>& orphans, std::function<void()> discarded = {});
 
   static constexpr std::uint64_t kCredit = 16u << 20;  // bytes in flight

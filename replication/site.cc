@@ -195,6 +195,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
     follow(ownership.owner, ownership.epoch, false);
   }
   continue_handoff();
+  if (is_owner() && !target) delete_leftovers();
 }
 
 Site::Impl::~Impl() {
@@ -202,6 +203,7 @@ Site::Impl::~Impl() {
   front_end.reset();
   source.reset();
   target.reset();
+  leftovers.reset();
   ending = true;
   workers.reset();  // what they are at needs the other parts
   store.observe(nullptr);
@@ -321,6 +323,26 @@ void Site::Impl::continue_handoff() {
   }
 }
 
+// What an earlier process, that took over, had not deleted yet of the old image: it would keep its room for
+// as long as this site is the owner.
+void Site::Impl::delete_leftovers() {
+  const auto area = parts.store_directory / kPrivateArea;
+  std::error_code none;
+  if (std::filesystem::is_empty(area / "parked", none) || none) return;
+  const auto failed = [](const std::string& why) {
+    spdlog::warn("an old image is not all deleted: {}", why);
+  };
+  try {
+    leftovers = std::make_unique<ImageTarget>(
+        ImageTarget::Options{.attempt = 0, .source = {}, .private_area = area, .doubtful = {}, .lost = {}},
+        inodes, reactor, [](const pb::Envelope&) {}, failed);
+    const auto orphans = store.orphans();
+    leftovers->finish({orphans.begin(), orphans.end()}, [this] { leftovers.reset(); });
+  } catch (const std::exception& error) {
+    failed(error.what());
+  }
+}
+
 HandoffSource::Events Site::Impl::source_events() {
   return {.ownership_given = [this](const SiteName& owner, Epoch epoch) { give_ownership(owner, epoch); },
           .ended =
@@ -366,6 +388,7 @@ void Site::Impl::take_ownership(Epoch epoch) {
 void Site::Impl::give_ownership(const SiteName& owner, Epoch epoch) {
   spdlog::info("{} is the owner now, epoch {}", owner, epoch);
   ownership = state.ownership();
+  leftovers.reset();
   recalls.clear();  // the new owner asks anew
   unsynced.durable(parts.self);
   peer.set_owner(owner, epoch);

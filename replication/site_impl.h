@@ -58,6 +58,7 @@ struct Site::Impl {
   std::string stranger();
   void refuse_strangers();
   void continue_handoff();
+  void delete_leftovers();
   HandoffSource::Events source_events();
   HandoffTarget::Events target_events();
   void take_ownership(Epoch epoch);
@@ -164,6 +165,7 @@ struct Site::Impl {
   std::unique_ptr<HandoffSource> source;
   nlohmann::json unnoted;  // the last handoff from here, if its end could not be noted; otherwise null
   std::unique_ptr<HandoffTarget> target;
+  std::unique_ptr<ImageTarget> leftovers;  // of an earlier process, being deleted
   std::unique_ptr<Verification> verification;
   bool sole = false;  // told by the owner: this is the only mount
   bool attached = false;

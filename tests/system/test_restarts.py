@@ -42,6 +42,28 @@ def what_an_idle_site_holds_is_known_to_another_process_of_the_owner():
     sandbox.eventually(lambda: other.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok', 'the lock is released')
 
 
+def what_was_not_deleted_of_an_old_image_goes_with_the_next_process():
+    """It would keep its room as long as this site is the owner. What somebody has open stays."""
+    cluster = Cluster(2, content=content.small)
+    alpha, beta = cluster
+    holder = Actor(beta.mountpoint)
+    assert holder.do('open', 1, 'held', os.O_RDWR | os.O_CREAT)[0] == 'ok'
+    assert holder.do('pwrite', 1, b'held', 0)[0] == 'ok'
+    assert holder.do('unlink', 'held')[0] == 'ok'
+    alpha.migrate(beta, *PAUSE)
+    beta.migrate(alpha, *PAUSE)
+    sandbox.eventually(lambda: private(alpha, 'parked') == [], 'the old image is deleted')
+    before = digest(alpha.mountpoint, SAME_FILE_SYSTEM_SEEN)
+    alpha.kill()
+    os.makedirs(f'{alpha.store}/.sharefs/parked/unknown-1/deep')
+    content.write(f'{alpha.store}/.sharefs/parked/unknown-1/deep/file', b'x')
+    alpha.start()
+    sandbox.eventually(lambda: private(alpha, 'parked') == [], 'so is what is left')
+    assert holder.do('pread', 1, 10, 0) == ('ok', b'held')
+    assert len(private(alpha, 'orphans')) == 1
+    assert_same(before, digest(alpha.mountpoint, SAME_FILE_SYSTEM_SEEN), 'the tree')
+
+
 def a_flock_that_is_being_converted_is_not_taken_back():
     """Who waits for the exclusive lock has given up the shared one, which another process of the owner must not be told."""
     cluster = Cluster(3, content=lambda store: content.write(f'{store}/f', b'old'))
@@ -704,6 +726,7 @@ def what_an_owner_performed_and_did_not_answer_is_known_to_the_next():
 if __name__ == '__main__':
     sys.exit(sandbox.main({test.__name__: (test, 90) for test in (
         what_an_idle_site_holds_is_known_to_another_process_of_the_owner,
+        what_was_not_deleted_of_an_old_image_goes_with_the_next_process,
         a_flock_that_is_being_converted_is_not_taken_back,
         a_restart_waits_only_for_sites_that_had_a_mount,
         the_only_mount_learns_that_it_is_not_any_more,
