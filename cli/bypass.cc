@@ -11,6 +11,7 @@
 #include <iostream>
 #include <optional>
 
+#include "cli/failure.h"
 #include "fs/mounts.h"
 
 namespace sharefs {
@@ -108,8 +109,8 @@ void warn_of_bypassing(const fs::path& store) {
       processes.size() == 1 ? "it changes" : "they change", processes.size() == 1 ? "it has" : "they have",
       processes.size() == 1 ? "its" : "their");
   for (std::size_t i = 0; i < std::min(kShown, processes.size()); ++i) {
-    std::cerr << fmt::format("  pid {} ({}): {} {}\n", processes[i].pid, processes[i].command,
-                             processes[i].how, processes[i].example.string());
+    std::cerr << fmt::format("  pid {} ({}): {} {}\n", processes[i].pid, printable(processes[i].command),
+                             processes[i].how, printable(processes[i].example.string()));
   }
   if (processes.size() > kShown) std::cerr << fmt::format("  and {} more\n", processes.size() - kShown);
 }

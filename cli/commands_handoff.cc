@@ -176,7 +176,7 @@ int follow_to_end(HandoffWatch& watch, const MigrateArguments& arguments) {
   if (text_of(handoff, "result") == "done") return 0;
   const std::string error = text_of(handoff, "error");
   std::cerr << fmt::format("sharefs: the handoff did not happen: {}\n",
-                           error.empty() ? text_of(handoff, "result") : error);
+                           error.empty() ? text_of(handoff, "result") : printable(error));
   return 1;
 }
 

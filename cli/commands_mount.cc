@@ -67,7 +67,7 @@ bool remove_dead_mount(const fs::path& mountpoint) {
                      mountpoint.string(), why));
   }
   std::cerr << fmt::format("sharefs: note: removed the mount of an ended daemon from {}\n",
-                           mountpoint.string());
+                           printable(mountpoint.string()));
   return true;
 }
 
@@ -122,12 +122,12 @@ void tell_what_is_hidden(const fs::path& store, const std::optional<fs::path>& m
       std::cerr << fmt::format(
           "sharefs: warning: {} is a file system of its own: it is not part of the data set, and \"migrate\" "
           "refuses as long as it is mounted\n",
-          mount.mountpoint.string());
+          printable(mount.mountpoint.string()));
   std::error_code error;
   if (mountpoint && *mountpoint != store && !fs::is_empty(*mountpoint, error) && !error)
     std::cerr << fmt::format(
         "sharefs: note: {} is not empty: what is in it is hidden until it is unmounted\n",
-        mountpoint->string());
+        printable(mountpoint->string()));
 }
 
 // Once per data set, not at every mount.
@@ -173,7 +173,7 @@ void clear_earlier(const std::string& name, const std::optional<fs::path>& earli
   try {
     if (earlier && earlier != mountpoint && is_mounted(*earlier, name)) remove_dead_mount(*earlier);
   } catch (const std::exception& error) {
-    std::cerr << fmt::format("sharefs: warning: {}\n", error.what());
+    std::cerr << fmt::format("sharefs: warning: {}\n", printable(error.what()));
   }
 }
 
@@ -295,7 +295,7 @@ void tell_who_waits(const nlohmann::json& status, const std::string& name) {
   if (text_of(status, "role") != "owner") {
     if (text_of(status, "mountpoint") == text_of(status, "store"))
       std::cerr << fmt::format("sharefs: note: the files are on {}, not in {}\n", text_of(status, "owner"),
-                               text_of(status, "store"));
+                               printable(text_of(status, "store")));
     return;
   }
   const std::uint64_t own = text_of(status, "mountpoint").empty() ? 0 : 1;
@@ -317,7 +317,7 @@ void tell_if_not_in_place(const DataSetPaths& paths, const std::string& name) {
     std::cerr << fmt::format(
         "sharefs: warning: some files of {} are in {} yet: \"sharefs serve {}\" and umount once more puts "
         "them in place\n",
-        store, (fs::path(store) / kPrivateArea / "tree").string(), name);
+        printable(store), printable((fs::path(store) / kPrivateArea / "tree").string()), name);
 }
 
 // By this process and not by the daemon, which could not answer the kernel's last requests while it unmounts.

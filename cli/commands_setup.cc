@@ -6,6 +6,7 @@
 
 #include "cli/commands.h"
 #include "cli/control.h"
+#include "cli/failure.h"
 #include "cli/setup.h"
 
 namespace sharefs {
@@ -14,7 +15,7 @@ namespace {
 int run_init(const Home& home, const InitOptions& options) {
   init_data_set(home, options);
   OpenState open(home.paths(options.name));
-  const std::string store = open.state.setting("store");
+  const std::string store = printable(open.state.setting("store"));
   std::cout << fmt::format("{}: {} adopted in place; this site, {}, is the owner\n", options.name, store,
                            open.state.setting("site"));
   std::cout << fmt::format("next:  sharefs mount {} {}      (or any other empty directory)\n", options.name,

@@ -8,6 +8,7 @@
 
 #include "cli/commands.h"
 #include "cli/control.h"
+#include "cli/failure.h"
 #include "cli/progress.h"
 #include "cli/setup.h"
 #include "cli/units.h"
@@ -109,7 +110,7 @@ std::string history_rows(const nlohmann::json& status) {
                         result.empty() ? text_of(handoff, "phase") : result,
                         result == "done" ? format_milliseconds(number_of(handoff, "pause_ms")) : "-",
                         format_bytes(count_of(handoff, "image_bytes_sent")));
-    if (const std::string error = text_of(handoff, "error"); !error.empty())
+    if (const std::string error = printable(text_of(handoff, "error")); !error.empty())
       text += "               " + error + "\n";
   }
   return text;
@@ -117,13 +118,13 @@ std::string history_rows(const nlohmann::json& status) {
 
 std::string status_text(const nlohmann::json& status) {
   if (status.contains("error"))
-    return fmt::format("{}\n  error      {}\n", text_of(status, "name"), text_of(status, "error"));
+    return fmt::format("{}\n  error      {}\n", text_of(status, "name"), printable(text_of(status, "error")));
   const bool running = status.value("running", false);
-  const std::string mountpoint = text_of(status, "mountpoint");
+  const std::string mountpoint = printable(text_of(status, "mountpoint"));
   std::string text = fmt::format("{}\n", text_of(status, "name"));
   text += fmt::format("  this site  {} ({})\n", text_of(status, "site"), text_of(status, "role"));
   text += fmt::format("  owner      {}, epoch {}\n", text_of(status, "owner"), count_of(status, "epoch"));
-  text += fmt::format("  store      {}\n", text_of(status, "store"));
+  text += fmt::format("  store      {}\n", printable(text_of(status, "store")));
   if (running) {
     text += fmt::format("  mounted    {} (process {})\n",
                         mountpoint.empty() ? "no, serves other sites" : mountpoint, count_of(status, "pid"));
@@ -139,7 +140,7 @@ std::string status_text(const nlohmann::json& status) {
             : fmt::format(
                   "             not all of its files are in place: \"sharefs serve {}\" puts them there\n",
                   text_of(status, "name"));
-  if (const std::string dead = text_of(status, "dead_mountpoint"); !dead.empty()) {
+  if (const std::string dead = printable(text_of(status, "dead_mountpoint")); !dead.empty()) {
     text += fmt::format(
         "             {} has the mount of a daemon that was killed: mount again, or \"sharefs umount {}\"\n",
         dead, text_of(status, "name"));

@@ -1,12 +1,12 @@
 // sharefs: one directory on several machines, whose ownership can move while applications write.
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <exception>
 #include <filesystem>
 #include <iostream>
 
 #include "cli/commands.h"
+#include "cli/failure.h"
 #include "cli/units.h"
 
 namespace sharefs {
@@ -25,11 +25,8 @@ constexpr const char* kFooter =
     "  beta$  sharefs migrate projects --to beta             (now they live on beta)\n\n"
     "\"sharefs COMMAND --help\" explains a command. Exit codes: 0 done, 1 failed, 2 wrong command line.";
 
-// Names of files in it may hold anything.
-int fail_with(std::string line, int code) {
-  std::replace_if(
-      line.begin(), line.end(), [](unsigned char c) { return c < ' ' || c == 0x7f; }, '?');
-  std::cerr << "sharefs: " << line << "\n";
+int fail_with(const std::string& line, int code) {
+  std::cerr << "sharefs: " << printable(line) << "\n";
   return code;
 }
 

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <functional>
 
 #include "tests/cli/scratch.h"
@@ -76,6 +77,19 @@ TEST(Bypass, NamesOpenFilesWorkingDirectoriesAndMappings) {
     }
     EXPECT_FALSE(process.command.empty());
   }
+}
+
+// Whoever may make a file in the store chooses what is written on the terminal of who mounts it.
+TEST(Bypass, WritesNothingButTextToTheTerminal) {
+  const Scratch scratch;
+  const auto store = scratch.directory("store");
+  const auto file = scratch.file("store/\x1b[2J\nsharefs: all is well", "content");
+  const Bystander opener([&] { [[maybe_unused]] const int fd = open(file.c_str(), O_RDONLY); });
+  testing::internal::CaptureStderr();
+  warn_of_bypassing(store);
+  const std::string text = testing::internal::GetCapturedStderr();
+  EXPECT_EQ(text.find('\x1b'), std::string::npos) << text;
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2) << text;
 }
 
 }  // namespace

@@ -49,6 +49,13 @@ class CommandLine(unittest.TestCase):
             self.assertIn(command, overview)
             self.assertIn(f'  sharefs {command}', self.succeeds(command, '--help').stdout)
 
+    def test_names_that_are_not_text_keep_the_lines_apart(self):
+        self.store = f'{self.folder}/a\n\x1b[31mb'
+        os.mkdir(self.store)
+        for said in (self.init().stdout, self.succeeds('status').stdout):
+            self.assertNotIn('\x1b', said)
+            self.assertIn('/a??[31mb', said)
+
     def test_a_wrong_command_line_is_exit_2_and_one_line(self):
         self.fails(2, 'subcommand')
         self.fails(2, '"frobnicate"', 'frobnicate')
