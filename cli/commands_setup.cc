@@ -80,7 +80,9 @@ void add_setup_commands(CLI::App& app, CommandLine& line) {
   const auto invite_name = std::make_shared<std::string>();
   const auto invite_listen = std::make_shared<std::string>();
   invite->add_option("NAME", *invite_name, "The data set")->required();
-  invite->add_option("--listen", *invite_listen, "Set where other sites reach this one (if init did not)")
+  invite
+      ->add_option("--listen", *invite_listen,
+                   "Change where other sites reach this one, from its next mount or serve on")
       ->check(not_empty);
   invite->footer(
       "The token is valid once and for 24 hours. Treat it like a password.\n\nExample:\n  sharefs invite "

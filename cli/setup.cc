@@ -351,10 +351,6 @@ Token make_invitation(const DataSetPaths& paths, const std::optional<std::string
   State& state = open.state;
   if (listen) {
     const Address address = parse_address(*listen);
-    const std::string known = state.setting("endpoint");
-    if (known != address.endpoint && !known.empty() && !state.sites().empty())
-      fail(fmt::format("other sites know this one as {}: it keeps that address (invite without --listen)",
-                       known));
     if (state.setting("listen") != address.listen)
       check_address(Home(paths.folder.parent_path()), paths.folder.filename().string(), address);
     state.set_setting("listen", address.listen);

@@ -147,7 +147,7 @@ nlohmann::json Site::Impl::status_json() {
       {"mountpoint", front_end ? options.mountpoint->string() : ""},
       {"store", state.setting("store")},
       {"in_place", tree.settled()},
-      {"endpoint", state.setting("endpoint")},
+      {"endpoint", endpoint},
       {"running", true},
       {"clients", opens.clients().size()},
       {"unanswered", peer.unanswered()},

@@ -131,6 +131,7 @@ struct Site::Impl {
   // the parts, lower ones first
   Database database;
   State state;
+  const std::string endpoint = state.setting("endpoint");  // where this process can be reached
   const ClientId client;  // this process, as the owner knows it; also its incarnation for other sites
   Power power;
   // The store, opened before anything is mounted over it: its path would lead back into our own mount.

@@ -123,6 +123,7 @@ void Site::Impl::subscribe() {
 pb::Hello Site::Impl::hello() const {
   pb::Hello hello;
   hello.set_data_set(data_set_id);
+  hello.set_endpoint(endpoint);
   hello.set_version(kProtocolVersion);
   hello.set_incarnation(client);
   hello.set_power(power.number());
@@ -167,7 +168,12 @@ void Site::Impl::merge_sites(const SiteName& from, const pb::Hello& said) {
       forget_site(site.name(), site.public_key());
   }
   std::set<SiteName> known{parts.self};
-  for (const auto& site : state.sites()) known.insert(site.name);
+  for (const auto& site : state.sites()) {
+    known.insert(site.name);
+    // Transport has connected to it there.
+    if (site.name == from && !said.endpoint().empty() && site.endpoint != said.endpoint())
+      state.put_site({.name = from, .endpoint = said.endpoint(), .public_key = site.public_key});
+  }
   for (const auto& site : said.sites()) {
     if (known.contains(site.name()) || removed.contains(site.public_key())) continue;
     try {
@@ -334,8 +340,7 @@ void Site::Impl::join(const std::string& route, const std::string& public_key, c
   if (earlier && transport.connected(earlier->name))
     return refuse(fmt::format("{} has this key, and is connected", earlier->name));
   if (earlier) others.erase(same_key);
-  others.push_back(
-      {.name = parts.self, .endpoint = state.setting("endpoint"), .public_key = state.setting("public_key")});
+  others.push_back({.name = parts.self, .endpoint = endpoint, .public_key = state.setting("public_key")});
   for (const auto& other : others) {
     if (other.name == site.name)
       return refuse(

@@ -193,7 +193,13 @@ void Transport::Impl::bind() {
   socket.set(zmq::sockopt::curve_server, true);
   socket.set(zmq::sockopt::curve_secretkey, options.keys.secret_key);
   socket.set(zmq::sockopt::zap_domain, std::string("sharefs"));
-  bind_to(socket, options.listen);
+  try {
+    bind_to(socket, options.listen);
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error(
+        fmt::format("{}: \"sharefs invite NAME --listen tcp://HOST:PORT\" gives this site another address",
+                    error.what()));
+  }
   router = std::make_unique<WatchedSocket>(std::move(socket), reactor, [this] { read_router(); });
 }
 
@@ -357,6 +363,11 @@ void Transport::Impl::hello_arrived(Link& link, pb::Hello& said) {
   // What the other end has sent on the connection before may be lost.
   if (new_process || link.hello->connection() != said.connection()) link.widen(Gap::broken);
   link.hello = std::move(said);
+  // An address that has changed is told by who has it, before there is a connection to it.
+  if (const auto& endpoint = link.hello->endpoint(); !endpoint.empty()) {
+    check_endpoint(endpoint);
+    link.connect_to(endpoint, std::string(link.public_key()));
+  }
   // The same process has connected anew, or has news; the other direction goes on working as proven.
   if (!new_process && link.liveness.proven()) return announce(link);
   link.liveness.doubt(Reactor::Clock::now());

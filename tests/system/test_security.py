@@ -140,6 +140,31 @@ def a_site_that_cannot_be_reached_back_is_told_so():
     assert refused.returncode == 1 and 'does not reach this site at tcp://beta.invalid:7100' in refused.stderr, refused
 
 
+def a_site_whose_address_has_changed_is_found():
+    """By those that it finds where they were; and after their restart, since they have noted it."""
+    cluster = Cluster(3)
+    alpha, beta, gamma = cluster
+    gamma.stop()
+    alpha.stop()
+    sandbox.run('ip', '-n', 'alpha', 'addr', 'add', '10.77.0.100/24', 'dev', 'eth0')
+    sandbox.run('ip', '-n', 'alpha', 'addr', 'del', f'{alpha.address}/24', 'dev', 'eth0')
+    sandbox.run('ip', '-n', 'alpha', 'addr', 'replace', '10.77.0.100/24', 'dev', 'eth0')
+    failed = alpha.cli('mount', DATA_SET, alpha.mountpoint, check=False)
+    assert failed.returncode == 1 and 'sharefs invite NAME --listen' in failed.stderr, failed
+    alpha.cli('invite', DATA_SET, '--listen', f'tcp://10.77.0.100:{PORT}')
+    alpha.start()
+    sandbox.eventually(lambda: [s['connected'] for s in beta.status()['sites'] if s['site'] == 'alpha'] == [True],
+                       'beta finds the owner')
+    assert Actor(beta.mountpoint).do('put', 'found', b'it')[0] == 'ok'
+    beta.stop()
+    known = {s['site']: s['endpoint'] for s in beta.status()['sites']}
+    assert known['alpha'] == f'tcp://10.77.0.100:{PORT}', known
+    beta.start()
+    gamma.start()
+    beta.migrate(gamma, '--max-pause', '2s')
+    gamma.migrate(alpha, '--max-pause', '2s')
+
+
 def a_machine_that_does_not_come_back_is_removed():
     """What it had locked is free, nobody waits for it, nobody lets it in again, and its name can be given anew."""
     cluster = Cluster(3)
@@ -448,6 +473,7 @@ if __name__ == '__main__':
         'a_join_whose_answer_got_lost_can_be_made_again': (a_join_whose_answer_got_lost_can_be_made_again, 60),
         'a_join_can_be_made_again_under_another_name': (a_join_can_be_made_again_under_another_name, 60),
         'a_site_that_cannot_be_reached_back_is_told_so': (a_site_that_cannot_be_reached_back_is_told_so, 60),
+        'a_site_whose_address_has_changed_is_found': (a_site_whose_address_has_changed_is_found, 90),
         'an_expired_token_is_refused_by_the_site_that_made_it':
             (an_expired_token_is_refused_by_the_site_that_made_it, 60),
         'a_store_that_others_may_write_to_moves_nothing_of_theirs':
