@@ -139,6 +139,7 @@ class Link {
   Liveness liveness;
   Inflow inflow;
   std::optional<pb::Hello> hello;               // the last one that was acceptable
+  std::string objection;                        // to the last one, if it was not
   std::uint64_t connections = 0;                // how often both lanes came up
   Gap gap = Gap::broken;                        // that nobody has been told of
   Reactor::Clock::time_point refusal_logged{};  // when a Hello was last refused aloud

@@ -499,32 +499,35 @@ void Site::Impl::attach(std::function<void(int)> on_attached) {
   });
 }
 
-// To the owner, for an operator.
-std::string Site::Impl::why_not_connected() {
+// For an operator.
+std::string Site::Impl::why_not_connected(const SiteName& site) {
+  const std::string who = (site == ownership.owner ? "the owner " : "") + site;
+  const std::string name = state.setting("data_set");
   std::string where;
-  for (const auto& site : state.sites())
-    if (site.name == ownership.owner) where = " at " + site.endpoint;
-  switch (transport.trouble(ownership.owner)) {
+  for (const auto& known : state.sites())
+    if (known.name == site && !known.endpoint.empty()) where = " at " + known.endpoint;
+  if (const auto objection = transport.objection(site); !objection.empty())
+    return fmt::format("{} is reached{}, but {}", who, where, objection);
+  switch (transport.trouble(site)) {
     case Transport::Trouble::refused:
       return fmt::format(
-          "the owner {} does not accept the key of this site: it was removed there, or the owner's state was "
-          "restored from before it joined; delete {} and join again",
-          ownership.owner, options.folder.string());
+          "{} does not accept the key of this site: it was removed there, or the state of {} was restored "
+          "from "
+          "before it joined; delete {} and join again",
+          who, site, options.folder.string());
     case Transport::Trouble::one_way:
       return fmt::format(
-          "the owner {} is reached{}, but does not reach this site at {}: does that lead here, and does a "
-          "firewall let it through? For another address, \"sharefs remove {} --site {}\" there, delete {} "
-          "here "
-          "and join again",
-          ownership.owner, where, state.setting("endpoint"), state.setting("data_set"), parts.self,
-          options.folder.string());
+          "{} is reached{}, but does not reach this site at {}: does that lead here, and does a firewall let "
+          "it through? \"sharefs invite {} --listen tcp://HOST:PORT\" gives this site another address",
+          who, where, endpoint, name);
     case Transport::Trouble::unreachable:
       break;
   }
   return fmt::format(
-      "the owner {} cannot be reached{}: is its daemon running (\"sharefs mount {} MOUNTPOINT\" or "
-      "\"sharefs serve {}\"), does this machine know that host, and does a firewall let it through?",
-      ownership.owner, where, state.setting("data_set"), state.setting("data_set"));
+      "{} cannot be reached{}: is its daemon running (\"sharefs mount {} MOUNTPOINT\" or \"sharefs serve "
+      "{}\" "
+      "there), does this machine know that host, and does a firewall let it through?",
+      who, where, name, name);
 }
 
 void Site::Impl::start(const std::function<void(std::string)>& ready) {
@@ -539,7 +542,7 @@ void Site::Impl::start(const std::function<void(std::string)>& ready) {
     if (*answered) return;
     if (options.patient) return spdlog::warn("waiting: {}", why_not_connected());
     *answered = true;
-    ready(why_not_connected());
+    ready(why_not_connected(ownership.owner));
   });
   attach([this, answered, ready, timer](int error) {
     if (*answered) return;

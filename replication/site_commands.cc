@@ -53,33 +53,36 @@ void Site::Impl::command(const nlohmann::json& request, JsonReply reply) {
   if (name == "verify") return verify(request, std::move(reply));
   if (name == "migrate" || name == "abort") {
     // After the commit point the former owner still ends the handoff: it says why it cannot be aborted.
-    if (!is_owner() && !source) return ask_owner(request, std::move(reply), kConnectionPolls);
+    if (!is_owner() && !source) return ask_owner(request, std::move(reply));
     if (name == "migrate") return migrate(request, std::move(reply));
     if (!source) return reply(failure("there is no handoff to abort"));
     std::string why;
     return reply(source->abort(why) ? nlohmann::json{{"result", "aborted"}} : failure(why));
   }
-  if (name == "remove")
-    return is_owner() ? remove(request, reply) : ask_owner(request, std::move(reply), kConnectionPolls);
+  if (name == "remove") return is_owner() ? remove(request, reply) : ask_owner(request, std::move(reply));
   reply(failure(fmt::format("unknown command «{}»", name)));
 }
 
-void Site::Impl::ask_owner(const nlohmann::json& request, JsonReply reply, unsigned tries) {
-  if (!transport.connected(ownership.owner)) {
-    if (tries == 0) return reply(failure(fmt::format("the owner {} cannot be reached", ownership.owner)));
-    reactor.after(kConnectionPoll,
-                  [this, request, reply = std::move(reply), tries, watch = std::weak_ptr(alive)] {
-                    if (watch.expired()) return;
-                    if (is_owner()) return command(request, reply);
-                    ask_owner(request, reply, tries - 1);
-                  });
-    return;
-  }
+// Whoever is not connected may have been started just now: the command is performed again in a moment, and
+// told why it cannot be when that has not helped.
+void Site::Impl::wait_for(const SiteName& site, nlohmann::json request, const JsonReply& reply) {
+  const unsigned polls = request.value("polls", 0U);
+  if (polls >= kConnectionPolls) return reply(failure(why_not_connected(site)));
+  request["polls"] = polls + 1;
+  reactor.after(kConnectionPoll, [this, request, reply, watch = std::weak_ptr(alive)] {
+    if (!watch.expired()) command(request, reply);
+  });
+}
+
+void Site::Impl::ask_owner(const nlohmann::json& request, JsonReply reply) {
+  if (!transport.connected(ownership.owner)) return wait_for(ownership.owner, request, reply);
   const auto number = next_number++;
   commands.emplace(number, Command{.asked = ownership.owner, .reply = std::move(reply)});
+  auto forwarded = request;
+  forwarded.erase("polls");
   pb::Envelope envelope;
   envelope.mutable_command()->set_number(number);
-  envelope.mutable_command()->set_text(to_line(request));
+  envelope.mutable_command()->set_text(to_line(forwarded));
   transport.send(ownership.owner, Lane::requests, envelope);
   const std::string name = request.value("command", "");
   // Before a handoff the owner looks at the whole tree, however long that takes.
@@ -196,8 +199,7 @@ void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
     return reply(no_such_site(state, to));
   if (target && target->state() == TargetState::performing)
     return reply(failure(fmt::format("{} is just taking over: try again", parts.self)));
-  if (!transport.connected(to))
-    return reply(failure(fmt::format("{} is not reachable: is its daemon running?", to)));
+  if (!transport.connected(to)) return wait_for(to, request, reply);
   HandoffSource::Options wanted{.target = to,
                                 .max_pause = std::chrono::milliseconds(request.value("max_pause_ms", 100)),
                                 .rate = request.value("rate", std::uint64_t{0})};
@@ -282,10 +284,10 @@ void Site::Impl::verify(const nlohmann::json& request, JsonReply reply) {
   const auto sites = state.sites();
   if (std::none_of(sites.begin(), sites.end(), [&](const auto& site) { return site.name == with; }))
     return reply(no_such_site(state, with));
-  if (!transport.connected(with)) return reply(failure(fmt::format("{} cannot be reached", with)));
   if (!is_owner() && with != ownership.owner)
     return reply(
         failure(fmt::format("one of the two copies must be the owner's: use --with {}", ownership.owner)));
+  if (!transport.connected(with)) return wait_for(with, request, reply);
   if (const auto why_not = prepare_verify(); !why_not.empty()) return reply(failure(why_not));
   verification = std::make_unique<Verification>();
   verification->with = with;

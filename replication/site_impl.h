@@ -48,7 +48,7 @@ struct Site::Impl {
   ~Impl();
 
   // site.cc
-  std::string why_not_connected();
+  std::string why_not_connected(const SiteName& site);
   void start(const std::function<void(std::string)>& ready);
   void stop(const std::function<void()>& stopped);
   bool is_owner() const { return ownership.owner == parts.self; }
@@ -105,7 +105,8 @@ struct Site::Impl {
   // site_commands.cc
   using JsonReply = std::function<void(nlohmann::json)>;
   void command(const nlohmann::json& request, JsonReply reply);
-  void ask_owner(const nlohmann::json& request, JsonReply reply, unsigned tries = 0);
+  void wait_for(const SiteName& site, nlohmann::json request, const JsonReply& reply);
+  void ask_owner(const nlohmann::json& request, JsonReply reply);
   void migrate(const nlohmann::json& request, JsonReply reply);
   void measured(const HandoffSource::Options& options, const JsonReply& reply);
   void dry_run(const HandoffSource::Options& options, JsonReply reply);

@@ -356,9 +356,11 @@ void Transport::Impl::hello_arrived(Link& link, pb::Hello& said) {
       log::error("{} is not connected: {}", link.site(), why);
       link.refusal_logged = now;
     }
+    link.objection = why;
     link.hello.reset();
     return link.liveness.doubt(now);
   }
+  link.objection.clear();
   const bool new_process = !link.hello || link.hello->incarnation() != said.incarnation();
   // What the other end has sent on the connection before may be lost.
   if (new_process || link.hello->connection() != said.connection()) link.widen(Gap::broken);
@@ -392,7 +394,7 @@ void Transport::Impl::send_ping(Link& link) {
 void Transport::Impl::link_changed(Link& link) {
   link.liveness.doubt(Reactor::Clock::now());
   link.widen(Gap::broken);
-  if (!link.up()) return;
+  if (!link.up()) return link.objection.clear();
   ++link.connections;
   send_hello(link);
   send_ping(link);
@@ -543,6 +545,11 @@ Transport::Trouble Transport::trouble(const SiteName& site) const {
   return found->second->up()        ? Trouble::one_way
          : found->second->refused() ? Trouble::refused
                                     : Trouble::unreachable;
+}
+
+std::string Transport::objection(const SiteName& site) const {
+  const auto found = impl_->links.find(site);
+  return found == impl_->links.end() ? "" : found->second->objection;
 }
 
 Reactor::Clock::duration Transport::trusted_for(const SiteName& site, Reactor::Clock::duration within) const {

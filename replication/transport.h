@@ -127,6 +127,8 @@ class Transport {
   // reached, and does not reach this site, or refuses its Hello.
   enum class Trouble { unreachable, refused, one_way };
   Trouble trouble(const SiteName& site) const;
+  // Why this site refuses the other one's Hello, or empty.
+  std::string objection(const SiteName& site) const;
   // Whether both directions work, and a question that was asked less than `within` ago has been answered.
   // Never true of a time at which this machine slept.
   Reactor::Clock::duration trusted_for(const SiteName& site, Reactor::Clock::duration within) const;

@@ -404,6 +404,15 @@ def an_interrupted_migrate_ends_with_its_object():
     cluster[0].abort()
 
 
+def a_target_is_waited_for_that_connects_just_now():
+    cluster = Cluster(2)
+    alpha, beta = cluster
+    alpha.stop()
+    alpha.cli('mount', DATA_SET, alpha.mountpoint)
+    alpha.migrate(beta, *PAUSE)
+    alpha.cli('umount', DATA_SET)
+
+
 def a_target_that_is_cut_off_can_be_unmounted():
     cluster, migration = begun_slowly()
     alpha, beta = cluster
@@ -804,6 +813,7 @@ if __name__ == '__main__':
             (an_older_handoff_is_not_taken_for_the_one_that_was_asked_for, 60),
         'a_dry_run_asks_what_the_handoff_would': (a_dry_run_asks_what_the_handoff_would, 60),
         'an_interrupted_migrate_ends_with_its_object': (an_interrupted_migrate_ends_with_its_object, 60),
+        'a_target_is_waited_for_that_connects_just_now': (a_target_is_waited_for_that_connects_just_now, 60),
         'a_target_that_is_cut_off_can_be_unmounted': (a_target_that_is_cut_off_can_be_unmounted, 60),
         'an_unreachable_pause_is_refused': (an_unreachable_pause_is_refused, 60),
         'writers_that_outrun_the_link_are_slowed': (writers_that_outrun_the_link_are_slowed, 120),

@@ -165,6 +165,20 @@ def a_site_whose_address_has_changed_is_found():
     gamma.migrate(alpha, '--max-pause', '2s')
 
 
+def a_site_of_another_version_is_told_so():
+    cluster = Cluster(2)
+    alpha, beta = cluster
+    keys = hostile.settings(beta.home, DATA_SET)
+    server = hostile.settings(alpha.home, DATA_SET)['public_key']
+    beta.stop()
+    hello = hostile.envelope(f'hello {{ data_set: {keys["data_set_id"]} version: 9000 incarnation: 5 epoch: 1 }}')
+    hostile.send(beta, alpha.listen, keys, server, [[hello]])
+    refused = alpha.migrate(beta, check=False)
+    assert refused['exit'] == 1 and 'install the same release on both' in refused['error'], refused
+    beta.start()
+    alpha.migrate(beta, '--max-pause', '2s')
+
+
 def a_machine_that_does_not_come_back_is_removed():
     """What it had locked is free, nobody waits for it, nobody lets it in again, and its name can be given anew."""
     cluster = Cluster(3)
@@ -474,6 +488,7 @@ if __name__ == '__main__':
         'a_join_can_be_made_again_under_another_name': (a_join_can_be_made_again_under_another_name, 60),
         'a_site_that_cannot_be_reached_back_is_told_so': (a_site_that_cannot_be_reached_back_is_told_so, 60),
         'a_site_whose_address_has_changed_is_found': (a_site_whose_address_has_changed_is_found, 90),
+        'a_site_of_another_version_is_told_so': (a_site_of_another_version_is_told_so, 60),
         'an_expired_token_is_refused_by_the_site_that_made_it':
             (an_expired_token_is_refused_by_the_site_that_made_it, 60),
         'a_store_that_others_may_write_to_moves_nothing_of_theirs':
