@@ -19,6 +19,7 @@ namespace {
 
 constexpr auto kPoll = std::chrono::milliseconds(100);
 constexpr auto kAnswer = std::chrono::seconds(30);
+constexpr auto kAlive = std::chrono::seconds(10);
 // How long a daemon may be away (restarted by its operator) before migrate stops watching.
 constexpr auto kDaemonAway = std::chrono::seconds(10);
 constexpr int kInterrupted = 130;
@@ -39,6 +40,9 @@ struct VerifyArguments {
   std::string name, with;
 };
 
+std::atomic<bool> interrupted = false;
+bool is_interrupted() { return interrupted; }
+
 ControlClient require_daemon(const DataSetPaths& paths, const std::string& name) {
   auto daemon = wait_for_daemon(paths, kDaemonAway);
   if (!daemon) {
@@ -47,14 +51,19 @@ ControlClient require_daemon(const DataSetPaths& paths, const std::string& name)
         "{}\"",
         name, name, name));
   }
+  // What it is asked next may take as long as it takes: one that hangs must be found out before.
+  try {
+    daemon->ask({{"command", "handoff"}}, kAlive, is_interrupted);
+  } catch (const ControlClient::ConnectionLost& lost) {
+    if (interrupted) fail("interrupted before anything was begun");
+    fail(fmt::format("{}: see {}", lost.what(), paths.log().string()));
+  }
   return std::move(*daemon);
 }
 
 void fail_on_error(const nlohmann::json& answer) {
   if (answer.contains("error") && !text_of(answer, "error").empty()) fail(text_of(answer, "error"));
 }
-
-std::atomic<bool> interrupted = false;
 
 // Ctrl-C while migrate watches: noted, so that the operator can be told that the handoff goes on.
 class InterruptNote {
@@ -154,20 +163,22 @@ std::string preflight_text(const nlohmann::json& preflight) {
 
 void print_json(const nlohmann::json& json) { std::cout << to_line(json) << std::endl; }
 
-int follow_to_end(HandoffWatch& watch, const MigrateArguments& arguments) {
-  auto handoff = watch.follow();
-  if (text_of(handoff, "result").empty()) {
-    if (arguments.json) {
-      handoff["result"] = "running";
-      handoff["to"] = arguments.to;
-      print_json(handoff_result(handoff));
-    }
-    std::cerr << fmt::format(
-        "\nsharefs: the handoff goes on; \"sharefs status {} --watch\" shows it, \"sharefs abort "
-        "{}\" ends it\n",
-        arguments.name, arguments.name);
-    return kInterrupted;
+// The operator does not want to watch; `handoff`: as far as it was then.
+int leave_it(const MigrateArguments& arguments, nlohmann::json handoff, const char* goes_on) {
+  if (arguments.json) {
+    handoff["result"] = "running";
+    handoff["to"] = arguments.to;
+    print_json(handoff_result(handoff));
   }
+  std::cerr << fmt::format(
+      "sharefs: the handoff {}; \"sharefs status {} --watch\" shows it, \"sharefs abort {}\" ends it\n",
+      goes_on, arguments.name, arguments.name);
+  return kInterrupted;
+}
+
+int follow_to_end(HandoffWatch& watch, const MigrateArguments& arguments) {
+  const auto handoff = watch.follow();
+  if (text_of(handoff, "result").empty()) return leave_it(arguments, handoff, "goes on");
   if (arguments.json) {
     print_json(handoff_result(handoff));
   } else {
@@ -192,8 +203,14 @@ int start_and_follow(const Home& home, const MigrateArguments& arguments) {
   const InterruptNote note;
   ControlClient daemon = require_daemon(paths, arguments.name);
   if (interrupted) fail("interrupted before anything was begun");
-  // --dry-run measures the tree first, which may take a while.
-  const auto answer = daemon.ask(request, std::nullopt, [] { return interrupted.load(); });
+  // The tree is measured first, which may take a while.
+  nlohmann::json answer;
+  try {
+    answer = daemon.ask(request, std::nullopt, is_interrupted);
+  } catch (const ControlClient::ConnectionLost&) {
+    if (!interrupted || arguments.dry_run) throw;
+    return leave_it(arguments, nlohmann::json::object(), "begins all the same, unless it is refused");
+  }
   fail_on_error(answer);
   if (arguments.dry_run) {
     const auto preflight = answer.value("preflight", answer);

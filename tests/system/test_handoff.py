@@ -404,6 +404,24 @@ def an_interrupted_migrate_ends_with_its_object():
     cluster[0].abort()
 
 
+def a_migrate_interrupted_before_it_begins_says_what_comes():
+    """It has been asked of the owner, who does not answer yet."""
+    cluster = Cluster(3)
+    alpha, beta, gamma = cluster
+    cluster.wait_connected()
+    alpha.signal(signal.SIGSTOP)
+    try:
+        migration = beta.migrate_in_background(gamma, *PAUSE)
+        time.sleep(1)
+        migration.process.send_signal(signal.SIGINT)
+        summary = migration.finish(check=False)
+    finally:
+        alpha.signal(signal.SIGCONT)
+    assert summary['exit'] == 130 and summary['result'] == 'running' and summary['to'] == 'gamma', summary
+    assert summary['stderr'].startswith('sharefs: the handoff begins all the same'), summary
+    cluster.wait_agreed(gamma)
+
+
 def a_target_is_waited_for_that_connects_just_now():
     cluster = Cluster(2)
     alpha, beta = cluster
@@ -813,6 +831,8 @@ if __name__ == '__main__':
             (an_older_handoff_is_not_taken_for_the_one_that_was_asked_for, 60),
         'a_dry_run_asks_what_the_handoff_would': (a_dry_run_asks_what_the_handoff_would, 60),
         'an_interrupted_migrate_ends_with_its_object': (an_interrupted_migrate_ends_with_its_object, 60),
+        'a_migrate_interrupted_before_it_begins_says_what_comes':
+            (a_migrate_interrupted_before_it_begins_says_what_comes, 60),
         'a_target_is_waited_for_that_connects_just_now': (a_target_is_waited_for_that_connects_just_now, 60),
         'a_target_that_is_cut_off_can_be_unmounted': (a_target_that_is_cut_off_can_be_unmounted, 60),
         'an_unreachable_pause_is_refused': (an_unreachable_pause_is_refused, 60),

@@ -390,7 +390,9 @@ def a_daemon_that_hangs_holds_nobody_up():
         time.sleep(1)
         migration.process.send_signal(signal.SIGINT)
         summary = migration.finish(check=False, timeout=5)
-        assert summary['exit'] == 1 and 'interrupted before the daemon answered' in summary['error'], summary
+        assert summary['exit'] == 1 and 'interrupted before anything was begun' in summary['error'], summary
+        result = alpha.cli('verify', DATA_SET, '--with', 'beta', check=False, timeout=30)
+        assert result.returncode == 1 and 'does not answer' in result.stderr, result
     finally:
         alpha.signal(signal.SIGCONT)
 
