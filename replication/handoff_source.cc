@@ -35,9 +35,6 @@ std::uint64_t random_id() {
   return (std::uint64_t{device()} << 31 | device()) & 0x7fffffffffffffff;
 }
 
-// The reason of an attempt that an operator has given up.
-constexpr const char* kAborted = "an operator gave it up with sharefs abort";
-
 }  // namespace
 
 HandoffSource::HandoffSource(const SiteParts& parts, Options options, Events events)

@@ -27,6 +27,9 @@
 
 namespace sharefs {
 
+// The reason of an attempt that an operator has given up.
+constexpr const char* kAborted = "an operator gave it up with sharefs abort";
+
 class HandoffSource {
  public:
   struct Options {

@@ -55,7 +55,11 @@ void Site::Impl::command(const nlohmann::json& request, JsonReply reply) {
     // After the commit point the former owner still ends the handoff: it says why it cannot be aborted.
     if (!is_owner() && !source) return ask_owner(request, std::move(reply));
     if (name == "migrate") return migrate(request, std::move(reply));
-    if (!source) return reply(failure("there is no handoff to abort"));
+    if (!source && !beginning) return reply(failure("there is no handoff to abort"));
+    if (!source) {
+      beginning.reset();
+      return reply({{"result", "aborted"}});
+    }
     std::string why;
     return reply(source->abort(why) ? nlohmann::json{{"result", "aborted"}} : failure(why));
   }
@@ -191,9 +195,9 @@ void Site::Impl::remove(const nlohmann::json& request, const JsonReply& reply) {
 void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
   const SiteName to = request.value("to", "");
   const auto sites = state.sites();
-  if (source)
+  if (source || beginning)
     return reply(failure(fmt::format("a handoff to {} is running: wait for it, or \"sharefs abort {}\"",
-                                     source->target(), state.setting("data_set"))));
+                                     source ? source->target() : *beginning, state.setting("data_set"))));
   if (to == parts.self) return reply(failure(fmt::format("{} is the owner already", to)));
   if (std::none_of(sites.begin(), sites.end(), [&](const auto& site) { return site.name == to; }))
     return reply(no_such_site(state, to));
@@ -210,25 +214,30 @@ void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
         failure(fmt::format("the link to {} needs a pause of at least {:.0f} ms: use --max-pause {:.0f}ms",
                             to, least, 2 * least)));
   const auto size = std::make_shared<TreeSize>();
-  workers->submit(
-      [size, root = tree.root()] { *size = measure(root); },
-      [this, size, wanted, only_asked = request.value("dry_run", false), reply = std::move(reply)]() mutable {
-        if (!size->trouble.empty()) return reply(failure(size->trouble));
-        wanted.needed = std::move(*size);
-        if (only_asked) return dry_run(wanted, std::move(reply));
-        measured(wanted, reply);
-      });
+  const bool only_asked = request.value("dry_run", false);
+  const auto asked = only_asked ? nullptr : std::make_shared<const SiteName>(to);
+  if (!only_asked) beginning = asked;
+  workers->submit([size, root = tree.root()] { *size = measure(root); },
+                  [this, size, wanted, asked, reply = std::move(reply)]() mutable {
+                    wanted.needed = std::move(*size);
+                    if (asked) return measured(wanted, asked, reply);
+                    if (!wanted.needed.trouble.empty()) return reply(failure(wanted.needed.trouble));
+                    dry_run(wanted, std::move(reply));
+                  });
 }
 
-void Site::Impl::measured(const HandoffSource::Options& wanted, const JsonReply& reply) {
+void Site::Impl::measured(const HandoffSource::Options& wanted, const std::shared_ptr<const SiteName>& asked,
+                          const JsonReply& reply) {
+  if (beginning != asked) return reply(failure(kAborted));
   // Just restarted: what other sites hold is part of what is handed over.
-  if (coherence.recovering()) {
-    reactor.after(kRecoveryPoll, [this, wanted, reply, watch = std::weak_ptr(alive)] {
-      if (!watch.expired()) measured(wanted, reply);
+  if (wanted.needed.trouble.empty() && coherence.recovering()) {
+    reactor.after(kRecoveryPoll, [this, wanted, asked, reply, watch = std::weak_ptr(alive)] {
+      if (!watch.expired()) measured(wanted, asked, reply);
     });
     return;
   }
-  if (source || !is_owner()) return reply(failure("another handoff has started meanwhile"));
+  beginning.reset();
+  if (!wanted.needed.trouble.empty()) return reply(failure(wanted.needed.trouble));
   try {
     tree.finish();
   } catch (const std::exception& error) {

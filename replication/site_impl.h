@@ -108,7 +108,8 @@ struct Site::Impl {
   void wait_for(const SiteName& site, nlohmann::json request, const JsonReply& reply);
   void ask_owner(const nlohmann::json& request, JsonReply reply);
   void migrate(const nlohmann::json& request, JsonReply reply);
-  void measured(const HandoffSource::Options& options, const JsonReply& reply);
+  void measured(const HandoffSource::Options& options, const std::shared_ptr<const SiteName>& asked,
+                const JsonReply& reply);
   void dry_run(const HandoffSource::Options& options, JsonReply reply);
   void remove(const nlohmann::json& request, const JsonReply& reply);
   void answer_command(std::uint64_t number, const SiteName& from, nlohmann::json answer);
@@ -165,6 +166,7 @@ struct Site::Impl {
   // reactor thread
   Ownership ownership;
   std::unique_ptr<HandoffSource> source;
+  std::shared_ptr<const SiteName> beginning;  // to whom, while the tree is measured
   nlohmann::json unnoted;  // the last handoff from here, if its end could not be noted; otherwise null
   std::unique_ptr<HandoffTarget> target;
   std::unique_ptr<ImageTarget> leftovers;  // of an earlier process, being deleted

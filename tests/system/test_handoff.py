@@ -422,6 +422,25 @@ def a_migrate_interrupted_before_it_begins_says_what_comes():
     cluster.wait_agreed(gamma)
 
 
+def a_handoff_can_be_aborted_before_it_begins():
+    """The owner was restarted, and waits for what a site holds that is cut off."""
+    cluster = Cluster(3)
+    alpha, beta, gamma = cluster
+    cluster.network.cut('beta')
+    alpha.restart()
+    sandbox.eventually(lambda: [s['connected'] for s in alpha.status()['sites'] if s['site'] == 'gamma'] == [True],
+                       'gamma is back')
+    migration = alpha.migrate_in_background(gamma, *PAUSE)
+    sandbox.eventually(lambda: 'is running' in alpha.migrate(gamma, '--dry-run', check=False)['stderr'], 'it is asked')
+    alpha.abort()
+    summary = migration.finish(check=False)
+    assert summary['exit'] == 1 and summary['attempt'] == 0 and 'gave it up' in summary['error'], summary
+    assert alpha.status()['role'] == 'owner'
+    cluster.network.heal('beta')
+    cluster.wait_connected()
+    alpha.migrate(gamma, *PAUSE)
+
+
 def a_target_is_waited_for_that_connects_just_now():
     cluster = Cluster(2)
     alpha, beta = cluster
@@ -833,6 +852,7 @@ if __name__ == '__main__':
         'an_interrupted_migrate_ends_with_its_object': (an_interrupted_migrate_ends_with_its_object, 60),
         'a_migrate_interrupted_before_it_begins_says_what_comes':
             (a_migrate_interrupted_before_it_begins_says_what_comes, 60),
+        'a_handoff_can_be_aborted_before_it_begins': (a_handoff_can_be_aborted_before_it_begins, 60),
         'a_target_is_waited_for_that_connects_just_now': (a_target_is_waited_for_that_connects_just_now, 60),
         'a_target_that_is_cut_off_can_be_unmounted': (a_target_that_is_cut_off_can_be_unmounted, 60),
         'an_unreachable_pause_is_refused': (an_unreachable_pause_is_refused, 60),
