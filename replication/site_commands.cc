@@ -67,15 +67,19 @@ void Site::Impl::command(const nlohmann::json& request, JsonReply reply) {
   reply(failure(fmt::format("unknown command «{}»", name)));
 }
 
-// Whoever is not connected may have been started just now: the command is performed again in a moment, and
-// told why it cannot be when that has not helped.
-void Site::Impl::wait_for(const SiteName& site, nlohmann::json request, const JsonReply& reply) {
+// What may be otherwise in a moment: the command is performed again then, or hears why it cannot be when that
+// has not helped.
+void Site::Impl::try_again(nlohmann::json request, const JsonReply& reply, const std::string& why) {
   const unsigned polls = request.value("polls", 0U);
-  if (polls >= kConnectionPolls) return reply(failure(why_not_connected(site)));
+  if (polls >= kConnectionPolls) return reply(failure(why));
   request["polls"] = polls + 1;
   reactor.after(kConnectionPoll, [this, request, reply, watch = std::weak_ptr(alive)] {
     if (!watch.expired()) command(request, reply);
   });
+}
+
+void Site::Impl::wait_for(const SiteName& site, const nlohmann::json& request, const JsonReply& reply) {
+  try_again(request, reply, why_not_connected(site));
 }
 
 void Site::Impl::ask_owner(const nlohmann::json& request, JsonReply reply) {
@@ -209,10 +213,11 @@ void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
                                 .rate = request.value("rate", std::uint64_t{0})};
   if (wanted.max_pause.count() <= 0) return reply(failure("--max-pause must be positive"));
   const double least = 3 * std::chrono::duration<double, std::milli>(transport.round_trip(to)).count();
-  if (least > static_cast<double>(wanted.max_pause.count()))
-    return reply(
-        failure(fmt::format("the link to {} needs a pause of at least {:.0f} ms: use --max-pause {:.0f}ms",
-                            to, least, 2 * least)));
+  if (least > static_cast<double>(wanted.max_pause.count()))  // the first answers may have come late
+    return try_again(
+        request, reply,
+        fmt::format("the link to {} needs a pause of at least {:.0f} ms: use --max-pause {:.0f}ms", to, least,
+                    2 * least));
   const auto size = std::make_shared<TreeSize>();
   const bool only_asked = request.value("dry_run", false);
   const auto asked = only_asked ? nullptr : std::make_shared<const SiteName>(to);

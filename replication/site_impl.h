@@ -105,7 +105,8 @@ struct Site::Impl {
   // site_commands.cc
   using JsonReply = std::function<void(nlohmann::json)>;
   void command(const nlohmann::json& request, JsonReply reply);
-  void wait_for(const SiteName& site, nlohmann::json request, const JsonReply& reply);
+  void try_again(nlohmann::json request, const JsonReply& reply, const std::string& why);
+  void wait_for(const SiteName& site, const nlohmann::json& request, const JsonReply& reply);
   void ask_owner(const nlohmann::json& request, JsonReply reply);
   void migrate(const nlohmann::json& request, JsonReply reply);
   void measured(const HandoffSource::Options& options, const std::shared_ptr<const SiteName>& asked,
