@@ -540,7 +540,7 @@ void Site::Impl::start(const std::function<void(std::string)>& ready) {
   const auto answered = std::make_shared<bool>(false);
   const auto timer = reactor.after(kAttachPatience, [this, answered, ready] {
     if (*answered) return;
-    if (options.patient) return spdlog::warn("waiting: {}", why_not_connected());
+    if (options.patient) return spdlog::warn("waiting: {}", why_not_connected(ownership.owner));
     *answered = true;
     ready(why_not_connected(ownership.owner));
   });
