@@ -153,7 +153,7 @@ struct Transport::Impl {
   std::function<pb::Hello()> hello;
   // reactor thread
   std::map<SiteName, std::unique_ptr<Link>> links;
-  std::deque<std::unique_ptr<Link>> removed;  // the oldest first
+  std::deque<std::unique_ptr<Link>> removed;                                  // the oldest first
   std::unordered_map<std::string, Sender, KeyHash, std::equal_to<>> senders;  // by public key
   bool more_to_read = false;  // the ROUTER may hold messages that its descriptor does not tell of
   Reactor::TimerId timer = 0;
