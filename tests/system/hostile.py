@@ -1,6 +1,7 @@
 """A peer that holds the keys of a real site and sends whatever it likes: libzmq through ctypes, messages from protoc."""
 
 import ctypes
+import re
 import sqlite3
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import time
 from fault_points import REPOSITORY
 
 DEALER = 5
+with open(f'{REPOSITORY}/replication/transport.h') as f:
+    VERSION = int(re.search(r'kProtocolVersion = (\d+);', f.read())[1])
 LINGER, PUBLIC, SECRET, SERVER, ROUTING_ID = 17, 48, 49, 50, 5
 
 

@@ -399,7 +399,7 @@ def malformed_messages_of_a_known_site_break_nothing():
     alpha, beta = cluster
     keys = hostile.settings(beta.home, DATA_SET)
     server = hostile.settings(alpha.home, DATA_SET)['public_key']
-    hello = hostile.envelope(f'hello {{ data_set: {keys["data_set_id"]} version: 1 incarnation: 5 epoch: 1 '
+    hello = hostile.envelope(f'hello {{ data_set: {keys["data_set_id"]} version: {hostile.VERSION} incarnation: 5 epoch: 1 '
                              'owner: "alpha" }')
     beta.stop()
     before = digest(alpha.mountpoint, SAME_CONTENT)
@@ -442,7 +442,7 @@ def only_who_was_asked_answers_a_command():
     asked = hostile.settings(beta.home, DATA_SET)
     gamma.stop()
     first = int(asked['client'])  # numbers of commands begin with it
-    hello = hostile.envelope(f'hello {{ data_set: {keys["data_set_id"]} version: 1 incarnation: 5 epoch: 1 '
+    hello = hostile.envelope(f'hello {{ data_set: {keys["data_set_id"]} version: {hostile.VERSION} incarnation: 5 epoch: 1 '
                              'owner: "alpha" }')
     replies = [[hostile.envelope(f'command_reply {{ number: {number} text: \'{{"result": "aborted"}}\' }}')]
                for number in range(first, first + 20)]
@@ -465,9 +465,9 @@ def records_that_no_handoff_sends_are_ignored():
     alpha.migrate(beta, '--max-pause', '2s')
     cluster.wait_agreed(beta)
     beta.stop()
-    hello = hostile.envelope(f'hello {{ data_set: {keys["data_set_id"]} version: 1 incarnation: 5 epoch: 2 '
+    hello = hostile.envelope(f'hello {{ data_set: {keys["data_set_id"]} version: {hostile.VERSION} incarnation: 5 epoch: 2 '
                              'owner: "beta" power: 1 connection: 9 }')
-    prepare = hostile.envelope('prepare { attempt: 7 epoch: 3 version: 1 }')
+    prepare = hostile.envelope(f'prepare {{ attempt: 7 epoch: 3 version: {hostile.VERSION} }}')
     records = [[hostile.envelope(f'record {{ attempt: 7 number: {number} request {{ client: 5 seq: 1 '
                                  'mkdir { parent: 1 name: "x" } } }'), b'x'] for number in (0, 1)]
     hostile.send(beta, alpha.listen, keys, server, [[hello], [prepare], *records], rounds=3)
@@ -475,7 +475,8 @@ def records_that_no_handoff_sends_are_ignored():
     assert alpha.running(), alpha.tail(3)
     beta.start()
     cluster.wait_connected()
-    beta.migrate(alpha, '--max-pause', '2s', check=False)  # its epoch is known to alpha
+    refused = beta.migrate(alpha, '--max-pause', '2s', check=False)
+    assert 'epoch 3 is not newer' in refused['error'], refused  # alpha has believed the attempt of that epoch
     cluster.hand_over_and_compare(alpha, '--max-pause', '2s')
     assert 'x' not in os.listdir(alpha.mountpoint)
 
