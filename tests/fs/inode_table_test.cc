@@ -393,6 +393,7 @@ TEST(IdentityJournalTest, what_lies_behind_a_lost_record_never_comes_back) {
   {
     IdentityJournal journal(file, kSlots, 0);
     IdentityFlusher flusher(database, journal, mutex);
+    const std::lock_guard lock(mutex);
     append(journal, 4);
   }
   IdentityJournal journal(file, kSlots, IdentityRows(database).journal_tail());
