@@ -129,14 +129,16 @@ TEST_F(DataChangesTest, AnAppendRecallsFromWhereItWasWritten) {
   EXPECT_EQ(orders_[0].what.offset, 996U);
 }
 
+pb::Outcome is_full(const pb::Request&) {
+  pb::Outcome outcome;
+  outcome.set_error(ENOSPC);
+  return outcome;
+}
+
 TEST_F(DataChangesTest, AFailedChangeRecallsNoReaders) {
   attach_all({kA, kB});
   opened(kB, kFile, O_RDONLY);
-  store_.result = [](const pb::Request&) {
-    pb::Outcome outcome;
-    outcome.set_error(ENOSPC);
-    return outcome;
-  };
+  store_.result = is_full;
   Answer& answer = write(kA);
   EXPECT_EQ(answer.error(), ENOSPC);
   EXPECT_TRUE(orders_.empty());
@@ -145,11 +147,7 @@ TEST_F(DataChangesTest, AFailedChangeRecallsNoReaders) {
 TEST_F(DataChangesTest, WhatAWorkerHasBegunIsRecalledThoughItFails) {
   attach_all({kA, kB});
   opened(kB, kFile, O_RDONLY);
-  store_.result = [](const pb::Request&) {
-    pb::Outcome outcome;
-    outcome.set_error(ENOSPC);
-    return outcome;
-  };
+  store_.result = is_full;
   pb::Request allocate = request_of(kA, ++seq_);
   allocate.mutable_fallocate()->set_id(kFile);
   allocate.mutable_fallocate()->set_length(10);
