@@ -670,7 +670,7 @@ def a_mount_as_a_service_waits_for_the_owner():
     beta.kill()
     beta.process = subprocess.Popen(beta.command('mount', DATA_SET, beta.mountpoint, '-f'), env=beta.environment(),
                                     stderr=subprocess.DEVNULL)
-    sandbox.eventually(lambda: beta.cli('status', DATA_SET, check=False).returncode == 0, 'it answers')
+    sandbox.eventually(lambda: beta.status()['running'], 'it answers')
     beta.signal(signal.SIGTERM)
     assert beta.process.wait(20) == 0
     beta.process = None
