@@ -199,8 +199,8 @@ void start_daemon(const Home& home, const ServeArguments& arguments, DaemonOptio
   }
   if (arguments.foreground) {
     options.patient = true;  // nobody waits for this command to end
-    std::jthread
-        clearing;  // not the daemon's own, which the kernel asks on the way to what is below the mount
+    // Not the daemon's own, which the kernel asks on the way to what is below the mount.
+    std::jthread clearing;
     serve_in_foreground(options, [&] {
       tell_service_manager();
       clearing = std::jthread([&] { clear_earlier(arguments.name, earlier, options.mountpoint); });

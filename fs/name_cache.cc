@@ -48,9 +48,9 @@ NameCache::NameCache(Executor& next, std::function<Reactor::Clock::duration()> t
 void NameCache::execute(const pb::Request& request, Bytes data, Reply reply) {
   if (epoch_ == 0) return next_.execute(request, data, std::move(reply));
   const auto op = request.op_case();
+  // «..» is no name of the directory: it changes with another one's.
   if (request.has_lookup() && request.lookup().name() == "..") {
-    next_.execute(request, data,
-                  std::move(reply));  // no name of the directory: it changes with another one's
+    next_.execute(request, data, std::move(reply));
   } else if (asked_for_attributes(op)) {
     if (!answer(request, reply)) ask(request, data, std::move(reply));
   } else if (op == pb::Request::kGetxattr) {

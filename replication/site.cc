@@ -512,8 +512,7 @@ std::string Site::Impl::why_not_connected(const SiteName& site) {
     case Transport::Trouble::refused:
       return fmt::format(
           "{} does not accept the key of this site: it was removed there, or the state of {} was restored "
-          "from "
-          "before it joined; delete {} and join again",
+          "from before it joined; delete {} and join again",
           who, site, options.folder.string());
     case Transport::Trouble::one_way:
       return fmt::format(
@@ -524,9 +523,8 @@ std::string Site::Impl::why_not_connected(const SiteName& site) {
       break;
   }
   return fmt::format(
-      "{} cannot be reached{}: is its daemon running (\"sharefs mount {} MOUNTPOINT\" or \"sharefs serve "
-      "{}\" "
-      "there), does this machine know that host, and does a firewall let it through?",
+      "{} cannot be reached{}: is its daemon running (\"sharefs mount {} MOUNTPOINT\" or "
+      "\"sharefs serve {}\" there), does this machine know that host, and does a firewall let it through?",
       who, where, name, name);
 }
 

@@ -63,8 +63,8 @@ class TargetTree {
 
   void detach(InodeId parent, const std::string& name);
   void attach(InodeId parent, const std::string& name, InodeId id);
-  void list(
-      const pb::DirectoryState& directory);  // behind its last part names that are not in the listing go
+  // Behind the last part of a listing names that are in none of its parts go.
+  void list(const pb::DirectoryState& directory);
   void freed(InodeId id);
 
   void settle();  // attaches what was set aside and fits by now

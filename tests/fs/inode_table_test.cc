@@ -352,7 +352,7 @@ TEST_P(InodeTableTest, an_id_that_is_asked_for_late_does_not_hide_who_has_its_in
 
 // Every file system counts its inodes from the beginning.
 TEST_P(InodeTableTest, what_is_mounted_in_the_store_ends_no_identity) {
-  if (::geteuid() != 0) GTEST_SKIP() << "mounts";
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root: it mounts";
   table_.reset();
   const fs::path inner = store() / "inner";
   ASSERT_EQ(::mount("none", store().c_str(), "tmpfs", 0, ""), 0);
