@@ -5,6 +5,7 @@
 #include <limits>
 #include <optional>
 #include <stdexcept>
+#include <utility>
 
 namespace sharefs {
 namespace {
@@ -16,6 +17,8 @@ constexpr std::size_t kBatch = 256;
 // extent and attributes of one inode; a few of them side by side still fit.
 constexpr std::size_t kMergeWindow = 16;
 static_assert(kMergeWindow < kBatch);
+// How many cells NotedCells holds: those of a database that changes some MiB of its pages, in 256 KiB.
+constexpr std::size_t kNotedCells = 8192;
 
 // So many entries are removed at once, in about a millisecond, and so often.
 constexpr int kSwept = 500;
@@ -72,6 +75,18 @@ std::uint64_t saturating_add(std::uint64_t a, std::uint64_t b) { return a > kNoE
 
 }  // namespace
 
+NotedCells::NotedCells() : cells_(kNotedCells) {}
+
+bool NotedCells::note(const Change& change) {
+  if (change.kind != Change::Kind::extent && change.kind != Change::Kind::attributes) return false;
+  const Cell cell{change.id, change.kind, change.offset, change.length};
+  // Offsets are multiples of large powers of two: their low bits tell little.
+  const std::uint64_t mixed = (cell.id ^ cell.offset * 0x9e3779b97f4a7c15U) * 0xff51afd7ed558ccdU;
+  return std::exchange(cells_[mixed >> 32U & (kNotedCells - 1)], cell) == cell;
+}
+
+void NotedCells::clear() { std::ranges::fill(cells_, Cell()); }
+
 ChangeLog::ChangeLog(Database& database, Reactor& reactor)
     : database_(database),
       reactor_(reactor),
@@ -99,6 +114,7 @@ std::uint64_t ChangeLog::start() {
 void ChangeLog::stop() {
   active_ = false;
   pending_.clear();
+  noted_.clear();
   bytes_since_cut_ = 0;
   unneeded_ = next_ - 1;
   sweep_later(kSweepInterval);
@@ -126,7 +142,7 @@ void ChangeLog::sweep() {
 // An entry may be merged into any that is still pending: no reader has seen that one, so the cell is read
 // after the change at hand has happened.
 void ChangeLog::changing(const Change& change) {
-  if (!active_) return;
+  if (!active_ || noted_.note(change)) return;
   const std::size_t window = std::min(kMergeWindow, pending_.size());
   for (std::size_t i = 1; i <= window; ++i) {
     if (const auto grown = merge(pending_[pending_.size() - i], change)) {
@@ -167,6 +183,7 @@ void ChangeLog::write_pending() {
 std::uint64_t ChangeLog::flush() {
   if (!broken_.empty()) throw DatabaseError(broken_);
   write_pending();
+  noted_.clear();
   bytes_since_cut_ = 0;
   return next_ - 1;
 }

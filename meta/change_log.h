@@ -39,10 +39,32 @@ class ChangeObserver {
   virtual void changing(const Change& change) = 0;
 };
 
+// Which cells without a name have been noted lately: those of the same hash push each other out, so it takes
+// no more memory and time the more there are.
+class NotedCells {
+ public:
+  NotedCells();
+  // Whether `change` is among them; it is from now on.
+  bool note(const Change& change);
+  void clear();
+
+ private:
+  struct Cell {
+    InodeId id = 0;  // 0: none
+    Change::Kind kind = Change::Kind::entry;
+    std::uint64_t offset = 0;
+    std::uint64_t length = 0;
+    bool operator==(const Cell&) const = default;
+  };
+  std::vector<Cell> cells_;
+};
+
 // Entries are collected in memory, adjacent extents of one inode merged, and written to SQLite (table
-// change_log) in batches by flush(). After a crash of the source the attempt is over, so entries need not be
-// durable one by one. What is not needed any more is removed little by little: a long image leaves millions
-// of entries, and callers wait for the thread that removes them.
+// change_log) in batches and by flush(). Until the next cut nobody reads them, so a cell that has been noted
+// since the last one needs no further entry: what rewrites the same blocks over and over costs a look at it.
+// After a crash of the source the attempt is over, so entries need not be durable one by one. What is not
+// needed any more is removed little by little: a long image leaves millions of entries, and callers wait for
+// the thread that removes them.
 class ChangeLog final : public ChangeObserver {
  public:
   ChangeLog(Database& database, Reactor& reactor);
@@ -80,6 +102,7 @@ class ChangeLog final : public ChangeObserver {
   std::uint64_t entries_ = 0;
   std::uint64_t bytes_since_cut_ = 0;
   std::vector<Change> pending_;
+  NotedCells noted_;  // since the last cut
 };
 
 // Tells `take` the entries in (after, through], in order; returns how many. Any thread with a connection of
