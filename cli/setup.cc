@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <spdlog/fmt/fmt.h>
+#include <sys/file.h>
 #include <sys/random.h>
 #include <unistd.h>
 
@@ -105,6 +106,15 @@ void refuse_used_by_daemon(const fs::path& store) {
   const UniqueFd area = open_private_area(directory.get());
   if (area && !lock_private_area(area.get()))
     fail(fmt::format("{} is the store of a running daemon", store.string()));
+}
+
+// What is checked of a store holds until that is let go of: nobody else makes a data set of it.
+UniqueFd lock_store(const fs::path& store) {
+  UniqueFd directory(open(store.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (directory && flock(directory.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    fail(fmt::format("{} is locked by another process, perhaps an init or join: try again when it has ended",
+                     store.string()));
+  return directory;
 }
 
 void check_store_place(const Home& home, const fs::path& store) {
@@ -319,6 +329,7 @@ void init_data_set(const Home& home, const InitOptions& options) {
   const fs::path store = fs::canonical(options.store, error);
   if (error) fail(fmt::format("{}: {}", options.store.string(), error.message()));
   if (!fs::is_directory(store)) fail(fmt::format("{} is not a directory", store.string()));
+  const UniqueFd lock = lock_store(store);
   check_store_place(home, store);
   if (address) check_address(home, options.name, *address);
 
@@ -393,6 +404,7 @@ Joined join_data_set(const Home& home, const JoinOptions& options) {
   made.make(options.store);
   const fs::path store = fs::canonical(options.store);
   const std::string id = std::to_string(token.data_set_id);
+  const UniqueFd lock = lock_store(store);
   check_store_place(home, store);
   require_empty_or_old_image(store, id);
 

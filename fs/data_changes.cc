@@ -229,7 +229,8 @@ bool DataChanges::cancel(ClientId client, std::uint64_t seq) {
              change->request.seq() == seq;
     });
     if (found == changes.end()) continue;
-    ChangePtr change = *found;  // answer() takes that one away
+    // NOLINTNEXTLINE(performance-unnecessary-copy-initialization): answer() takes that one away.
+    const ChangePtr change = *found;
     change->awaited.clear();
     reactor_.cancel(change->lease);
     change->outcome.set_error(EINTR);

@@ -2,11 +2,15 @@
 
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <spdlog/fmt/fmt.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include <atomic>
 #include <cerrno>
 #include <system_error>
+#include <thread>
+#include <vector>
 
 #include "cli/units.h"
 #include "fs/inode_table.h"
@@ -77,6 +81,29 @@ TEST_F(SetupTest, InitTwiceSaysThatItWasDone) {
   const auto store = scratch_.directory("data");
   init("projects", store);
   EXPECT_TRUE(error_of([&] { init("projects", store); }).starts_with("already initialised"));
+}
+
+TEST_F(SetupTest, OneOfSeveralInitsOfOneStoreHasIt) {
+  for (int round = 0; round < 20; ++round) {
+    const auto store = scratch_.directory("data" + std::to_string(round));
+    std::atomic<int> ready = 0;
+    std::atomic<int> succeeded = 0;
+    std::vector<std::thread> threads;
+    for (const char* name : {"one", "two"}) {
+      threads.emplace_back([&, name] {
+        const Home home(scratch_ / fmt::format("{}{}", name, round));
+        for (++ready; ready != 2;) {
+        }
+        try {
+          init_data_set(home, {"d", store, "alpha", ""});
+          ++succeeded;
+        } catch (const std::exception&) {
+        }
+      });
+    }
+    for (auto& thread : threads) thread.join();
+    EXPECT_EQ(succeeded, 1);
+  }
 }
 
 TEST_F(SetupTest, AnInterruptedInitIsCompletedWithTheSameIdentity) {
