@@ -24,12 +24,13 @@ namespace sharefs {
 // `state` is written last, so a slot is whole when it says so.
 struct Once::Slot {
   // kAside: of this process, for a request that has had no effect yet.
-  enum : std::uint32_t { kFree = 0, kIntent = 0x1e41, kOutcome = 0x2e42, kAside = 0x3e43 };
+  enum : std::uint32_t { kFree = 0, kIntent = 0x1e44, kOutcome = 0x2e42, kAside = 0x3e43 };
   std::uint64_t client;
   std::uint64_t seq;
   std::atomic<std::uint32_t> state;
-  std::uint32_t size;         // of body
-  char body[kSlotSize - 32];  // pb::Outcome: the intent, then the outcome
+  std::uint32_t size;         // of the pb::Outcome at the start of body: of what was before, or what came
+  char body[kSlotSize - 40];  // behind it what was asked, a pb::Request: of an intent
+  std::uint64_t asked;        // its size
   std::uint64_t number;       // grows from slot to slot
 };
 
@@ -187,35 +188,50 @@ void Once::execute(const pb::Request& request, Bytes data, Reply reply) {
   perform(request, data, std::move(reply));
 }
 
-bool Once::answer_again(Slot& slot, const pb::Request& request, const Reply& reply) {
-  pb::Outcome body;
-  if (slot.client != request.client() || slot.seq != request.seq()) return false;
-  if (slot.state != Slot::kIntent && slot.state != Slot::kOutcome) return false;
-  if (slot.size > sizeof slot.body || !body.ParseFromArray(slot.body, static_cast<int>(slot.size)))
-    return false;
-  if (slot.state == Slot::kIntent) {
-    auto outcome = found_performed(store_, request, named_by(request), body);
-    if (!outcome) return false;
-    body = std::move(*outcome);
-    write(slot, Slot::kOutcome, body);
-  }
+bool Once::answer_again(const Slot& slot, const pb::Request& request, const Reply& reply) {
+  pb::Request ignored;
+  pb::Outcome outcome;
+  if (slot.state != Slot::kOutcome || !get(slot, ignored, outcome)) return false;
   spdlog::info("request {}:{} was performed before: answered again", request.client(), request.seq());
-  answer(request, body, {}, reply);
+  answer(request, outcome, {}, reply);
   return true;
+}
+
+void Once::settle() {
+  for (const auto& [key, index] : slots_) {
+    Slot& slot = at(index);
+    if (slot.state != Slot::kIntent || performing_[index]) continue;
+    pb::Request asked;
+    pb::Outcome before;
+    const auto outcome =
+        get(slot, asked, before) ? found_performed(store_, asked, named_by(asked), before) : std::nullopt;
+    if (outcome)
+      put(slot, Slot::kOutcome, {}, *outcome);
+    else
+      slot.state = Slot::kFree;
+  }
+}
+
+void Once::intend(Slot& slot, const pb::Request& request) {
+  const pb::Outcome before = intent_of(store_, named_by(request));
+  if (!request.has_symlink()) return put(slot, Slot::kIntent, request, before);
+  pb::Request asked = request;  // without what may be long
+  asked.mutable_symlink()->clear_target();
+  put(slot, Slot::kIntent, asked, before);
 }
 
 void Once::perform(const pb::Request& request, Bytes data, Reply reply) {
   const Key key{request.client(), request.seq()};
   const std::size_t index = slot_for(key);
   performing_.set(index);
-  write(at(index), Slot::kIntent, intent_of(store_, named_by(request)));
+  intend(at(index), request);
   fault_point("once.intent");
   const auto done = [this, key](const pb::Request& performed, const pb::Outcome& outcome, Bytes bytes,
                                 const Reply& to) {
     fault_point("once.effect");
     if (const auto slot = slots_.find(key); slot != slots_.end()) {
       performing_.reset(slot->second);
-      write(at(slot->second), Slot::kOutcome, outcome);
+      put(at(slot->second), Slot::kOutcome, {}, outcome);
     }
     fault_point("once.outcome");
     answer(performed, outcome, bytes, to);
@@ -238,8 +254,10 @@ void Once::perform(const pb::Request& request, Bytes data, Reply reply) {
 void Once::put_aside(const pb::Request& request, bool aside) {
   const auto found = slots_.find({request.client(), request.seq()});
   if (found == slots_.end()) return;
-  write(at(found->second), aside ? Slot::kAside : Slot::kIntent,
-        aside ? pb::Outcome() : intent_of(store_, named_by(request)));
+  if (aside)
+    put(at(found->second), Slot::kAside, {}, {});
+  else
+    intend(at(found->second), request);
 }
 
 void Once::answer(const pb::Request& request, const pb::Outcome& outcome, Bytes data, const Reply& reply) {
@@ -256,10 +274,9 @@ std::vector<Once::Known> Once::left(const std::function<bool(std::uint64_t)>& mi
   std::vector<Known> all;
   for (const auto& [key, index] : slots_) {
     const Slot& slot = at(index);
-    if (slot.state == Slot::kAside) continue;
-    Known known{.client = key.client, .seq = key.seq, .done = slot.state == Slot::kOutcome, .body = {}};
-    if (missed(key.client) && slot.size <= sizeof slot.body &&
-        known.body.ParseFromArray(slot.body, static_cast<int>(slot.size)))
+    Known known{.client = key.client, .seq = key.seq, .outcome = {}};
+    pb::Request ignored;
+    if (slot.state == Slot::kOutcome && missed(key.client) && get(slot, ignored, known.outcome))
       all.push_back(std::move(known));
   }
   return all;
@@ -268,7 +285,7 @@ std::vector<Once::Known> Once::left(const std::function<bool(std::uint64_t)>& mi
 void Once::adopt(const Known& known) {
   const Key key{known.client, known.seq};
   if (slots_.contains(key)) return;
-  write(at(slot_for(key)), known.done ? Slot::kOutcome : Slot::kIntent, known.body);
+  put(at(slot_for(key)), Slot::kOutcome, {}, known.outcome);
 }
 
 // The oldest one; if possible, of a request that is not under way. What was known of this request is over.
@@ -290,13 +307,21 @@ std::size_t Once::slot_for(const Key& key) {
   return index;
 }
 
-void Once::write(Slot& slot, std::uint32_t state, const pb::Outcome& body) {
-  const auto size = body.ByteSizeLong();
+void Once::put(Slot& slot, std::uint32_t state, const pb::Request& asked, const pb::Outcome& outcome) {
+  const auto size = outcome.ByteSizeLong(), asked_size = asked.ByteSizeLong();
   slot.state.store(Slot::kFree, std::memory_order_release);
-  if (size > sizeof slot.body) return;
-  body.SerializeWithCachedSizesToArray(reinterpret_cast<std::uint8_t*>(slot.body));
+  if (size + asked_size > sizeof slot.body) return;
+  auto* const body = reinterpret_cast<std::uint8_t*>(slot.body);
+  asked.SerializeWithCachedSizesToArray(outcome.SerializeWithCachedSizesToArray(body));
   slot.size = static_cast<std::uint32_t>(size);
+  slot.asked = asked_size;
   slot.state.store(state, std::memory_order_release);
+}
+
+bool Once::get(const Slot& slot, pb::Request& asked, pb::Outcome& outcome) {
+  return slot.size <= sizeof slot.body && slot.asked <= sizeof slot.body - slot.size &&
+         outcome.ParseFromArray(slot.body, static_cast<int>(slot.size)) &&
+         asked.ParseFromArray(slot.body + slot.size, static_cast<int>(slot.asked));
 }
 
 }  // namespace sharefs

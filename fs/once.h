@@ -7,9 +7,9 @@
 //   intent (what its names led to, the size before) -> effect -> outcome (-> sync) -> reply
 //
 // in slots of a file mapped MAP_SHARED, which survives the process. Asked again: a slot with an outcome
-// answers; a slot with an intent only is decided by comparing the tree with the intent. All other requests
-// are idempotent and pass. After a power cut the file may be stale: then an operation that was not fsynced
-// may be lost, as on any local disk.
+// answers. What an earlier process left with an intent only is decided by comparing the tree with the intent,
+// before anybody changes what would tell. All other requests are idempotent and pass. After a power cut the
+// file may be stale: then an operation that was not fsynced may be lost, as on any local disk.
 //
 // File: kSlots slots of kSlotSize bytes, used in a ring that the next process goes on with; see Slot in
 // once.cc. What is known of the newest requests is kept the longest. Threads: reactor thread only.
@@ -34,6 +34,10 @@ class Once final : public Executor {
 
   void execute(const pb::Request& request, Bytes data, Reply reply) override;
 
+  // Decides what an earlier process left in doubt. Before anything is performed at the store, which must
+  // answer already.
+  void settle();
+
   // Requests of this client (the mount of this very process, which ends with it) pass without a slot from now
   // on; 0: nobody's do. Nobody's may while records are performed: another process sends those again.
   void exempt(std::uint64_t client) { exempt_ = client; }
@@ -43,11 +47,10 @@ class Once final : public Executor {
   // of neither whether it was performed.)
   void put_aside(const pb::Request& request, bool aside);
 
-  // What is known of a request: an intent, or what came of it.
+  // What came of a request.
   struct Known {
     std::uint64_t client = 0, seq = 0;
-    bool done = false;
-    pb::Outcome body;
+    pb::Outcome outcome;
   };
   // For the next owner, whom they may be asked again: those of clients that `missed` says have not been back
   // since this process began. Others have windows of replies (replication/request_server.h).
@@ -56,7 +59,7 @@ class Once final : public Executor {
   void adopt(const Known& known);
 
   static constexpr std::size_t kSlots = 4096;
-  static constexpr std::size_t kSlotSize = 512;
+  static constexpr std::size_t kSlotSize = 1024;  // two names and their attributes fit
 
  private:
   struct Slot;
@@ -69,11 +72,13 @@ class Once final : public Executor {
   };
 
   // True if the request was answered from its slot.
-  bool answer_again(Slot& slot, const pb::Request& request, const Reply& reply);
+  bool answer_again(const Slot& slot, const pb::Request& request, const Reply& reply);
   void perform(const pb::Request& request, Bytes data, Reply reply);
   void answer(const pb::Request& request, const pb::Outcome& outcome, Bytes data, const Reply& reply);
   std::size_t slot_for(const Key& key);
-  static void write(Slot& slot, std::uint32_t state, const pb::Outcome& body);
+  void intend(Slot& slot, const pb::Request& request);
+  static void put(Slot& slot, std::uint32_t state, const pb::Request& asked, const pb::Outcome& outcome);
+  static bool get(const Slot& slot, pb::Request& asked, pb::Outcome& outcome);
   Slot& at(std::size_t index);
 
   // constant after construction

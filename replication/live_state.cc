@@ -102,8 +102,8 @@ pb::LiveState take_live_state(const SiteParts& parts) {
       auto* slot = live.add_slots();
       slot->set_client(known.client);
       slot->set_seq(known.seq);
-      slot->set_done(known.done);
-      slot->mutable_body()->Swap(&known.body);
+      slot->set_done(true);
+      slot->mutable_body()->Swap(&known.outcome);
     }
   }
   return live;
@@ -133,7 +133,7 @@ void restore_live_state(const SiteParts& parts, const pb::LiveState& live) {
     orphans[orphan.id()] = {orphan.clients().begin(), orphan.clients().end()};
   parts.coherence.restore_orphans(std::move(orphans), {live.unheard().begin(), live.unheard().end()});
   for (const auto& slot : live.slots())
-    parts.once.adopt({.client = slot.client(), .seq = slot.seq(), .done = slot.done(), .body = slot.body()});
+    if (slot.done()) parts.once.adopt({.client = slot.client(), .seq = slot.seq(), .outcome = slot.body()});
   parts.server.restore({live.clients().begin(), live.clients().end()});
 }
 

@@ -261,6 +261,7 @@ void Site::Impl::serve_as_owner(bool moving) {
     tree.move(TreePlace::Direction::up);
   else
     tree.resume(TreePlace::Direction::up);
+  once.settle();
   router.route_to(pace);
   server.serve();
 }

@@ -38,7 +38,10 @@ class OnceTest : public StoreFixture {
 
   std::filesystem::path slots() const { return directory_.path() / "once.slots"; }
   // The dead ones stay: workers of theirs may still answer.
-  void next_process() { all_.push_back(std::make_unique<Once>(killed_, slots())); }
+  void next_process() {
+    all_.push_back(std::make_unique<Once>(killed_, slots()));
+    once().settle();
+  }
   Once& once() { return *all_.back(); }
 
   Answer through(Executor& executor, const pb::Request& request, std::string_view data = {}) {
@@ -242,6 +245,58 @@ TEST_P(OnceTest, more_requests_under_way_than_there_are_slots_wait_for_nothing) 
     leave_unanswered(append(seq, id, 1, false), "x");
   killed_.when = Killed::When::never;
   EXPECT_EQ(through(once(), append(Once::kSlots + 2, id, 1, false), "x").error(), 0);
+}
+
+// Whoever asked it may come back behind others, who change what would tell whether it was performed.
+TEST_P(OnceTest, what_others_do_before_it_is_asked_again_tells_nothing_of_it) {
+  const InodeId lost = create(kRootInode, "lost").id(), doubled = create(kRootInode, "doubled").id();
+  create(kRootInode, "goes");
+  auto exclusive = asked(1);
+  exclusive.mutable_create()->set_parent(kRootInode);
+  exclusive.mutable_create()->set_name(std::string(255, 'n'));
+  exclusive.mutable_create()->set_mode(S_IFREG | 0644);
+  auto renamed = asked(2);
+  renamed.mutable_rename()->set_parent(kRootInode);
+  renamed.mutable_rename()->set_name("goes");
+  renamed.mutable_rename()->set_new_parent(kRootInode);
+  renamed.mutable_rename()->set_new_name(std::string(255, 'm'));
+  auto symlink = asked(3);
+  symlink.mutable_symlink()->set_parent(kRootInode);
+  symlink.mutable_symlink()->set_name("link");
+  symlink.mutable_symlink()->set_target(std::string(4000, 't'));
+  killed_.when = Killed::When::before;
+  leave_unanswered(exclusive);
+  leave_unanswered(append(4, lost, 4, false), "ours");
+  killed_.when = Killed::When::after;
+  leave_unanswered(append(5, doubled, 4, false), "ours");
+  leave_unanswered(renamed);
+  leave_unanswered(symlink);
+  killed_.when = Killed::When::never;
+  next_process();
+  const auto by_another = [&](pb::Request request, std::string_view data = {}) {
+    request.set_client(kClient + 1);
+    EXPECT_EQ(through(once(), request, data).error(), 0);
+  };
+  by_another(exclusive);
+  by_another(append(4, lost, 4, false), "them");
+  by_another(append(5, doubled, 4, false), "them");
+  auto unlinked = asked(6);
+  unlinked.mutable_unlink()->set_parent(kRootInode);
+  unlinked.mutable_unlink()->set_name("link");
+  by_another(unlinked);
+  auto moved_on = renamed;
+  moved_on.set_seq(7);
+  moved_on.mutable_rename()->set_name(renamed.rename().new_name());
+  moved_on.mutable_rename()->set_new_name("elsewhere");
+  by_another(moved_on);
+  EXPECT_EQ(through(once(), exclusive).error(), EEXIST);
+  EXPECT_EQ(through(once(), append(4, lost, 4, false), "ours").error(), 0);
+  EXPECT_EQ(std::filesystem::file_size(path("lost")), 8U);
+  EXPECT_EQ(through(once(), append(5, doubled, 4, false), "ours").error(), 0);
+  EXPECT_EQ(std::filesystem::file_size(path("doubled")), 8U);
+  EXPECT_EQ(through(once(), renamed).error(), 0);
+  EXPECT_EQ(through(once(), symlink).error(), 0);
+  EXPECT_FALSE(std::filesystem::exists(std::filesystem::symlink_status(path("link"))));
 }
 
 // A full disk must not be met at a store into the mapping.

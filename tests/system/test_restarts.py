@@ -723,6 +723,30 @@ def what_an_owner_performed_and_did_not_answer_is_known_to_the_next():
     assert asker.receive() == ('ok', None), 'it was performed twice'
 
 
+def what_an_owner_left_in_doubt_is_decided_before_others_ask():
+    """The site that asked comes back behind another one, whose append makes the file as long as its own would have."""
+    cluster = Cluster(3, content=lambda store: content.write(f'{store}/log', b''))
+    alpha, beta, gamma = cluster
+    for point in 'once.intent', 'once.effect':
+        asker, other = Actor(gamma.mountpoint), Actor(beta.mountpoint)
+        flags = os.O_WRONLY | os.O_APPEND
+        assert asker.do('open', 1, 'log', flags)[0] == 'ok' and other.do('open', 1, 'log', flags)[0] == 'ok'
+        alpha.restart(f'{point}=kill@1')
+        cluster.wait_connected()
+        asker.send('write', 1, b'ours-')
+        alpha.wait_killed()
+        cluster.network.cut('gamma')
+        alpha.start()
+        assert other.do('write', 1, b'their', timeout=20)[0] == 'ok'
+        cluster.network.heal('gamma')
+        assert asker.receive() == ('ok', 5)
+        found = other.do('content', 'log')[1]
+        assert sorted((found[:5], found[5:])) == [b'ours-', b'their'], f'{point}: {found}'
+        assert other.do('truncate', 'log', 0)[0] == 'ok'
+        asker.close()
+        other.close()
+
+
 if __name__ == '__main__':
     sys.exit(sandbox.main({test.__name__: (test, 90) for test in (
         what_an_idle_site_holds_is_known_to_another_process_of_the_owner,
@@ -751,4 +775,5 @@ if __name__ == '__main__':
         the_locks_of_a_site_that_was_restarted_are_given_up_once,
         what_is_given_up_before_a_restarted_target_serves_stays_given_up,
         what_an_owner_performed_and_did_not_answer_is_known_to_the_next,
+        what_an_owner_left_in_doubt_is_decided_before_others_ask,
         a_write_that_waits_for_space_is_seen_by_who_opened_meanwhile)}))
