@@ -349,7 +349,7 @@ void NameCache::changed(const pb::Request& request, const pb::Outcome& outcome) 
 void NameCache::believe(Epoch epoch, bool far) {
   forget_all();
   far_ = far;
-  epoch_ = epoch;  // the stamp of the last recall stays: stamps grow with the epoch
+  epoch_ = epoch;
 }
 
 void NameCache::forget(const std::vector<InodeId>& ids, std::uint64_t stamp) {
@@ -361,8 +361,11 @@ void NameCache::forget(const std::vector<InodeId>& ids, std::uint64_t stamp) {
   }
 }
 
+// What is asked from now on is answered behind all recalls so far, perhaps by another process of the owner,
+// whose stamps begin anew.
 void NameCache::forget_all() {
   ++generation_;
+  last_recall_ = 0;
   attributes_.clear();
   contents_.changed_all();
   directories_.clear();

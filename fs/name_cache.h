@@ -132,8 +132,8 @@ class NameCache final : public Executor {
   // reactor thread
   Epoch epoch_ = 0;
   bool far_ = true;
-  std::uint64_t generation_ = 0;   // grows when everything is forgotten
-  std::uint64_t last_recall_ = 0;  // its stamp
+  std::uint64_t generation_ = 0;   // what was asked in an earlier one is not believed
+  std::uint64_t last_recall_ = 0;  // its stamp; of this generation
   std::unordered_map<InodeId, Known> attributes_;
   std::unordered_map<InodeId, Directory> directories_;
   std::size_t names_ = 0;  // in all directories

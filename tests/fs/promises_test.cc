@@ -402,6 +402,22 @@ TEST_F(PromisesTest, ANewOwnerAcknowledgesNoChangeBeforeAllHaveForgotten) {
   EXPECT_TRUE(written.given());
 }
 
+// Its stamps begin anew, since its epoch is the same.
+TEST_F(PromisesTest, AnotherProcessOfTheOwnerIsBelieved) {
+  for (int i = 0; i < 10; ++i) {
+    ask(0, lookup(1, "old"));
+    deliver_all();
+    ask(kOwn, write(kOwn, store.names["old"]));
+    deliver_all();
+  }
+  promises.end();
+  promises.begin(kEpoch, {1, 2, 3});
+  deliver_all();
+  ask(0, lookup(1, "old"));
+  deliver_all();
+  EXPECT_TRUE(ask(0, lookup(1, "old")).given());
+}
+
 TEST_F(PromisesTest, WhoseChangeFailedForgetsToo) {
   ask(0, lookup(1, "none"));
   deliver_all();
