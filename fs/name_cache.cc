@@ -48,6 +48,9 @@ NameCache::NameCache(Executor& next, std::function<Reactor::Clock::duration()> t
 void NameCache::execute(const pb::Request& request, Bytes data, Reply reply) {
   if (epoch_ == 0) return next_.execute(request, data, std::move(reply));
   const auto op = request.op_case();
+  // A killed caller holds nobody up any more: others of this mount change the same names, and may be answered
+  // before it.
+  if (request.has_cancel()) ++generation_;
   // «..» is no name of the directory: it changes with another one's.
   if (request.has_lookup() && request.lookup().name() == "..") {
     next_.execute(request, data, std::move(reply));

@@ -12,7 +12,7 @@
 //  - Only what carries a promise of the present owner is kept, and it is believed only while that owner has
 //  answered within kPromiseTrust.
 //  - An outcome older than the last recall is not kept, nor one that was asked for before everything was
-//  forgotten.
+//  forgotten, or before a caller of this mount was killed.
 //  - A change of this mount's own whose outcome carries no promise makes everything forgotten.
 //  - Attributes are lent to the kernel for no longer than the owner is believed, and no recall is answered
 //  before they were taken back.

@@ -418,6 +418,33 @@ TEST_F(PromisesTest, AnotherProcessOfTheOwnerIsBelieved) {
   EXPECT_TRUE(ask(0, lookup(1, "old")).given());
 }
 
+// Its kernel goes on changing the same names, which it would not before an answer.
+TEST_F(PromisesTest, AChangeWhoseCallerWasKilledIsNotTakenForTheNewestWord) {
+  const InodeId id = store.names["old"];
+  ask(1, getattr(2, id));
+  ask(0, lookup(1, "old"));
+  deliver_all();
+  silent.insert(1);
+  auto killed = unlink(1, "old");
+  killed.set_seq(7);
+  ask(0, killed);
+  deliver_all();
+  auto cancel = request_of(1, 8);
+  cancel.mutable_cancel()->set_seq(7);
+  ask(0, cancel);
+  ask(0, create(1, "old"));
+  deliver_all();
+  ask(0, lookup(1, "old"));
+  deliver_all();
+  pass_time(std::chrono::milliseconds(110));
+  deliver_all();
+  const auto& seen = ask(0, lookup(1, "old"));
+  deliver_all();
+  ASSERT_TRUE(seen.given());
+  EXPECT_EQ(seen.error(), 0);
+  EXPECT_NE(seen.outcome.attr().id(), id);
+}
+
 TEST_F(PromisesTest, WhoseChangeFailedForgetsToo) {
   ask(0, lookup(1, "none"));
   deliver_all();

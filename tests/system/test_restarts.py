@@ -747,6 +747,27 @@ def what_an_owner_left_in_doubt_is_decided_before_others_ask():
         other.close()
 
 
+def what_a_killed_caller_asked_is_not_taken_for_the_newest_word():
+    """Its own kernel goes on, and what is asked then may be answered before it."""
+    cluster = Cluster(3, content=lambda store: [content.write(f'{store}/{name}', b'old') for name in 'az'])
+    alpha, beta, gamma = cluster
+    os.makedirs(f'{alpha.mountpoint}/d')
+    os.link(f'{alpha.mountpoint}/a', f'{alpha.mountpoint}/d/other')
+    killed, actor, holder = Actor(beta.mountpoint), Actor(beta.mountpoint), Actor(gamma.mountpoint)
+    assert holder.do('stat', 'd/other')[0] == 'ok'
+    content.write(f'{alpha.mountpoint}/new', b'')  # gamma holds a promise of the file, and of the root none any more
+    assert actor.do('stat', 'a')[0] == 'ok' and actor.do('stat', 'z')[0] == 'ok'
+    gamma.signal(signal.SIGSTOP)
+    killed.send('unlink', 'a')
+    sandbox.eventually(lambda: not os.path.exists(f'{alpha.store}/a'), 'it is performed')
+    killed.kill()
+    killed.wait_ended()
+    assert actor.do('rename', 'z', 'a')[0] == 'ok'
+    time.sleep(3)  # longer than gamma is waited for
+    gamma.signal(signal.SIGCONT)
+    assert actor.do('content', 'a') == ('ok', b'old'), 'what was made after the removal is gone'
+
+
 if __name__ == '__main__':
     sys.exit(sandbox.main({test.__name__: (test, 90) for test in (
         what_an_idle_site_holds_is_known_to_another_process_of_the_owner,
@@ -776,4 +797,5 @@ if __name__ == '__main__':
         what_is_given_up_before_a_restarted_target_serves_stays_given_up,
         what_an_owner_performed_and_did_not_answer_is_known_to_the_next,
         what_an_owner_left_in_doubt_is_decided_before_others_ask,
+        what_a_killed_caller_asked_is_not_taken_for_the_newest_word,
         a_write_that_waits_for_space_is_seen_by_who_opened_meanwhile)}))
