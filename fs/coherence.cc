@@ -59,13 +59,13 @@ struct Coherence::Impl {
         locks(the_locks),
         reactor(the_reactor),
         recall(std::move(the_recall)),
-        timing(the_timing),
+        timing(std::move(the_timing)),
         changes(
             opens, reactor, recall,
             [this](const pb::Request& request, Bytes data, Reply reply) {
               perform(request, data, std::move(reply));
             },
-            timing.lease) {}
+            timing) {}
 
   void perform(const pb::Request& request, Bytes data, Reply reply);
   void open(const pb::Request& request, const OpenHandle& handle, Reply reply);
@@ -541,7 +541,7 @@ void Coherence::Impl::free_in_store(const std::vector<InodeId>& ids) {
 
 Coherence::Coherence(Executor& store, OpenTable& opens, LockTable& locks, Reactor& reactor, Recall recall,
                      CoherenceTiming timing)
-    : impl_(std::make_unique<Impl>(store, opens, locks, reactor, std::move(recall), timing)) {}
+    : impl_(std::make_unique<Impl>(store, opens, locks, reactor, std::move(recall), std::move(timing))) {}
 
 Coherence::~Coherence() { clear(); }
 

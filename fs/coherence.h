@@ -14,8 +14,8 @@
 //  others drop their pages like those of any other change; but it does not wait for a client that itself
 //  writes back, while a change waits for such a client, whose pages are not all written yet. Queries never
 //  wait.
-//  - A client that does not answer within the lease is not waited for; it is told what it missed once it is
-//  heard.
+//  - A client that does not answer within the lease is not waited for, unless it is heard and the order may
+//  still be on its way; it is told what it missed once it is heard.
 //
 // Sole and shared: a client starts as shared. The only one attached is told so (RecallOrder.sole) and may
 // then cache names and attributes; a second one is let in when that has been taken back and has run out.
@@ -69,6 +69,9 @@ constexpr auto kLease = std::chrono::seconds(5);
 struct CoherenceTiming {
   Reactor::Clock::duration lease = kLease;
   Reactor::Clock::duration sole_timeout = std::max(kSoleMount.entry_timeout, kSoleMount.attr_timeout);
+  // For how long a client is waited for beyond the lease that it was given so long ago: its kernel shows what
+  // it has as long as it hears the owner, so not before the order has arrived.
+  std::function<Reactor::Clock::duration(ClientId, Reactor::Clock::duration ago)> extension = {};
 };
 
 class Coherence final : public Executor {

@@ -23,16 +23,17 @@ struct DataChanges::Change {
   bool asking = false;      // orders are being sent: answers that come at once are only counted
   bool invalidate = false;  // the reply tells the client to drop its pages
   std::vector<ClientId> awaited;
+  Reactor::Clock::time_point asked;  // the awaited ones
   Reactor::TimerId lease = 0;
 };
 
 DataChanges::DataChanges(const OpenTable& opens, Reactor& reactor, Recall recall, Perform perform,
-                         Reactor::Clock::duration lease)
+                         CoherenceTiming timing)
     : opens_(opens),
       reactor_(reactor),
       recall_(std::move(recall)),
       perform_(std::move(perform)),
-      lease_(lease) {}
+      timing_(std::move(timing)) {}
 
 DataChanges::~DataChanges() { clear(); }
 
@@ -176,7 +177,12 @@ void DataChanges::ask(const ChangePtr& change, Stage stage, const std::vector<Cl
   }
   change->asking = false;
   if (change->awaited.empty()) return;
-  change->lease = reactor_.after(lease_, [this, change, stage, alive] {
+  change->asked = Reactor::Clock::now();
+  wait(change, stage, timing_.lease);
+}
+
+void DataChanges::wait(const ChangePtr& change, Stage stage, Reactor::Clock::duration time) {
+  change->lease = reactor_.after(time, [this, change, stage, alive = std::weak_ptr(alive_)] {
     if (!alive.expired()) expired(change, stage);
   });
 }
@@ -189,8 +195,15 @@ void DataChanges::followed(const ChangePtr& change, Stage stage, ClientId client
 
 void DataChanges::expired(const ChangePtr& change, Stage stage) {
   if (change->stage != stage) return;
-  for (const ClientId client : change->awaited) lapsed_[client].insert(change->range.id);
-  change->awaited.clear();
+  const auto ago = Reactor::Clock::now() - change->asked;
+  Reactor::Clock::duration longest{};
+  std::erase_if(change->awaited, [&](ClientId client) {
+    const auto extension = timing_.extension ? timing_.extension(client, ago) : longest.zero();
+    longest = std::max(longest, extension);
+    if (extension <= longest.zero()) lapsed_[client].insert(change->range.id);
+    return extension <= longest.zero();
+  });
+  if (!change->awaited.empty()) return wait(change, stage, longest);
   proceed(change);
 }
 

@@ -41,7 +41,7 @@ class DataChanges {
 
   // `perform`: the way to the store.
   DataChanges(const OpenTable& opens, Reactor& reactor, Recall recall, Perform perform,
-              Reactor::Clock::duration lease);
+              CoherenceTiming timing);
   ~DataChanges();
   DataChanges(const DataChanges&) = delete;
   DataChanges& operator=(const DataChanges&) = delete;
@@ -80,6 +80,7 @@ class DataChanges {
   void recall_cached(const ChangePtr& change);
   void ask(const ChangePtr& change, Stage stage, const std::vector<ClientId>& clients);
   void followed(const ChangePtr& change, Stage stage, ClientId client);
+  void wait(const ChangePtr& change, Stage stage, Reactor::Clock::duration time);
   void expired(const ChangePtr& change, Stage stage);
   void proceed(const ChangePtr& change);
   void answer(const ChangePtr& change);
@@ -90,7 +91,7 @@ class DataChanges {
   Reactor& reactor_;
   const Recall recall_;
   const Perform perform_;
-  const Reactor::Clock::duration lease_;
+  const CoherenceTiming timing_;
   // reactor thread
   std::unordered_map<InodeId, std::vector<ChangePtr>> unanswered_;
   // Changes that will arrive: the gate holds them, or they are records of a handoff.

@@ -44,7 +44,8 @@ constexpr auto kPromiseTrust = std::chrono::milliseconds(2000);
 constexpr auto kPromiseLease = std::chrono::milliseconds(2500);
 static_assert(kPromiseLease > kPromiseTrust);
 
-// A stamp (Outcome.promise, RecallOrder.stamp) only grows, also from owner to owner.
+// A stamp (Outcome.promise, RecallOrder.stamp) only grows, also from owner to owner; another process of an
+// owner begins anew.
 constexpr unsigned kStampBits = 40;
 constexpr Epoch epoch_of_stamp(std::uint64_t stamp) { return stamp >> kStampBits; }
 

@@ -114,7 +114,8 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
       coherence(promises, opens, locks, reactor,
                 [this](const RecallOrder& order, std::function<void(bool)> done) {
                   recall(order, std::move(done));
-                }),
+                },
+                {.extension = [this](ClientId holder, auto ago) { return extension(holder, ago); }}),
       gate(coherence, database),
       pace(gate, reactor),
       transport({.site = required(state, "site"),
@@ -628,6 +629,14 @@ void Site::Impl::recall_at(const SiteName& site, const RecallOrder& order, std::
   // longer.)
   if (!order.names.empty() && transport.silence(site) > kPromiseLease)
     std::exchange(recalls[number].done, [](bool) {})(false);
+}
+
+// On a slow link a recall may be behind what the site reads for longer than its lease. It has arrived when a
+// ping sent after it was answered; a site that is not heard drops what it shows by itself (lost()).
+Reactor::Clock::duration Site::Impl::extension(ClientId holder, Reactor::Clock::duration ago) {
+  const auto found = opens.clients().find(holder);
+  if (found == opens.clients().end() || transport.trusted_for(found->second, ago) > ago.zero()) return {};
+  return kLease - transport.silence(found->second);
 }
 
 // Of those that may have a mount which this owner does not know.

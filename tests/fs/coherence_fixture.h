@@ -8,6 +8,7 @@
 #include <deque>
 #include <functional>
 #include <initializer_list>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -40,7 +41,11 @@ class CoherenceTest : public ::testing::Test {
                 orders_.push_back({order, std::move(done)});
               }
             },
-            CoherenceTiming{.lease = milliseconds(200), .sole_timeout = milliseconds(100)}) {}
+            CoherenceTiming{.lease = milliseconds(200),
+                            .sole_timeout = milliseconds(100),
+                            .extension = [this](ClientId client, auto) {
+                              return behind_.contains(client) ? milliseconds(50) : milliseconds(0);
+                            }}) {}
 
   // Lets the reactor serve its timers for a while.
   void pass_time(milliseconds time) {
@@ -140,6 +145,7 @@ class CoherenceTest : public ::testing::Test {
   }
 
   std::uint64_t seq_ = 0;
+  std::set<ClientId> behind_;  // whom an order may not have reached yet, though they are heard
   bool follow_at_once_ = false;
   std::deque<Answer> answers_;
   std::deque<Order> orders_;

@@ -334,6 +334,25 @@ TEST_F(DataChangesTest, AChangeWaitsForThePagesOfWhoeverIsWritingBack) {
   EXPECT_TRUE(change.given());
 }
 
+TEST_F(DataChangesTest, WhoIsHeardAndMayNotHaveBeenToldIsWaitedFor) {
+  attach_all({kA, kB, kC});
+  opened(kA);
+  opened(kB, kFile, O_RDONLY);
+  opened(kC, kFile, O_RDONLY);
+  behind_ = {kB};
+  Answer& change = write(kA);
+  pass_time(milliseconds(300));
+  EXPECT_FALSE(change.given());
+  follow(kB);
+  EXPECT_TRUE(change.given()) << "nobody waits for the other one any more";
+  Answer& again = write(kA);
+  pass_time(milliseconds(300));
+  EXPECT_FALSE(again.given());
+  behind_.clear();
+  pass_time(milliseconds(100));
+  EXPECT_TRUE(again.given()) << "it has been told, and does not follow";
+}
+
 TEST_F(DataChangesTest, ASilentClientIsWaitedForOneLeaseAndToldLater) {
   attach_all({kA, kB});
   opened(kA);

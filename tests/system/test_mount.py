@@ -714,6 +714,25 @@ def who_is_cut_off_is_shown_nothing_old():
     assert cut_off.do('mapped', 0, 3) == ('ok', b'new')
 
 
+def who_is_behind_a_slow_link_is_shown_nothing_old():
+    """It is heard all the time, but what it is to drop waits behind what it reads."""
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/f', b'old'),
+                                                *(content.write(f'{store}/{i}', bytes(1 << 20)) for i in range(4))])
+    alpha, beta = cluster
+    reader, other = Actor(beta.mountpoint), Actor(alpha.mountpoint)
+    assert reader.do('open', 1, 'f', os.O_RDONLY)[0] == 'ok' and reader.do('pread', 1, 3, 0) == ('ok', b'old')
+    assert other.do('open', 1, 'f', os.O_WRONLY)[0] == 'ok'
+    cluster.network.slow('alpha', 2000)
+    busy = [subprocess.Popen(['dd', f'if={beta.mountpoint}/{i}', 'of=/dev/null', 'bs=1M', 'iflag=direct', 'status=none'])
+            for i in range(4)]
+    time.sleep(0.5)
+    assert other.do('pwrite', 1, b'new', 0, timeout=30) == ('ok', 3)
+    assert reader.do('pread', 1, 3, 0, timeout=60) == ('ok', b'new')
+    for one in busy:
+        assert one.wait(60) == 0
+    cluster.network.slow('alpha', 10 ** 6)
+
+
 def a_file_becomes_an_append_only_one_while_it_is_open():
     """As make does with its output: the kernel goes by how it was opened, and so must the answer to a write."""
     cluster = Cluster(2)
@@ -990,6 +1009,7 @@ if __name__ == '__main__':
         'a_mount_as_a_service_waits_for_the_owner': (a_mount_as_a_service_waits_for_the_owner, 90),
         'a_slow_link_is_only_slow': (a_slow_link_is_only_slow, 120),
         'who_is_cut_off_is_shown_nothing_old': (who_is_cut_off_is_shown_nothing_old, 60),
+        'who_is_behind_a_slow_link_is_shown_nothing_old': (who_is_behind_a_slow_link_is_shown_nothing_old, 90),
         'a_file_becomes_an_append_only_one_while_it_is_open': (a_file_becomes_an_append_only_one_while_it_is_open, 60),
         'who_cannot_reach_a_new_owner_is_shown_nothing_old': (who_cannot_reach_a_new_owner_is_shown_nothing_old, 60),
         'who_is_cut_off_can_be_killed': (who_is_cut_off_can_be_killed, 90),
