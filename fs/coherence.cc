@@ -583,6 +583,8 @@ bool Coherence::awaits(const pb::Request& writeback) const {
 
 const std::map<InodeId, std::set<ClientId>>& Coherence::orphans() const { return impl_->orphans; }
 
+const std::map<ClientId, std::set<InodeId>>& Coherence::missed() const { return impl_->changes.lapsed(); }
+
 const std::set<SiteName>& Coherence::unheard() const { return impl_->unheard; }
 
 void Coherence::restore_orphans(std::map<InodeId, std::set<ClientId>> orphans, std::set<SiteName> unheard) {
@@ -601,6 +603,13 @@ void Coherence::restore_orphans(std::map<InodeId, std::set<ClientId>> orphans, s
       if (!still.expired()) impl_->ask_holders(id, kAnyClient);
     });
   }
+}
+
+void Coherence::tell_missed(ClientId client, std::vector<InodeId> ids) {
+  impl_->reactor.post([this, client, ids = std::move(ids), still = std::weak_ptr(impl_->alive)] {
+    if (still.expired()) return;
+    for (const InodeId id : ids) impl_->recall({.client = client, .id = id}, [](bool) {});
+  });
 }
 
 void Coherence::recover(const std::vector<InodeId>& orphans, std::set<SiteName> sites) {

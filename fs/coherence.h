@@ -113,13 +113,17 @@ class Coherence final : public Executor {
   void away(const SiteName& site);
   void back(const SiteName& site);
 
-  // Live state for a handoff: each orphan with the clients that may refer to it, and the sites that have not
-  // said yet what their mounts hold, since an owner was restarted.
+  // Live state for a handoff: each orphan with the clients that may refer to it, the inodes whose pages
+  // clients were not waited for to drop, and the sites that have not said yet what their mounts hold, since
+  // an owner was restarted.
   const std::map<InodeId, std::set<ClientId>>& orphans() const;
+  const std::map<ClientId, std::set<InodeId>>& missed() const;
   const std::set<SiteName>& unheard() const;
   // Asks the holders and the sites again, since their answers may have gone to the owner before. The open
   // table has been restored. What recover() was told of stays known.
   void restore_orphans(std::map<InodeId, std::set<ClientId>> orphans, std::set<SiteName> unheard = {});
+  // Orders anew what the owner before has ordered in vain; whoever is away is told when it is back.
+  void tell_missed(ClientId client, std::vector<InodeId> ids);
   // Another site is the owner: forgets everything; late answers change nothing. No change is in flight.
   void clear();
   // A site's process has ended: as a Detach of each of its clients, but for `except`.

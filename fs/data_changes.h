@@ -63,6 +63,7 @@ class DataChanges {
   void not_held(ClientId client, const Range& range);
   void none_held() { held_.clear(); }
   bool awaits(ClientId client, InodeId id) const;
+  const std::map<ClientId, std::set<InodeId>>& lapsed() const { return lapsed_; }
   void detach(ClientId client);
   // A request of this client arrived: if it missed recalls, they are ordered again.
   void heard(ClientId client) {

@@ -95,6 +95,11 @@ pb::LiveState take_live_state(const SiteParts& parts) {
     orphan->set_id(id);
     for (auto client : clients) orphan->add_clients(client);
   }
+  for (const auto& [client, ids] : parts.coherence.missed()) {
+    auto* missed = live.add_missed();
+    missed->set_client(client);
+    missed->mutable_ids()->Add(ids.begin(), ids.end());
+  }
   for (const auto& site : parts.coherence.unheard()) live.add_unheard(site);
   if (!parts.coherence.unheard().empty()) {
     const auto& back = parts.opens.clients();
@@ -132,6 +137,8 @@ void restore_live_state(const SiteParts& parts, const pb::LiveState& live) {
   for (const auto& orphan : live.orphans())
     orphans[orphan.id()] = {orphan.clients().begin(), orphan.clients().end()};
   parts.coherence.restore_orphans(std::move(orphans), {live.unheard().begin(), live.unheard().end()});
+  for (const auto& missed : live.missed())
+    parts.coherence.tell_missed(missed.client(), {missed.ids().begin(), missed.ids().end()});
   for (const auto& slot : live.slots())
     if (slot.done()) parts.once.adopt({.client = slot.client(), .seq = slot.seq(), .outcome = slot.body()});
   parts.server.restore({live.clients().begin(), live.clients().end()});

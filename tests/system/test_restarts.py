@@ -165,6 +165,26 @@ def a_site_that_is_heard_late_is_told_what_it_missed():
     assert late.do('pread', 2, 3, 0) == ('ok', b'old') and late.do('pwrite', 2, b'new', 0) == ('ok', 3)
 
 
+def a_site_that_slept_through_a_handoff_is_shown_nothing_old():
+    """The owner that did not wait for it is not there any more to tell it what it missed."""
+    cluster = Cluster(3, content=lambda store: content.write(f'{store}/f', b'old'))
+    alpha, beta, gamma = cluster
+    reader, other = Actor(gamma.mountpoint), Actor(alpha.mountpoint)
+    assert reader.do('open', 1, 'f', os.O_RDONLY)[0] == 'ok' and reader.do('pread', 1, 3, 0) == ('ok', b'old')
+    gamma.signal(signal.SIGSTOP)
+    cluster.network.cut('gamma')
+    assert other.do('open', 1, 'f', os.O_WRONLY)[0] == 'ok'
+    assert other.do('pwrite', 1, b'new', 0, timeout=20) == ('ok', 3)
+    other.close()
+    alpha.migrate(beta, *PAUSE)
+    alpha.stop()
+    cluster.network.heal('gamma')
+    gamma.signal(signal.SIGCONT)
+    sandbox.eventually(lambda: gamma.status()['owner'] == 'beta', 'gamma knows who owns', 20)
+    assert Actor(gamma.mountpoint).do('put', 'g', b'x', timeout=20)[0] == 'ok'
+    assert reader.do('pread', 1, 3, 0, timeout=20) == ('ok', b'new')
+
+
 def a_site_that_is_heard_in_the_pause_keeps_what_it_has():
     """A restarted owner moves the data set on before a frozen site has said what it holds; it says so in the pause."""
     cluster = Cluster(3, content=lambda store: [content.write(f'{store}/{name}', b'data') for name in ('f', 'gone')])
@@ -776,6 +796,7 @@ if __name__ == '__main__':
         a_restart_waits_only_for_sites_that_had_a_mount,
         the_only_mount_learns_that_it_is_not_any_more,
         a_site_that_is_heard_late_is_told_what_it_missed,
+        a_site_that_slept_through_a_handoff_is_shown_nothing_old,
         a_site_that_is_heard_in_the_pause_keeps_what_it_has,
         what_a_dead_mount_asked_does_not_come_true_later,
         what_a_killed_caller_asked_does_not_come_true_later,
