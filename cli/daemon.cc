@@ -4,6 +4,7 @@
 #include <malloc.h>
 #include <spdlog/fmt/fmt.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -46,6 +47,7 @@ class StopSignals {
     fd_ = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
     if (fd_ < 0) fail(fmt::format("signalfd: {}", strerror(errno)));
     std::signal(SIGPIPE, SIG_IGN);
+    std::signal(SIGXFSZ, SIG_IGN);
   }
   ~StopSignals() {
     close(fd_);
@@ -229,6 +231,9 @@ void serve_in_foreground(const DaemonOptions& options, const std::function<void(
     fail(fmt::format("already served by process {}: \"sharefs umount {}\" ends it",
                      DaemonLock::holder(options.paths), options.paths.folder.filename().string()));
   }
+  // A shell's limit is for its own files. Where it cannot be lifted, too long ones are refused (EFBIG).
+  const rlimit unlimited{.rlim_cur = RLIM_INFINITY, .rlim_max = RLIM_INFINITY};
+  setrlimit(RLIMIT_FSIZE, &unlimited);
   umask(0);  // modes are decided by the callers of the mount
   // Each of glibc's arenas keeps what a burst of 1 MiB messages took, up to 20 MiB; by default every thread
   // gets one of its own.

@@ -39,12 +39,12 @@ class Site:
     def listen(self):
         return f'tcp://{self.address}:{PORT}'
 
-    def command(self, *words, limit_files=None):
+    def command(self, *words, limits=()):
         command = self._network.inside(self.name)
         if self.user is not None:
             command += ['setpriv', '--reuid', str(self.user), '--regid', str(self.user), '--clear-groups']
-        if limit_files is not None:
-            command += ['prlimit', f'--nofile={limit_files}:{limit_files}']
+        if limits:
+            command += ['prlimit', *limits]
         return [*command, SHAREFS, *map(str, words)]
 
     def environment(self, faults=None):
@@ -63,7 +63,7 @@ class Site:
                                  f'{result.stderr.strip()} {result.stdout.strip()}')
         return result
 
-    def start(self, faults=None, at=None, serve=False, options=(), limit_files=None):
+    def start(self, faults=None, at=None, serve=False, options=(), limits=()):
         """Mounts (or serves) and waits until the daemon answers."""
         assert self.process is None, f'{self.name} runs already'
         self.mounted_at = None if serve else at or self.mountpoint
@@ -71,7 +71,7 @@ class Site:
         log = open(self.log, 'a')
         log.write(f'--- {" ".join(words)} faults={faults}\n')
         log.flush()
-        self.process = subprocess.Popen(self.command(*words, '-f', *options, limit_files=limit_files),
+        self.process = subprocess.Popen(self.command(*words, '-f', *options, limits=limits),
                                         env=self.environment(faults), stdout=log, stderr=log)
         log.close()
         eventually(self._is_up, f'{self.name} answers', timeout=30)

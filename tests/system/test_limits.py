@@ -591,9 +591,9 @@ def many_files_under_a_small_ulimit():
     content.bulk(stores[0], MEGABYTES)
     cluster = Cluster(2, stores=stores, mount=False)
     alpha, beta = cluster
-    alpha.start(limit_files=1024)
+    alpha.start(limits=['--nofile=1024:1024'])
     cluster.join(beta)
-    beta.start(limit_files=1024)
+    beta.start(limits=['--nofile=1024:1024'])
     wanted = FILES + -(-MEGABYTES // 8)
     for site in cluster:
         found = sandbox.run('find', site.mountpoint, '-type', 'f', '-size', '+0', '-printf', 'x', timeout=500).stdout
@@ -611,6 +611,20 @@ def many_files_under_a_small_ulimit():
           f'stall {stall:.0f} ms, memory {peaks}')
     assert all(peak < MEMORY_MIB for peak in peaks.values()), peaks
     cluster.verify(beta, alpha)
+
+
+def a_shells_limit_does_not_end_the_mount():
+    """`ulimit -f` is for the shell's own files. The daemon lifts it, if it may; if not, a longer file is refused."""
+    alpha, = Cluster(1, mount=False)
+    for hard in ('unlimited', 1 << 20):
+        alpha.start(limits=['--fsize=%d:%s' % (1 << 20, hard)])
+        path = f'{alpha.mountpoint}/{hard}'
+        try:
+            content.write(path, bytes(2 << 20))
+        except OSError as error:
+            assert error.errno == errno.EFBIG and hard != 'unlimited', error
+        assert os.path.getsize(path) == 2 << 20 or hard != 'unlimited'
+        alpha.stop()
 
 
 def a_long_file_needs_no_memory():
@@ -686,5 +700,6 @@ if __name__ == '__main__':
         'only_root_gets_its_reserve': (only_root_gets_its_reserve, 60),
         'what_a_failed_change_has_done_is_seen': (what_a_failed_change_has_done_is_seen, 60),
         'many_files_under_a_small_ulimit': (many_files_under_a_small_ulimit, 300 + FILES // 500),
+        'a_shells_limit_does_not_end_the_mount': (a_shells_limit_does_not_end_the_mount, 60),
         'a_long_file_needs_no_memory': (a_long_file_needs_no_memory, 90),
     }))
