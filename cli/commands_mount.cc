@@ -77,8 +77,10 @@ void check_store(const std::string& name, const fs::path& store, const std::stri
   refuse_foreign_area(store);
   if (marker == id) return;
   if (marker) fail(fmt::format("{} is the store of another data set now, not of {}", store.string(), name));
-  fail(fmt::format("{} is not the store of {} ({} is missing): is its disk mounted?", store.string(), name,
-                   (store / kPrivateArea).string()));
+  fail(
+      fmt::format("{} is not the store of {} ({} is missing): is its disk mounted? One that was moved needs "
+                  "a link in its place (ln -s)",
+                  store.string(), name, (store / kPrivateArea).string()));
 }
 
 // Whose place a new mount can take: a directory's, or a dead mount's, which leaves when that one is there
@@ -182,7 +184,8 @@ void start_daemon(const Home& home, const ServeArguments& arguments, DaemonOptio
   std::optional<fs::path> earlier;
   {
     OpenState open(options.paths);  // closed again before the daemon is forked
-    const fs::path store = open.state.setting("store");
+    // A store that was moved is reached by a link: mounts are known by where it leads.
+    const fs::path store = resolve_mountpoint(open.state.setting("store"));
     if (const std::string where = open.state.setting("mountpoint"); !where.empty()) earlier = where;
     if (!arguments.mountpoint.empty()) {
       options.mountpoint = resolve_mountpoint(arguments.mountpoint);
@@ -293,7 +296,7 @@ void refuse_during_handoff(const nlohmann::json& status, const std::string& name
 // The mounts of other sites that wait when the owner's daemon ends; or where the files are.
 void tell_who_waits(const nlohmann::json& status, const std::string& name) {
   if (text_of(status, "role") != "owner") {
-    if (text_of(status, "mountpoint") == text_of(status, "store"))
+    if (text_of(status, "mountpoint") == resolve_mountpoint(text_of(status, "store")))
       std::cerr << fmt::format("sharefs: note: the files are on {}, not in {}\n", text_of(status, "owner"),
                                printable(text_of(status, "store")));
     return;

@@ -101,13 +101,13 @@ std::string unmount(const fs::path& mountpoint, Unmount how) {
 
 bool means_busy(const std::string& why) { return why.ends_with(strerror(EBUSY)); }
 
-SetAside::SetAside(const fs::path& mountpoint) : mountpoint_(mountpoint) {
-  if (geteuid() != 0 || !is_dead_mount(mountpoint)) return;
-  mount_ = open_tree(AT_FDCWD, mountpoint.c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
-  const std::string why = mount_ < 0 ? strerror(errno) : unmount(mountpoint, Unmount::lazy);
+SetAside::SetAside(const fs::path& mountpoint) : mountpoint_(resolve_mountpoint(mountpoint)) {
+  if (geteuid() != 0 || !is_dead_mount(mountpoint_)) return;
+  mount_ = open_tree(AT_FDCWD, mountpoint_.c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+  const std::string why = mount_ < 0 ? strerror(errno) : unmount(mountpoint_, Unmount::lazy);
   if (why.empty()) return;
   if (mount_ >= 0) close(mount_);
-  throw std::runtime_error(mountpoint.string() +
+  throw std::runtime_error(mountpoint_.string() +
                            " has a mount whose daemon is gone, and it cannot be set aside: " + why);
 }
 

@@ -162,6 +162,24 @@ def mounted_over_the_store_itself():
     assert os.path.exists(f'{alpha.store}/dir0'), 'the files are not in the store after unmounting'
 
 
+def a_store_that_was_moved_is_found_by_a_link():
+    """Also below the mount of a killed daemon."""
+    cluster = Cluster(2, content=lambda store: content.write(f'{store}/file', b'moved'))
+    alpha, beta = cluster
+    alpha.stop()
+    place = f'{alpha.store}.place'
+    os.rename(alpha.store, place)
+    os.symlink(place, alpha.store)
+    alpha.cli('mount', DATA_SET, alpha.store)
+    kill_in_background(alpha)
+    assert 'hidden' not in alpha.cli('mount', DATA_SET, alpha.store).stderr
+    with open(f'{alpha.store}/file') as file:
+        assert file.read() == 'moved'
+    alpha.migrate(beta)
+    assert f'the files are on beta, not in {alpha.store}' in alpha.cli('umount', DATA_SET).stderr
+    assert place not in sandbox.fuse_mounts() and os.listdir(place) == ['.sharefs'], os.listdir(place)
+
+
 def kill_in_background(site):
     """The daemon that the command line started."""
     pid = site.status()['pid']
@@ -982,6 +1000,7 @@ if __name__ == '__main__':
         'a_strangers_file_in_an_old_image_is_not_lost': (a_strangers_file_in_an_old_image_is_not_lost, 60),
         'mounted_over_the_store_itself': (mounted_over_the_store_itself, 60),
         'a_mount_takes_the_place_of_a_dead_one': (a_mount_takes_the_place_of_a_dead_one, 60),
+        'a_store_that_was_moved_is_found_by_a_link': (a_store_that_was_moved_is_found_by_a_link, 60),
         'a_dead_mount_is_known_by_more_than_its_attributes': (a_dead_mount_is_known_by_more_than_its_attributes, 60),
         'a_refused_mount_leaves_the_dead_one': (a_refused_mount_leaves_the_dead_one, 60),
         'a_refused_mount_of_a_user_leaves_the_dead_one':
