@@ -32,12 +32,16 @@ CatchUp::Verdict CatchUp::judge(const Round& round, const Rest& rest, const Cost
   least_fixed_ = std::min(least_fixed_, costs.fixed());
   const double limit = ms(max_pause_);
   const double least = ms(least_fixed_);
-  if (least > limit && round.number >= kTrustedRounds)
+  const double predicted = predicted_ms(rest, costs);
+  const bool unreachable = least > limit && round.number >= kTrustedRounds;
+  // Where nothing is left to ship it is not for the applications that the pause does not fit.
+  if (unreachable || (rest.entries == 0 && round.number >= kMaxRounds && predicted > limit * kFits)) {
+    const double needed = unreachable ? least : predicted;
     return {.next = Next::give_up,
             .why = fmt::format(
                 "this link and these disks need a pause of about {:.0f} ms: use --max-pause {}ms or more",
-                least, longer(least))};
-  const double predicted = predicted_ms(rest, costs);
+                needed, longer(needed))};
+  }
   // The rest shrinks from round to round until it is what arrives during one round; then waiting gains
   // nothing.
   const bool settled = rest.entries <= round.entries || predicted < limit * kSmall;

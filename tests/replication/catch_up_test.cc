@@ -63,6 +63,16 @@ TEST_F(CatchUpTest, AnUnreachablePauseIsToldWithOneThatCanBe) {
   EXPECT_NE(verdict.why.find("about 302 ms: use --max-pause 454ms"), std::string::npos) << verdict.why;
 }
 
+TEST_F(CatchUpTest, APauseThatFitsBarelyIsNotBlamedOnApplicationsThatDoNotWrite) {
+  CatchUp::Costs barely = kCheap;
+  barely.target_sync = milliseconds(90);
+  CatchUp::Verdict verdict;
+  while (rounds_ < 40 && verdict.next == Next::another_round)
+    verdict = after({.took = milliseconds(91)}, {}, barely);
+  EXPECT_EQ(verdict.next, Next::give_up);
+  EXPECT_NE(verdict.why.find("about 94 ms: use --max-pause 142ms"), std::string::npos) << verdict.why;
+}
+
 TEST_F(CatchUpTest, OneBusyMomentOfADiskDoesNotMakeItUnreachable) {
   CatchUp::Costs busy = kCheap;
   busy.own_sync = milliseconds(500);
