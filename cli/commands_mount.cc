@@ -76,6 +76,8 @@ void check_store(const std::string& name, const fs::path& store, const std::stri
   const auto marker = read_store_marker(store);
   refuse_foreign_area(store);
   if (marker == id) return;
+  if (access((store / kPrivateArea).c_str(), R_OK | X_OK) != 0 && errno != ENOENT)
+    fail(fmt::format("{} cannot be used as a store: {}", store.string(), strerror(errno)));
   if (marker) fail(fmt::format("{} is the store of another data set now, not of {}", store.string(), name));
   fail(
       fmt::format("{} is not the store of {} ({} is missing): is its disk mounted? One that was moved needs "

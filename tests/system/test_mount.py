@@ -952,10 +952,15 @@ def state_of_a_user_is_where_xdg_says():
         os.mkdir(directory)
         os.chown(directory, user, user)
     environment = {'XDG_STATE_HOME': state, 'PATH': os.environ['PATH'], 'HOME': '/nonexistent'}
-    sandbox.run('setpriv', '--reuid', user, '--regid', user, '--clear-groups', os.path.abspath(
-        sandbox.os.environ.get('SHAREFS') or f'{sandbox.BUILD}/sharefs'), 'init', DATA_SET, '--store', store,
-        env=environment)
+
+    def sharefs(*words, check=True):
+        return sandbox.run('setpriv', '--reuid', user, '--regid', user, '--clear-groups', os.path.abspath(
+            sandbox.os.environ.get('SHAREFS') or f'{sandbox.BUILD}/sharefs'), *words, env=environment, check=check)
+
+    sharefs('init', DATA_SET, '--store', store)
     assert os.listdir(f'{state}/sharefs/{DATA_SET}'), 'no state below XDG_STATE_HOME'
+    os.chmod(store, 0)
+    assert f'{store} cannot be used as a store: Permission denied' in sharefs('serve', DATA_SET, check=False).stderr
 
 
 def commands_say_what_is_wrong():
