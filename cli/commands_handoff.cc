@@ -96,12 +96,20 @@ class HandoffWatch {
         attempt_(count_of(started, "attempt")),
         epoch_(count_of(started, "epoch")) {}
 
-  // Without a result: interrupted by the operator, when the handoff was as far as that.
+  // Without a result: as far as it was when the operator interrupted this, or, with an error, when the daemon
+  // was lost.
   nlohmann::json follow() {
     ProgressDisplay display(isatty(STDERR_FILENO) != 0);
     nlohmann::json seen = {{"attempt", attempt_}, {"epoch", epoch_}};
     while (!interrupted) {
-      auto handoff = handoff_of(ask_status());
+      const auto status = ask_status();
+      if (!status) {
+        seen["error"] =
+            "the daemon of this site has ended or does not answer; the handoff goes on or is undone by the "
+            "other sites: see \"sharefs status\" there";
+        return seen;
+      }
+      auto handoff = handoff_of(*status);
       // Each further try is an attempt of its own, at a later epoch. A site that cannot reach the owner shows
       // the last handoff of its own.
       const bool ours = count_of(handoff, "attempt") == attempt_ || count_of(handoff, "epoch") >= epoch_;
@@ -114,7 +122,8 @@ class HandoffWatch {
   }
 
  private:
-  nlohmann::json ask_status() {
+  // Nothing: the daemon does not come back.
+  std::optional<nlohmann::json> ask_status() {
     const auto end = std::chrono::steady_clock::now() + kDaemonAway;
     for (;;) {
       try {
@@ -123,13 +132,7 @@ class HandoffWatch {
         daemon_.reset();
       }
       if (interrupted) return nlohmann::json::object();
-      if (std::chrono::steady_clock::now() > end) {
-        fail(
-            "the daemon of this site has ended or does not answer; the handoff goes on or is undone by the "
-            "other sites: see "
-            "\"sharefs "
-            "status\" there");
-      }
+      if (std::chrono::steady_clock::now() > end) return std::nullopt;
       std::this_thread::sleep_for(kPoll);
       daemon_ = ControlClient::connect(paths_.control_socket());
     }
@@ -163,13 +166,17 @@ std::string preflight_text(const nlohmann::json& preflight) {
 
 void print_json(const nlohmann::json& json) { std::cout << to_line(json) << std::endl; }
 
-// The operator does not want to watch; `handoff`: as far as it was then.
-int leave_it(const MigrateArguments& arguments, nlohmann::json handoff, const char* goes_on) {
-  if (arguments.json) {
-    handoff["result"] = "running";
-    handoff["to"] = arguments.to;
-    print_json(handoff_result(handoff));
-  }
+// What becomes of it is not known here; `handoff`: as far as it was.
+void print_left(const MigrateArguments& arguments, nlohmann::json handoff) {
+  if (!arguments.json) return;
+  handoff["result"] = "running";
+  handoff["to"] = arguments.to;
+  print_json(handoff_result(handoff));
+}
+
+// The operator does not want to watch.
+int leave_it(const MigrateArguments& arguments, const nlohmann::json& handoff, const char* goes_on) {
+  print_left(arguments, handoff);
   std::cerr << fmt::format(
       "sharefs: the handoff {}; \"sharefs status {} --watch\" shows it, \"sharefs abort {}\" ends it\n",
       goes_on, arguments.name, arguments.name);
@@ -178,7 +185,12 @@ int leave_it(const MigrateArguments& arguments, nlohmann::json handoff, const ch
 
 int follow_to_end(HandoffWatch& watch, const MigrateArguments& arguments) {
   const auto handoff = watch.follow();
-  if (text_of(handoff, "result").empty()) return leave_it(arguments, handoff, "goes on");
+  if (text_of(handoff, "result").empty()) {
+    if (interrupted) return leave_it(arguments, handoff, "goes on");
+    print_left(arguments, handoff);
+    std::cerr << fmt::format("sharefs: {}\n", text_of(handoff, "error"));
+    return 1;
+  }
   if (arguments.json) {
     print_json(handoff_result(handoff));
   } else {

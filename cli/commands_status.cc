@@ -149,7 +149,7 @@ std::string status_text(const nlohmann::json& status) {
   const auto handoff = status.value("handoff", nlohmann::json());
   if (handoff.is_object() && text_of(handoff, "result").empty()) {
     text += fmt::format("  handoff    {} -> {}  {}\n", text_of(handoff, "from"), text_of(handoff, "to"),
-                        plain_line(handoff));
+                        running ? plain_line(handoff) : "not ended: this site sees to that when it runs");
   }
   return text + history_rows(status);
 }

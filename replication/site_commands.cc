@@ -42,6 +42,9 @@ void Site::Impl::command(const nlohmann::json& request, JsonReply reply) {
       const bool own = mine.is_object() && answer["handoff"].is_object() && mine["role"] == "source" &&
                        mine["attempt"] == answer["handoff"]["attempt"];
       if (!own && answer.contains("handoff")) status["handoff"] = answer["handoff"];
+      if (const auto& running = status["handoff"];
+          running.is_object() && running.value("result", "-").empty())
+        status["phase"] = running["phase"];
       reply(status);
     });
   }

@@ -404,6 +404,19 @@ def an_interrupted_migrate_ends_with_its_object():
     cluster[0].abort()
 
 
+def a_migrate_that_loses_its_daemon_says_that_the_handoff_may_go_on():
+    """What becomes of it other sites know."""
+    cluster, migration = begun_slowly()
+    alpha, beta = cluster
+    assert beta.phase() == 'image', 'the target does not show the phase'
+    alpha.kill()
+    assert 'not ended: this site sees to that' in alpha.cli('status', DATA_SET).stdout
+    summary = migration.finish(check=False)
+    assert (summary['exit'], summary['result'], summary['to'], summary['epoch']) == (1, 'running', 'beta', 2), summary
+    assert f'sharefs: {summary["error"]}\n' in summary['stderr'] and 'other sites' in summary['error'], summary
+    beta.kill()
+
+
 def a_migrate_interrupted_before_it_begins_says_what_comes():
     """It has been asked of the owner, who does not answer yet."""
     cluster = Cluster(3)
@@ -849,6 +862,8 @@ if __name__ == '__main__':
         'an_older_handoff_is_not_taken_for_the_one_that_was_asked_for':
             (an_older_handoff_is_not_taken_for_the_one_that_was_asked_for, 60),
         'a_dry_run_asks_what_the_handoff_would': (a_dry_run_asks_what_the_handoff_would, 60),
+        'a_migrate_that_loses_its_daemon_says_that_the_handoff_may_go_on':
+            (a_migrate_that_loses_its_daemon_says_that_the_handoff_may_go_on, 60),
         'an_interrupted_migrate_ends_with_its_object': (an_interrupted_migrate_ends_with_its_object, 60),
         'a_migrate_interrupted_before_it_begins_says_what_comes':
             (a_migrate_interrupted_before_it_begins_says_what_comes, 60),
