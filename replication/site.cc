@@ -411,8 +411,11 @@ void Site::Impl::give_ownership(const SiteName& owner, Epoch epoch) {
 void Site::Impl::learn(const SiteName& owner, Epoch epoch) {
   if (epoch <= ownership.epoch) return;
   if (is_owner()) {
-    spdlog::error("another site says that {} owns at epoch {}; this site owns at {} and never gave it up",
-                  owner, epoch, ownership.epoch);
+    contested = fmt::format(
+        "{} is said to own at epoch {}, and this site, which owns at {}, never gave it up: was its state put "
+        "back from a backup?",
+        owner, epoch, ownership.epoch);
+    spdlog::error(contested);
     return;
   }
   if (owner == parts.self) return;  // only a commit makes this site the owner

@@ -162,6 +162,7 @@ nlohmann::json Site::Impl::status_json() {
       {"store", state.setting("store")},
       {"in_place", tree.settled()},
       {"endpoint", endpoint},
+      {"contested", is_owner() ? contested : ""},
       {"running", true},
       {"clients", opens.clients().size()},
       {"unanswered", peer.unanswered()},

@@ -167,6 +167,7 @@ struct Site::Impl {
 
   // reactor thread
   Ownership ownership;
+  std::string contested;  // who else is said to own, at a later epoch; empty: nobody
   std::unique_ptr<HandoffSource> source;
   std::shared_ptr<const SiteName> beginning;  // to whom, while the tree is measured
   nlohmann::json unnoted;  // the last handoff from here, if its end could not be noted; otherwise null

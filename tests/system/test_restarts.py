@@ -4,6 +4,7 @@
 import collections
 import fcntl
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -463,6 +464,23 @@ def the_root_of_an_empty_data_set_stays_what_it_is():
     cluster.hand_over_and_compare(alpha, *PAUSE)
 
 
+def an_owner_whose_state_was_put_back_says_so():
+    """It has no way to know before it hears of the owner that there has been since."""
+    cluster = Cluster(2, content=lambda store: content.write(f'{store}/f', b'x'))
+    alpha, beta = cluster
+    alpha.stop()
+    shutil.copytree(alpha.home, f'{alpha.home}.backup')
+    alpha.start()
+    alpha.migrate(beta)
+    alpha.stop()
+    shutil.rmtree(alpha.home)
+    os.rename(f'{alpha.home}.backup', alpha.home)
+    alpha.start()
+    said = sandbox.eventually(lambda: alpha.status()['contested'], 'it has heard of the other owner')
+    assert said.startswith('beta is said to own at epoch 2') and said in alpha.cli('status').stdout, said
+    assert beta.status()['contested'] == ''
+
+
 def a_clock_that_was_set_back_hides_no_handoff():
     """Of two handoffs the later one is gone on with, though the earlier one seems to have begun after it."""
     cluster = Cluster(3, content=content.small)
@@ -808,6 +826,7 @@ if __name__ == '__main__':
         a_site_that_is_away_is_waited_for_once,
         a_target_that_is_killed_as_it_becomes_the_owner,
         the_root_of_an_empty_data_set_stays_what_it_is,
+        an_owner_whose_state_was_put_back_says_so,
         a_clock_that_was_set_back_hides_no_handoff,
         appends_of_the_target_are_performed_once,
         what_is_locked_in_the_pause_is_known_to_another_process_of_the_new_owner,
