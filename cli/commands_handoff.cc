@@ -115,7 +115,11 @@ class HandoffWatch {
       const bool ours = count_of(handoff, "attempt") == attempt_ || count_of(handoff, "epoch") >= epoch_;
       if (ours && !text_of(handoff, "result").empty()) return handoff;
       if (ours) seen = handoff;
-      if (!handoff.empty() && text_of(handoff, "result").empty()) display.show(handoff);
+      if (!handoff.empty() && text_of(handoff, "result").empty())
+        display.show(handoff);
+      else if (const auto owner = text_of(*status, "owner");
+               text_of(*status, "role") != "owner" && !is_connected(*status, owner))
+        display.show({{"phase", "waiting"}, {"error", owner + " is not connected"}});
       std::this_thread::sleep_for(kPoll);
     }
     return seen;

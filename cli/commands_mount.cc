@@ -274,12 +274,6 @@ std::string data_set_mounted_at(const Home& home, const std::string& target) {
                    home.folder().string()));
 }
 
-bool is_connected(const nlohmann::json& status, const std::string& to) {
-  for (const auto& site : status.value("sites", nlohmann::json::array()))
-    if (text_of(site, "site") == to) return site.value("connected", false);
-  return false;
-}
-
 // A source that ends before the commit point rolls back, a target makes its source wait: neither is meant by
 // umount.
 void refuse_during_handoff(const nlohmann::json& status, const std::string& name) {

@@ -106,6 +106,12 @@ std::string text_of(const nlohmann::json& object, const char* key) {
   return found != object.end() && found->is_string() ? found->get<std::string>() : "";
 }
 
+bool is_connected(const nlohmann::json& status, const std::string& to) {
+  for (const auto& site : status.value("sites", nlohmann::json::array()))
+    if (text_of(site, "site") == to) return site.value("connected", false);
+  return false;
+}
+
 std::string progress_line(const nlohmann::json& handoff, unsigned width) {
   const double done = share_done(handoff);
   const auto filled = static_cast<std::size_t>(std::lround(done * kBarWidth));

@@ -16,6 +16,9 @@ double number_of(const nlohmann::json& object, const char* key);
 std::uint64_t count_of(const nlohmann::json& object, const char* key);
 std::string text_of(const nlohmann::json& object, const char* key);
 
+// Of a status: has this site a connection to that one?
+bool is_connected(const nlohmann::json& status, const std::string& to);
+
 // One line without a newline. `width`: of the terminal.
 std::string progress_line(const nlohmann::json& handoff, unsigned width);
 // The same in words, for logs and pipes.

@@ -417,6 +417,19 @@ def a_migrate_that_loses_its_daemon_says_that_the_handoff_may_go_on():
     beta.kill()
 
 
+def a_migrate_that_hears_nothing_says_for_whom_it_waits():
+    cluster = Cluster(3, content=lambda store: content.write(f'{store}/big', os.urandom(4 << 20)))
+    alpha, beta, gamma = cluster
+    cluster.wait_connected()
+    migration = gamma.migrate_in_background(beta, '--rate', '64KiB/s', *PAUSE)
+    sandbox.eventually(lambda: alpha.phase() == 'image', 'it sends')
+    alpha.kill()
+    time.sleep(5)  # until gamma knows
+    alpha.start()
+    summary = migration.finish(check=False)
+    assert summary['result'] == 'failed' and 'waiting: alpha is not connected' in summary['stderr'], summary
+
+
 def a_migrate_interrupted_before_it_begins_says_what_comes():
     """It has been asked of the owner, who does not answer yet."""
     cluster = Cluster(3)
@@ -864,6 +877,7 @@ if __name__ == '__main__':
         'a_dry_run_asks_what_the_handoff_would': (a_dry_run_asks_what_the_handoff_would, 60),
         'a_migrate_that_loses_its_daemon_says_that_the_handoff_may_go_on':
             (a_migrate_that_loses_its_daemon_says_that_the_handoff_may_go_on, 60),
+        'a_migrate_that_hears_nothing_says_for_whom_it_waits': (a_migrate_that_hears_nothing_says_for_whom_it_waits, 60),
         'an_interrupted_migrate_ends_with_its_object': (an_interrupted_migrate_ends_with_its_object, 60),
         'a_migrate_interrupted_before_it_begins_says_what_comes':
             (a_migrate_interrupted_before_it_begins_says_what_comes, 60),
