@@ -91,7 +91,8 @@ int Store::Impl::find_victim(int directory_fd, const std::string& name, Victim& 
 }
 
 // It has other names. One of them is looked up before anybody asks for the inode, unless it is open, or a
-// round of a handoff reads what has been written to it.
+// round of a handoff reads what has been written to it. Names are held meanwhile: who saw this one in between
+// would take it for the one by which the inode is reached.
 void Store::Impl::keep_in_reach(InodeId parent, const std::string& name, int directory_fd,
                                 const Victim& victim) {
   if (victim.id != 0 && !victim.last_name)
@@ -109,11 +110,12 @@ int Store::Impl::remove_name(StoreCall& call, InodeId parent, const std::string&
                              const Victim& victim) {
   note_entry(parent, name);
   if (victim.id != 0) note_attributes(victim.id);
-  if (victim.last_name && victim.id != 0) {
-    int error = 0;
-    const int orphans = private_area(error);
-    if (orphans < 0) return error;
-    const auto changing = inodes.change_names();
+  const bool orphans_victim = victim.last_name && victim.id != 0;
+  int error = 0;
+  const int orphans = orphans_victim ? private_area(error) : -1;
+  if (orphans_victim && orphans < 0) return error;
+  const auto changing = inodes.change_names();
+  if (orphans_victim) {
     if (!move_to_orphans(directory_fd, name.c_str(), orphans, victim.id)) return errno;
     fault_point("store-orphan-moved");
     orphan(call, victim);
@@ -203,8 +205,8 @@ int Store::Impl::rename(const pb::Rename& op, StoreCall& call) {
   const bool orphans_target = target.exists && !exchange && !same && target.last_name && target.id != 0;
   int ignored = 0;
   if (orphans_target) private_area(ignored);  // opened before names change
-  if (target.exists && !exchange && !same) keep_in_reach(op.new_parent(), op.new_name(), to.fd, target);
   const auto changing = inodes.change_names();
+  if (target.exists && !exchange && !same) keep_in_reach(op.new_parent(), op.new_name(), to.fd, target);
   if (orphans_target) {
     error = rename_over(op, from.fd, to.fd, target);
   } else {

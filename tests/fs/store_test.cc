@@ -7,8 +7,10 @@
 #include <sys/xattr.h>
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <map>
+#include <thread>
 
 #include "tests/fs/store_fixture.h"
 
@@ -245,6 +247,38 @@ TEST_P(StoreTest, an_open_file_is_reached_whichever_of_its_names_goes) {
   EXPECT_TRUE(reached()) << "closed, and looked up";
   EXPECT_EQ(unlink(kRootInode, "f").outcome.orphaned_size(), 1);
   EXPECT_TRUE(reached()) << "without a name";
+}
+
+// An image looks at names while they go.
+TEST_P(StoreTest, who_sees_a_name_that_goes_takes_no_inode_out_of_reach) {
+  const Answer file = create(kRootInode, "x"), other = create(kRootInode, "other");
+  std::atomic<bool> over{false};
+  std::thread image([&] {
+    const UniqueFd root(::open(tree().c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    while (!over) {
+      Backing backing{};
+      if (::statx(root.get(), "y", AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS | STATX_BTIME, &backing) == 0)
+        inodes_->identify(kRootInode, "y", root.get(), backing);
+    }
+  });
+  int lost = 0;
+  for (int i = 0; i < 10'000; ++i) {
+    if (link(file.id(), kRootInode, "y").error() != 0) ++lost;
+    lookup(kRootInode, "x");
+    if (i % 2 == 0) {
+      unlink(kRootInode, "y");
+    } else {
+      link(other.id(), kRootInode, "z");
+      rename(kRootInode, "z", kRootInode, "y");
+    }
+    if (!inodes_->open(file.id(), O_PATH)) ++lost;
+    unlink(kRootInode, "y");
+    lookup(kRootInode, "x");
+    lookup(kRootInode, "other");
+  }
+  over = true;
+  image.join();
+  EXPECT_EQ(lost, 0);
 }
 
 TEST_P(StoreTest, an_unlinked_file_lives_until_it_is_forgotten) {
