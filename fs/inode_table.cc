@@ -178,6 +178,7 @@ struct InodeTable::Impl {
     bool open;
   };
   std::vector<Kept> kept;
+  void keep(Kept one);
   IdentityCache cache;
   IdentityRows rows;
   IdentityJournal journal;
@@ -376,6 +377,13 @@ bool InodeTable::Impl::let_go(InodeId id) {
   return std::erase_if(kept, [id](const Kept& one) { return one.id == id; }) > 0;
 }
 
+void InodeTable::Impl::keep(Kept one) {
+  const auto same = [&one](const Kept& other) { return other.open == one.open; };
+  if (std::count_if(kept.begin(), kept.end(), same) == kKeptInodes)
+    kept.erase(std::find_if(kept.begin(), kept.end(), same));
+  kept.push_back(std::move(one));
+}
+
 void InodeTable::Impl::note_name(const Lock& lock, Identity identity, InodeId parent, std::string_view name) {
   let_go(identity.id);
   identity.parent = parent;
@@ -526,17 +534,18 @@ void InodeTable::losing(InodeId id, InodeId parent, std::string_view name_view, 
       birth(backing) != identity.born)
     return;
   impl_->let_go(id);
-  auto& kept = impl_->kept;
-  const auto same = [open](const Impl::Kept& one) { return one.open == open; };
-  if (std::count_if(kept.begin(), kept.end(), same) == kKeptInodes)
-    kept.erase(std::find_if(kept.begin(), kept.end(), same));
-  kept.push_back({id, std::move(fd), open});
+  impl_->keep({id, std::move(fd), open});
 }
 
-void InodeTable::let_go(InodeId id) {
+void InodeTable::closed(InodeId id) {
   if (impl_->handles) return;
   const Lock lock(impl_->mutex);
-  impl_->let_go(id);
+  auto& kept = impl_->kept;
+  const auto found = std::find_if(kept.begin(), kept.end(), [id](const auto& one) { return one.id == id; });
+  if (found == kept.end()) return;
+  UniqueFd fd = std::move(found->fd);
+  kept.erase(found);
+  impl_->keep({id, std::move(fd), false});
 }
 
 bool InodeTable::is_reached_by(InodeId id, InodeId parent, std::string_view name) {

@@ -120,10 +120,10 @@ class InodeTable {
   // The inode got one more name. The first one stays the one by which it is reached, if it is.
   void linked(InodeId id, InodeId parent, std::string_view name);
   // The inode is about to lose this name and has others. If it is reached by this one, a descriptor keeps it
-  // in reach of this process until another is seen, or until let_go() or kKeptInodes more: `open` ones, or
-  // such as are only to be read for a handoff that is under way, whose log names them.
+  // in reach of this process until another is seen, or until kKeptInodes more: `open` ones, or such as are
+  // only to be read for a handoff that is under way, whose log names them.
   void losing(InodeId id, InodeId parent, std::string_view name, int directory_fd, bool open);
-  void let_go(InodeId id);  // it is not open any more
+  void closed(InodeId id);  // it is not open any more, and may still have to be read
 
   // Whether this is the name by which the inode is reached; true of every name with file handles.
   bool is_reached_by(InodeId id, InodeId parent, std::string_view name);

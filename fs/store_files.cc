@@ -49,7 +49,7 @@ int Store::Impl::opendir(const pb::OpenDir& op) {
 int Store::Impl::release(const pb::Release& op) {
   if (opens.is_open(op.id())) return 0;
   descriptors.drop_writable(op.id());
-  inodes.let_go(op.id());
+  inodes.closed(op.id());
   return 0;
 }
 

@@ -243,6 +243,7 @@ TEST_P(StoreTest, an_open_file_is_reached_whichever_of_its_names_goes) {
   op.set_id(file.id());
   opens_.close(1, 99);
   EXPECT_EQ(ask(r).error(), 0);
+  EXPECT_TRUE(reached()) << "closed: a handoff has to read it";
   EXPECT_EQ(lookup(kRootInode, "f").id(), file.id());
   EXPECT_TRUE(reached()) << "closed, and looked up";
   EXPECT_EQ(unlink(kRootInode, "f").outcome.orphaned_size(), 1);
