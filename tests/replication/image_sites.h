@@ -72,7 +72,7 @@ inline UniqueFd open_path(const std::filesystem::path& path) {
 
 // One copy of the data set. The owner's tree is the store, the other's lies in the private area.
 struct Copy {
-  Copy(Reactor& reactor, std::filesystem::path folder, bool owner, bool handles)
+  Copy(Reactor& reactor, std::filesystem::path folder, bool owner, bool handles, Epoch epoch = 0)
       : home(std::move(folder)), workers(reactor, 2) {
     std::filesystem::create_directories(area() / "tree");
     std::filesystem::permissions(area(), std::filesystem::perms(0700));
@@ -83,7 +83,7 @@ struct Copy {
     options.use_handles = handles;
     inodes = std::make_unique<InodeTable>(home / "state.db", home / "journal",
                                           open_path(owner ? store_path() : area() / "tree"), options);
-    inodes->set_epoch(owner ? 1 : 2);
+    inodes->set_epoch(epoch != 0 ? epoch : owner ? 1 : 2);
     store = std::make_unique<Store>(Store::Options{.directory = store_path(), .data_set = "test"}, *inodes,
                                     opens, locks, workers);
     store->observe(log.get());
@@ -145,7 +145,7 @@ class Attempt {
     std::int64_t cut = 0;
     reactor_.run([&] {
       through = from_.log->flush();
-      cut = ctime_floor();
+      cut = std::min(ctime_floor(), from_.store->oldest_change() - 1);
     });
     source_->ship_round(cut_, through, cut, open, final_round);
     cut_ = through;
@@ -171,19 +171,22 @@ class Attempt {
 
   std::uint64_t applied() const { return applied_; }  // batches
   std::size_t largest() const { return largest_; }    // of the batches, without the data of files
-  // Called for each batch on the reactor thread; false drops it and everything after it.
-  std::function<bool(std::uint64_t number)> on_batch;
-  std::vector<InodeId> open;  // inodes
+  // Called for each message, to the target and to the source, on the reactor thread; false drops it and
+  // everything after it, both ways.
+  std::function<bool(const pb::Envelope&)> on_message;
+  void end_target() { target_.reset(); }  // reactor thread
+  std::vector<InodeId> open;              // inodes
 
  private:
+  bool passes(const pb::Envelope& message) {
+    if (!lost_ && on_message && !on_message(message)) lost_ = true;
+    return !lost_ && target_;
+  }
   void to_target(const pb::Envelope& head, std::vector<zmq::message_t> parts) {
+    if (!passes(head)) return;
     if (head.has_batch()) {
-      if (on_batch && !on_batch(head.batch().number())) lost_ = true;
-      if (lost_) return;
       largest_ = std::max(largest_, parts[0].size());
       target_->batch(Message{head, std::move(parts)});
-    } else if (lost_) {
-      return;
     } else if (head.has_manifest()) {
       target_->manifest(head.manifest());
     } else if (head.has_image_end()) {
@@ -193,8 +196,9 @@ class Attempt {
     }
   }
   void to_source(const pb::Envelope& answer) {
+    if (answer.has_credit()) ++applied_;
+    if (!passes(answer)) return;
     if (answer.has_credit()) {
-      ++applied_;
       source_->credit(answer.credit());
     }
     if (answer.has_need()) source_->need(answer.need());

@@ -297,7 +297,6 @@ class ConvergenceTest : public ImageTest {
   }
   void populate(unsigned seed, int operations) {
     mutator_ = std::make_unique<Mutator>(*reactor_, *a_->store, seed);
-    mutator_->hard_links = GetParam();
     for (int i = 0; i < operations; ++i) reactor_.run([&] { mutator_->perform(); });
   }
   std::unique_ptr<Mutator> mutator_;
@@ -338,7 +337,9 @@ TEST_P(ImageTest, ABrokenImageIsResumedWithoutSendingItAgain) {
   for (int i = 0; i < 40; ++i) write_file(a("d/file" + std::to_string(i)), noise.substr(0, 300'000));
   for (int i = 0; i < 8; ++i) write_file(a("big" + std::to_string(i)), noise);
   begin();
-  attempt_->on_batch = [](std::uint64_t number) { return number < 20; };
+  attempt_->on_message = [](const pb::Envelope& message) {
+    return !message.has_batch() || message.batch().number() < 20;
+  };
   std::thread lost([&] { EXPECT_THROW(attempt_->image(), ImageSource::Cancelled); });
   while (attempt_->applied() < 19) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   attempt_->source().cancel("connection lost");
