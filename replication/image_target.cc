@@ -19,7 +19,7 @@
 #include "replication/background.h"
 #include "replication/cells_apply.h"
 #include "replication/checksum.h"
-#include "replication/early_sync.h"
+#include "replication/disk_sync.h"
 #include "replication/target_tree.h"
 
 namespace sharefs {
@@ -61,7 +61,7 @@ struct ImageTarget::Impl {
         outlet(std::make_shared<Outlet>(Outlet{std::move(send), std::move(failed)})),
         tree(inodes, options.private_area),
         cells(inodes, tree, options.doubtful, options.lost),
-        early_sync(tree.private_area()) {
+        disk(tree.private_area()) {
     thread = std::thread([this] { serve(); });
   }
 
@@ -88,7 +88,7 @@ struct ImageTarget::Impl {
   TargetTree tree;
   CellsApply cells;
   Background* background = nullptr;  // serve()'s, until the image is complete
-  EarlySync early_sync;
+  DiskSync disk;
   std::uint64_t batches = 0;
   std::uint64_t applying_bytes = 0;  // of the batch at hand
   bool failed = false;
@@ -108,10 +108,11 @@ void ImageTarget::Impl::queue(std::function<void()> task) {
   changed.notify_one();
 }
 
-// Ends the thread after the task at hand; what is still queued is dropped.
+// Ends the thread after the task at hand, which waits for no disk; what is still queued is dropped.
 void ImageTarget::Impl::stop() {
   outlet->open = false;
   tree.interrupt();
+  disk.interrupt();
   {
     const std::lock_guard lock(mutex);
     stopping = true;
@@ -177,7 +178,7 @@ void ImageTarget::Impl::apply(const Message& message) {
   }
   applying_bytes = head.size() + body.size();
   apply_with_room(Bytes(static_cast<const std::byte*>(body.data()), body.size()));
-  early_sync.written(applying_bytes);
+  disk.written(applying_bytes);
   ++batches;
   pb::Envelope envelope;
   envelope.mutable_credit()->set_attempt(options.attempt);
@@ -204,8 +205,7 @@ void ImageTarget::Impl::settle() {
 // Everything applied so far is on stable storage when it returns. Tells how long that took, in nanoseconds.
 std::uint64_t ImageTarget::Impl::sync() {
   const auto began = Clock::now();
-  if (syncfs(tree.private_area()) != 0) throw_errno("cannot sync the store");
-  early_sync.check();
+  disk.sync();
   inodes.flush();
   return static_cast<std::uint64_t>(std::chrono::nanoseconds(Clock::now() - began).count());
 }

@@ -2,6 +2,7 @@
 
 #include <linux/fs.h>
 #include <sys/mount.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
 
@@ -11,6 +12,18 @@
 
 #include "tests/replication/image_sites.h"
 #include "tests/replication/mutator.h"
+
+namespace {
+
+std::atomic<bool> disk_hangs{false};
+
+}  // namespace
+
+// In place of the one of the C library.
+extern "C" int syncfs(int fd) noexcept {
+  while (disk_hangs) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  return static_cast<int>(::syscall(SYS_syncfs, fd));
+}
 
 namespace sharefs {
 namespace {
@@ -272,6 +285,27 @@ TEST_P(ImageTest, HandsOverOrphansAndDropsOthers) {
   EXPECT_TRUE(b_->inodes->is_orphan(open));
   EXPECT_TRUE(b_->inodes->open(later, O_RDONLY));
   EXPECT_FALSE(b_->inodes->open(gone, O_PATH));
+}
+
+TEST_P(ImageTest, ATargetEndsThoughItsDiskHangs) {
+  write_file(a("f"), "data");
+  begin();
+  disk_hangs = true;
+  std::thread image([&] { EXPECT_THROW(attempt_->image(), ImageSource::Cancelled); });
+  while (attempt_->applied() == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  attempt_->source().cancel("aborted");
+  image.join();
+  std::promise<void> ended;
+  std::thread end([&] {
+    reactor_.run([this] { attempt_->end_target(); });
+    ended.set_value();
+  });
+  EXPECT_EQ(ended.get_future().wait_for(std::chrono::seconds(2)), std::future_status::ready);
+  disk_hangs = false;
+  end.join();
+  send_all(true);
+  expect_equal();
 }
 
 // ---- concurrent change
