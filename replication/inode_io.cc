@@ -216,16 +216,20 @@ bool write_xattrs(int fd, bool path_only, const Xattrs& wanted) {
       throw_errno("cannot remove extended attribute " + name);
     }
   }
-  for (const auto& [name, value] : wanted) {
-    const auto found = present.find(name);
-    if (found != present.end() && found->second == value) continue;
-    if (access.set(name.c_str(), value) == 0) continue;
-    // A disk that has room, and a file system that has not: some keep those of an inode in a few KiB.
-    if ((errno == ENOSPC && has_room(fd)) || errno == E2BIG || errno == ERANGE) {
-      throw std::runtime_error("this file system cannot hold the extended attribute " + name + " of " +
-                               std::to_string(value.size()) + " bytes");
+  // An access control list may say that the owner may not write, who then sets no others.
+  for (const bool lists : {false, true}) {
+    for (const auto& [name, value] : wanted) {
+      if (name.starts_with("system.") != lists) continue;
+      const auto found = present.find(name);
+      if (found != present.end() && found->second == value) continue;
+      if (access.set(name.c_str(), value) == 0) continue;
+      // A disk that has room, and a file system that has not: some keep those of an inode in a few KiB.
+      if ((errno == ENOSPC && has_room(fd)) || errno == E2BIG || errno == ERANGE) {
+        throw std::runtime_error("this file system cannot hold the extended attribute " + name + " of " +
+                                 std::to_string(value.size()) + " bytes");
+      }
+      throw_errno("cannot set extended attribute " + name);
     }
-    throw_errno("cannot set extended attribute " + name);
   }
   return true;
 }

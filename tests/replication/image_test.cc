@@ -561,6 +561,34 @@ TEST_P(ImageTest, WhatWasWrittenIsSentWhicheverNameGoes) {
   expect_equal();
 }
 
+// Extended attributes of a file that may not be written are for root.
+TEST(WriteXattrs, AListThatLetsTheOwnerNotWriteComesLast) {
+  const TemporaryDirectory directory;
+  const UniqueFd fd(::open((directory.path() / "f").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  std::string list("\2\0\0\0", 4);
+  for (const char tag : {'\1', '\4', '\40'}) {
+    const char entry[8] = {tag, 0, 4, 0, -1, -1, -1, -1};
+    list.append(entry, sizeof entry);
+  }
+  list[10] = 5;
+  const Xattrs wanted{{"system.posix_acl_access", list}, {"user.x", "value"}};
+  std::string error;
+  std::thread user([&] {
+    if (::geteuid() == 0) {
+      ASSERT_EQ(::fchown(fd.get(), 1000, 1000), 0);
+      ASSERT_EQ(::syscall(SYS_setresuid, 1000, 1000, 1000), 0);  // this thread
+    }
+    try {
+      write_xattrs(fd.get(), false, wanted);
+    } catch (const std::exception& failed) {
+      error = failed.what();
+    }
+  });
+  user.join();
+  EXPECT_EQ(error, "");
+  EXPECT_EQ(read_xattrs(fd.get(), false).at("user.x"), "value");
+}
+
 // Between the look at a file that says how much there is to read and the reading.
 TEST_P(ImageTest, WhatIsAppendedMeanwhileIsReadOrItsStampIsNotTold) {
   write_file(a("f"), "old");
