@@ -4,6 +4,9 @@
 //
 // SHAREFS_ATTEMPTS_SEEDS=N runs N seeds, from SHAREFS_ATTEMPTS_SEED on.
 
+#include <grp.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
@@ -269,21 +272,37 @@ class Story {
   std::uint64_t messages_ = 0;
 };
 
+// Of all seeds that are asked for, otherwise of as many as are given, from `first` on.
+void tell_stories(unsigned first, unsigned seeds, bool handles) {
+  first = environment("SHAREFS_ATTEMPTS_SEED", first);
+  seeds = environment("SHAREFS_ATTEMPTS_SEEDS", seeds);
+  for (unsigned seed = first; seed < first + seeds && !testing::Test::HasFailure(); ++seed) {
+    SCOPED_TRACE("SHAREFS_ATTEMPTS_SEED=" + std::to_string(seed));
+    const TemporaryDirectory directory;
+    RunningReactor reactor;
+    Story story(reactor, directory.path(), seed, handles);
+    story.go_on(8);
+  }
+}
+
 class AttemptsTest : public testing::TestWithParam<bool> {};
 
 INSTANTIATE_TEST_SUITE_P(Access, AttemptsTest, testing::Values(true, false),
                          [](const auto& info) { return info.param ? "Handles" : "ParentAndName"; });
 
-TEST_P(AttemptsTest, BothTreesAreEqualAfterEachAttemptThatComesToItsEnd) {
-  const unsigned first = environment("SHAREFS_ATTEMPTS_SEED", 1);
-  const unsigned seeds = environment("SHAREFS_ATTEMPTS_SEEDS", 2);
-  for (unsigned seed = first; seed < first + seeds && !HasFailure(); ++seed) {
-    SCOPED_TRACE("SHAREFS_ATTEMPTS_SEED=" + std::to_string(seed));
-    const TemporaryDirectory directory;
-    RunningReactor reactor;
-    Story story(reactor, directory.path(), seed, GetParam());
-    story.go_on(8);
-  }
+TEST_P(AttemptsTest, BothTreesAreEqualAfterEachAttemptThatComesToItsEnd) { tell_stories(1, 1, GetParam()); }
+
+// Who may not write what he has made read-only himself.
+TEST(OrdinaryUsersAttemptsTest, BothTreesAreEqualAfterEachAttemptThatComesToItsEnd) {
+  if (::geteuid() != 0) GTEST_SKIP() << "an ordinary user's are all of these tests";
+  const auto as_user = [] {
+    if (::setgroups(0, nullptr) != 0 || ::setresgid(1000, 1000, 1000) != 0 ||
+        ::setresuid(1000, 1000, 1000) != 0)
+      std::exit(2);
+    tell_stories(3001, 1, false);
+    std::exit(testing::Test::HasFailure() ? 1 : 0);
+  };
+  EXPECT_EXIT(as_user(), testing::ExitedWithCode(0), "");
 }
 
 }  // namespace
