@@ -126,9 +126,9 @@ std::string status_text(const nlohmann::json& status) {
   text += fmt::format("  owner      {}, epoch {}\n", text_of(status, "owner"), count_of(status, "epoch"));
   if (const std::string contested = printable(text_of(status, "contested")); !contested.empty())
     text += fmt::format(
-        "  CONTESTED  {}\n             What changes here is not seen there. Unmount, save what is wanted of "
-        "it, "
-        "and join anew\n",
+        "  CONTESTED  {}\n"
+        "             What changes here is not seen there. Unmount, save what is wanted of it, and join "
+        "anew\n",
         contested);
   text += fmt::format("  store      {}\n", printable(text_of(status, "store")));
   if (running) {
