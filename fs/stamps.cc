@@ -9,7 +9,7 @@ namespace sharefs {
 namespace {
 
 constexpr std::int64_t kSecond = 1'000'000'000;
-constexpr std::int64_t kTick = 20'000'000;  // longer than the slowest tick (10 ms)
+constexpr std::int64_t kTick = std::chrono::nanoseconds(kStampTick).count();
 // Inodes of 128 bytes (ext4) keep whole seconds, other file systems every other one.
 constexpr std::int64_t kCoarse = 2 * kSecond;
 

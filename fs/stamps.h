@@ -1,9 +1,13 @@
 // With which times the kernel stamps changes of files.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 
 namespace sharefs {
+
+// No kernel's clock for stamps ticks more slowly (10 ms).
+constexpr std::chrono::milliseconds kStampTick{20};
 
 // Whatever is changed from now on has a later ctime, in ns since 1970: kernels stamp changes with a clock
 // that ticks, and file systems keep what they can of it.

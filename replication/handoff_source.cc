@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <random>
+#include <thread>
 #include <utility>
 
+#include "fs/stamps.h"
 #include "meta/fault.h"
 #include "replication/inode_io.h"
 
@@ -311,6 +313,7 @@ void HandoffSource::pause_ran_over() {
 
 void HandoffSource::ship_rest() {
   fault_point("source.t1");
+  still_since_ = Clock::now();
   const auto through = parts_.log.flush();
   ship([after = cut_, through, open = open_inodes()](
            ImageSource& image) { image.ship_round(after, through, ctime_floor(), open, true); },
@@ -469,7 +472,12 @@ void HandoffSource::roll_back() {
   if (image_) image_->cancel(give_up_reason_);
   image_.reset();
   parts_.pace.unlimited();
-  if (parts_.gate.closed()) parts_.gate.open();
+  if (parts_.gate.closed()) {
+    // The rest told true ctimes. What changed again in the same tick would have them, too, and the next
+    // attempt would take what the target has for the same (before Linux 6.13).
+    std::this_thread::sleep_until(still_since_ + kStampTick);
+    parts_.gate.open();
+  }
   parts_.log.stop();
   pb::Envelope envelope;
   envelope.mutable_abandon()->set_attempt(record_.attempt);

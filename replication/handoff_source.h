@@ -125,8 +125,9 @@ class HandoffSource {
   CatchUp catch_up_;  // of this attempt
   Clock::duration own_sync_{std::chrono::milliseconds(1)};
   Clock::time_point closed_at_{};
-  Clock::time_point asked_at_{};    // when the target was asked to confirm that it is there
-  std::uint64_t confirmation_ = 0;  // number of that question
+  Clock::time_point still_since_{};  // nothing was changed from then on, until the gate is opened
+  Clock::time_point asked_at_{};     // when the target was asked to confirm that it is there
+  std::uint64_t confirmation_ = 0;   // number of that question
   bool confirmed_ = false;
   bool queries_drained_ = false;
   Clock::time_point started_at_ = Clock::now();

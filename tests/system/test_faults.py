@@ -266,6 +266,19 @@ def what_changed_behind_a_round_is_sent_by_the_next_attempt():
     attempt.try_again()
 
 
+def a_gate_is_opened_in_another_tick_than_the_rest_was_sent_in():
+    """Many kernels stamp changes by a clock that ticks: in one tick two changes of a file look like one."""
+    cluster = Cluster(2)
+    alpha, beta = cluster
+    alpha.restart('round.source=error@2')  # the second round is the one behind the gate
+    cluster.wait_connected()
+    load = Load('paced', dir=alpha.mountpoint, id='p', rate=1000)
+    summary = alpha.migrate(beta, *MAX_PAUSE, check=False)
+    stall = load.stop()['longest_stall_ms']
+    assert 'round.source' in summary['error'] and summary['t1'] != 0, summary
+    assert stall >= 18, (stall, summary)
+
+
 def what_is_given_up_leaves_nothing_behind():
     """Neither a prepared target whose source opened its gate again, nor a source that was killed behind its gate."""
     def left(site):
@@ -353,6 +366,7 @@ def tests():
     for test, seconds in ((too_late_to_abort, 60), (a_commit_that_cannot_be_stored_is_sent_again, 90),
                           (killed_after_a_roll_back, 90),
                           (target_frozen_during_the_image, 90),
+                          (a_gate_is_opened_in_another_tick_than_the_rest_was_sent_in, 60),
                           (what_is_given_up_leaves_nothing_behind, 90),
                           (what_changed_behind_the_image_is_sent_by_the_next_attempt, 60),
                           (what_changed_behind_a_round_is_sent_by_the_next_attempt, 60)):
