@@ -137,6 +137,8 @@ class Chaos:
 
     def check(self):
         sandbox.eventually(self.settled, 'one owner, and no handoff under way', 90)
+        time.sleep(2)  # what was asked of a site that was frozen begins now
+        sandbox.eventually(self.settled, 'one owner, and no handoff under way', 90)
         results = [load.stop(check=False) for load in self.loads]
         wrong = [f'{r["mode"]} {r.get("id")}: {r["first_error"]}' for r in results if r['errors']]
         assert not wrong, '\n  '.join(['applications saw errors:', *wrong])
