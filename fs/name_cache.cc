@@ -52,9 +52,9 @@ void NameCache::execute(const pb::Request& request, Bytes data, Reply reply) {
   // before it.
   if (request.has_cancel()) ++generation_;
   // «..» is no name of the directory: it changes with another one's.
-  if (request.has_lookup() && request.lookup().name() == "..") {
-    next_.execute(request, data, std::move(reply));
-  } else if (asked_for_attributes(op)) {
+  if (request.has_lookup() && request.lookup().name() == "..")
+    return next_.execute(request, data, std::move(reply));
+  if (asked_for_attributes(op)) {
     if (!answer(request, reply)) ask(request, data, std::move(reply));
   } else if (op == pb::Request::kGetxattr) {
     if (!answer_xattr(request.getxattr(), reply)) ask_xattr(request, std::move(reply));
