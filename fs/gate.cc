@@ -90,6 +90,7 @@ void Gate::finish(std::uint32_t index, std::uint32_t generation, const pb::Outco
   const bool query = slot.query;
   slot.next_free = free_slot_;
   free_slot_ = index;
+  performed_.store(performed() + 1, std::memory_order_relaxed);
   // The reply first: whoever waits for the drain then finds everything answered that was performed. `slot`
   // may be gone after it, since the reply can bring in new requests.
   reply(outcome, data);

@@ -18,9 +18,10 @@
 //  - A SetLock that waits is not counted: it is performed when it passes, and then is live state in the
 //  LockTable.
 //
-// Threads: reactor thread only.
+// Threads: reactor thread only, but for performed().
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -93,6 +94,8 @@ class Gate final : public Executor {
   bool closed() const { return state_ != State::open; }
   std::uint64_t held() const { return records_.size(); }
   std::uint64_t in_flight() const { return in_flight_; }
+  // Requests that have been answered by the store. Any thread.
+  std::uint64_t performed() const { return performed_.load(std::memory_order_relaxed); }
 
  private:
   enum class State { open, holding_changes, holding_everything, reopening, passing_on };
@@ -144,6 +147,7 @@ class Gate final : public Executor {
   std::vector<Record> records_;
   std::function<void()> on_drained_;
   std::function<void()> on_queries_drained_;
+  std::atomic<std::uint64_t> performed_{0};  // written by the reactor thread alone
 };
 
 }  // namespace sharefs

@@ -200,14 +200,15 @@ void HandoffSource::start_image(const pb::Prepared& prepared) {
   handle(SourceEvent::prepared);
   persist(Durability::normal);
   fault_point("source.t0");
-  image_ = std::make_shared<ImageSource>(ImageSource::Options{.attempt = record_.attempt,
-                                                              .target = options_.target,
-                                                              .database = parts_.database_file,
-                                                              .rate = options_.rate,
-                                                              .credit = prepared.credit(),
-                                                              .holds_image = prepared.holds_image(),
-                                                              .link_thread = Transport::bulk_thread()},
-                                         parts_.inodes, parts_.store, parts_.transport, parts_.reactor);
+  image_ = std::make_shared<ImageSource>(
+      ImageSource::Options{.attempt = record_.attempt,
+                           .target = options_.target,
+                           .database = parts_.database_file,
+                           .rate = options_.rate,
+                           .credit = prepared.credit(),
+                           .holds_image = prepared.holds_image(),
+                           .performed = [&gate = parts_.gate] { return gate.performed(); }},
+      parts_.inodes, parts_.store, parts_.transport, parts_.reactor);
   ship([](ImageSource& image) { image.send_image(); }, [this] { handle(SourceEvent::image_complete); });
 }
 

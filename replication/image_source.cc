@@ -5,7 +5,6 @@
 #include <optional>
 
 #include "meta/fault.h"
-#include "replication/background.h"
 #include "replication/batch_sender.h"
 #include "replication/cell_shipper.h"
 #include "replication/round.h"
@@ -47,7 +46,6 @@ ImageSource::ImageSource(Options options, InodeTable& inodes, Store& store, Send
 ImageSource::~ImageSource() = default;
 
 void ImageSource::send_image() {
-  const Background background(impl_->options.link_thread);
   impl_->walk.image();
   impl_->sender.flush();
   impl_->shipper.image_ended();

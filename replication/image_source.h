@@ -47,7 +47,9 @@ class ImageSource {
     std::uint64_t rate = 0;          // bytes per second; 0: unlimited
     std::uint64_t credit = 0;        // from Prepared
     bool holds_image = false;        // ask what the target needs before sending
-    pid_t link_thread = 0;           // encrypts what is sent; put behind applications; 0: unknown
+    // How many requests applications were answered; any thread. The image gives way to them. Empty: to
+    // nobody.
+    std::function<std::uint64_t()> performed{};
   };
   // Thrown out of the blocking calls when cancel() was called or the target refused.
   struct Cancelled : std::runtime_error {

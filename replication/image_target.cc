@@ -16,7 +16,6 @@
 
 #include "meta/caller.h"
 #include "meta/fault.h"
-#include "replication/background.h"
 #include "replication/cells_apply.h"
 #include "replication/checksum.h"
 #include "replication/disk_sync.h"
@@ -87,7 +86,6 @@ struct ImageTarget::Impl {
   // applying thread
   TargetTree tree;
   CellsApply cells;
-  Background* background = nullptr;  // serve()'s, until the image is complete
   DiskSync disk;
   std::uint64_t batches = 0;
   std::uint64_t applying_bytes = 0;  // of the batch at hand
@@ -123,8 +121,6 @@ void ImageTarget::Impl::stop() {
 
 void ImageTarget::Impl::serve() {
   take_own_identity();
-  Background while_there_is_image;
-  background = &while_there_is_image;
   for (;;) {
     std::function<void()> task;
     {
@@ -234,7 +230,6 @@ void ImageTarget::image_end() {
   impl_->queue([impl = impl_.get()] {
     impl->settle();
     impl->tree.show_hidden();
-    impl->background->end();  // from here on callers may wait for what it does
     const std::uint64_t sync_ns = impl->sync();
     if (fault_point("image.target.end")) throw std::runtime_error("fault point image.target.end");
     pb::Envelope envelope;

@@ -8,6 +8,7 @@ namespace sharefs {
 namespace {
 
 constexpr double kMeasuredSeconds = 3;  // of busy time that the measured throughput remembers
+constexpr std::chrono::milliseconds kDrains(50);
 constexpr double kBurstSeconds = 0.05;  // how far the rate limit may be overdrawn
 
 struct Outgoing {
@@ -25,7 +26,10 @@ ShipLink::ShipLink(const ImageSource::Options& options, ImageSource::Send send, 
     : credit_limit_(options.credit),
       rate_(options.rate),
       send_(std::make_shared<const ImageSource::Send>(std::move(send))),
-      reactor_(reactor) {}
+      reactor_(reactor),
+      performed_(options.performed) {
+  if (performed_) give_way_.emplace(Clock::now(), performed_());
+}
 
 void ShipLink::wait(std::unique_lock<std::mutex>& lock, const std::function<bool()>& ready) {
   changed_.wait(lock, [&] { return cancelled_ || ready(); });
@@ -35,9 +39,21 @@ void ShipLink::wait(std::unique_lock<std::mutex>& lock, const std::function<bool
 void ShipLink::acquire(std::uint64_t bytes) {
   std::unique_lock lock(mutex_);
   wait(lock, [&] { return in_flight_ == 0 || in_flight_ + bytes <= credit_limit_; });
+  if (give_way_ && give_way_->rest_is_due(Clock::now())) give_way(lock);
   if (rate_ != 0) wait_for_rate(lock, bytes);
   if (in_flight_ == 0) busy_since_ = Clock::now();
   in_flight_ += bytes;
+}
+
+// A rest begins when the target has worked off what is on its way, as it may be on the same machine; over a
+// slow link that takes long, and costs nobody anything.
+void ShipLink::give_way(std::unique_lock<std::mutex>& lock) {
+  const auto cancelled = [&] { return cancelled_.has_value(); };
+  changed_.wait_for(lock, kDrains, [&] { return cancelled() || in_flight_ == 0; });
+  const auto rest = give_way_->rest(Clock::now(), performed_());
+  if (rest > Clock::duration::zero()) changed_.wait_for(lock, rest, cancelled);
+  if (cancelled_) throw ImageSource::Cancelled(*cancelled_);
+  give_way_->work(Clock::now(), performed_());
 }
 
 // A token bucket that may go into debt: a batch waits until the debt of those before it has been paid.
@@ -72,6 +88,7 @@ void ShipLink::send(pb::Envelope head, std::vector<zmq::message_t> parts) {
 void ShipLink::wait_image_complete() {
   std::unique_lock lock(mutex_);
   wait(lock, [&] { return image_complete_; });
+  give_way_.reset();
 }
 
 void ShipLink::wait_round_applied(std::uint32_t round) {

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "replication/give_way.h"
 #include "replication/image_source.h"
 
 namespace sharefs {
@@ -24,8 +25,8 @@ class ShipLink {
   ShipLink(const ImageSource::Options& options, ImageSource::Send send, Reactor& reactor);
 
   // --- shipping thread; all throw ImageSource::Cancelled after cancel()
-  // Waits until `bytes` more fit into the credit and the rate, and counts them as in flight. A batch larger
-  // than the whole credit goes alone.
+  // Waits until `bytes` more fit into the credit, the rate and, until the image is complete, what
+  // applications leave; counts them as in flight. A batch larger than the whole credit goes alone.
   void acquire(std::uint64_t bytes);
   void check();  // where nothing is sent for long
   void send(pb::Envelope head, std::vector<zmq::message_t> parts);
@@ -48,6 +49,7 @@ class ShipLink {
   using Clock = std::chrono::steady_clock;
   void wait(std::unique_lock<std::mutex>& lock, const std::function<bool()>& ready);
   void wait_for_rate(std::unique_lock<std::mutex>& lock, std::uint64_t bytes);
+  void give_way(std::unique_lock<std::mutex>& lock);
   void measure(std::uint64_t bytes);
 
   // constant after construction
@@ -55,6 +57,9 @@ class ShipLink {
   const std::uint64_t rate_;
   const std::shared_ptr<const ImageSource::Send> send_;  // outlives this object in posted tasks
   Reactor& reactor_;
+  const std::function<std::uint64_t()> performed_;
+  // shipping thread
+  std::optional<GiveWay> give_way_;  // while an image is sent
   // under mutex_
   mutable std::mutex mutex_;
   std::condition_variable changed_;

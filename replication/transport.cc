@@ -8,8 +8,6 @@
 #include <array>
 #include <cerrno>
 #include <deque>
-#include <filesystem>
-#include <fstream>
 #include <map>
 #include <random>
 #include <stdexcept>
@@ -27,9 +25,7 @@ namespace {
 
 // One for what goes out on each lane (see Link), one more for what comes in.
 constexpr int kIoThreads = 3;
-constexpr std::uint64_t kIncomingThreads =
-    0b101;  // not that of the bulk lane, which may be put behind others
-constexpr std::string_view kBulkThread = "ZMQbg/IO/1";  // what libzmq calls it
+constexpr std::uint64_t kIncomingThreads = 0b101;  // not that of the bulk lane, which encrypts an image
 // Read from the ROUTER before the reactor looks at its other descriptors again.
 constexpr int kMessagesPerRound = 256;
 // Frames of one connection that wait for the reactor; then TCP holds the sender back.
@@ -558,15 +554,6 @@ Reactor::Clock::duration Transport::trusted_for(const SiteName& site, Reactor::C
   const auto& liveness = found->second->liveness;
   if (!liveness.proven() || impl_->slept.since_last_look()) return {};
   return std::max(within - (Reactor::Clock::now() - liveness.asked()), Reactor::Clock::duration::zero());
-}
-
-pid_t Transport::bulk_thread() {
-  for (const auto& thread : std::filesystem::directory_iterator("/proc/self/task")) {
-    std::string name;
-    std::getline(std::ifstream(thread.path() / "comm"), name);
-    if (name == kBulkThread) return std::stoi(thread.path().filename());
-  }
-  return 0;
 }
 
 Reactor::Clock::duration Transport::silence(const SiteName& site) const {

@@ -136,8 +136,6 @@ class Transport {
   Reactor::Clock::duration round_trip(const SiteName& site) const;  // shortest of the last few; zero: unknown
   std::string endpoint() const;                                     // with the port that was bound
   const SiteName& site() const;
-  // The thread that encrypts what goes out on the bulk lane; 0: not found.
-  static pid_t bulk_thread();
   const Counters& counters() const;
 
  private:

@@ -7,6 +7,7 @@ install() unpacks them inside the benchmark's own namespaces, over private overl
 
 import glob
 import os
+import shutil
 import subprocess
 
 import sandbox
@@ -140,8 +141,10 @@ class Ssh:
         sandbox.eventually(lambda: run('ssh', *self.options, f'root@{ADDRESS}', 'true', check=False).returncode == 0,
                            'sshd answers')
 
-    def sshfs(self, source, where):
-        return Mounted('sshfs', ['sshfs', '-f', *self.options, f'root@{ADDRESS}:{source}', where], where)
+    def sshfs(self, source, where, strict=False):
+        """`strict`: as sharefs, it acknowledges what the server has, and shows what is there now."""
+        more = ['-o', 'sshfs_sync,dir_cache=no,entry_timeout=0,attr_timeout=0,direct_io'] if strict else []
+        return Mounted('sshfs', ['sshfs', '-f', *self.options, *more, f'root@{ADDRESS}:{source}', where], where)
 
     def describe(self):
         pass
@@ -152,25 +155,43 @@ class Ssh:
 
 
 class Gluster:
-    """A volume of one brick, mounted."""
+    """glusterd, and volumes of one brick each, mounted."""
 
-    def __init__(self, brick, where):
-        self.label, self.where = 'GlusterFS', where
-        for folder in ('/var/lib/glusterd', '/var/log/glusterfs', '/run/gluster', brick, where):
+    # What makes a volume as strict as sharefs: encrypted; acknowledges what the brick has; shows what is there now.
+    STRICT = {'client.ssl': 'on', 'server.ssl': 'on', 'auth.ssl-allow': '*', 'performance.write-behind': 'off',
+              'performance.flush-behind': 'off', 'performance.stat-prefetch': 'off', 'performance.quick-read': 'off',
+              'performance.io-cache': 'off'}
+
+    def __init__(self):
+        self.mounts = []
+        for folder in ('/var/lib/glusterd', '/var/log/glusterfs', '/run/gluster', '/usr/lib/ssl'):
             os.makedirs(folder, exist_ok=True)
+        run('openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-subj', '/CN=bench', '-keyout',
+            '/usr/lib/ssl/glusterfs.key', '-out', '/usr/lib/ssl/glusterfs.pem')
+        shutil.copy('/usr/lib/ssl/glusterfs.pem', '/usr/lib/ssl/glusterfs.ca')
         sandbox.to_close.append(self)
         self.process = subprocess.Popen(['glusterd', '-N'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def volume(self, name, brick, where, strict=False):
+        for folder in (brick, where):
+            os.makedirs(folder, exist_ok=True)
         command = ['gluster', '--mode=script', 'volume']
-        sandbox.eventually(lambda: run(*command, 'create', 'bench', f'{ADDRESS}:{brick}', 'force', check=False,
+        sandbox.eventually(lambda: run(*command, 'create', name, f'{ADDRESS}:{brick}', 'force', check=False,
                                        timeout=30).returncode == 0, 'glusterd makes a volume', 30, 0.5)
-        run(*command, 'start', 'bench')
-        run('mount', '-t', 'glusterfs', f'{ADDRESS}:/bench', where)
+        for option, value in self.STRICT.items() if strict else ():
+            run(*command, 'set', name, option, value)
+        run(*command, 'start', name)
+        run('mount', '-t', 'glusterfs', *(['-o', 'attribute-timeout=0,entry-timeout=0'] if strict else []),
+            f'{ADDRESS}:/{name}', where)
+        self.mounts.append(where)
+        return where
 
     def describe(self):
         pass
 
     def close(self):
-        subprocess.run(['umount', '-l', self.where], check=False)
+        for where in self.mounts:
+            subprocess.run(['umount', '-l', where], check=False)
         self.process.kill()
         self.process.wait(20)
         for pid, command in sandbox.processes().items():  # its bricks and helpers; nothing else runs in here

@@ -66,12 +66,6 @@ TEST_F(TransportTest, BothLanesWorkAndTheRoundTripIsMeasured) {
   EXPECT_EQ(a.transport.round_trip("nobody"), 0us);
 }
 
-TEST_F(TransportTest, TheThreadOfTheBulkLaneIsFound) {
-  // It gives itself its name once it runs.
-  EXPECT_TRUE(run_until(reactor, [] { return Transport::bulk_thread() != 0; }))
-      << "libzmq calls it otherwise: what an image costs is not put behind others";
-}
-
 TEST_F(TransportTest, ConnectedIsToldOncePerConnection) {
   connect_two();
   run_for(reactor, 700ms);
