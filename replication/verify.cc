@@ -103,9 +103,10 @@ std::optional<pb::Digest> digest(InodeTable& inodes, Store& store, InodeId id,
   if (!opened || inodes.is_orphan(id)) return std::nullopt;
   pb::Digest digest;
   digest.set_id(id);
-  digest.set_ctime(store.attributes(id, opened->fd.get()).ctime());
   digest.set_attributes(attributes_of(*opened));
   digest.set_content(content_of(inodes, id, *opened, ending));
+  // Last: what has changed while it was read counts as changed, not as different.
+  digest.set_ctime(store.attributes(id, opened->fd.get()).ctime());
   return digest;
 }
 

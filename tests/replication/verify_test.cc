@@ -4,7 +4,9 @@
 
 #include <sys/stat.h>
 
+#include <chrono>
 #include <fstream>
+#include <thread>
 
 #include "tests/replication/image_sites.h"
 
@@ -100,6 +102,23 @@ TEST_F(VerifyTest, DamageIsFound) {
   damage([&] { ::chmod(b("d/e/g").c_str(), 0777); }, b("d/e/g"));
   const auto result = compare();
   EXPECT_EQ(result.differences.size(), 3u);  // f3: content and mtime
+}
+
+TEST_F(VerifyTest, WhatIsWrittenWhileItIsReadIsNoDifference) {
+  write_file(a("d/large"), "");
+  std::filesystem::resize_file(a("d/large"), 1ULL << 29);  // takes long to read
+  Attempt attempt(reactor_, *a_, *b_, false);
+  attempt.image();
+  attempt.round(true);
+  attempt.end();
+  std::jthread writer([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    std::ofstream file(a("d/large"), std::ios::in | std::ios::ate);
+    file.seekp((1LL << 29) - 1);
+    file << 'x';
+  });
+  const auto result = compare();
+  EXPECT_TRUE(result.differences.empty()) << result.differences.front();
 }
 
 TEST_F(VerifyTest, ALostFileIsFound) {
