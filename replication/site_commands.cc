@@ -311,6 +311,7 @@ void Site::Impl::verify(const nlohmann::json& request, JsonReply reply) {
   verification->with = with;
   verification->other_is_owner = with == ownership.owner;
   verification->number = next_number++;
+  verification->epoch = ownership.epoch;
   verification->reply = std::move(reply);
   verify_next();
 }
@@ -345,21 +346,32 @@ void Site::Impl::verify_next() {
           page->set_number(ask.number());
         },
         [this, page] {
+          page_read(*page);
           if (verification && verification->number == page->number()) verify_page(true, *page);
         });
   }
 }
 
+// Why this site's store is no copy, or empty.
+std::string Site::Impl::no_copy() {
+  if (is_owner()) return "";
+  const auto last = state.handoffs(1);
+  if (last.empty()) return fmt::format("{} holds no copy yet: it is made by handing over to it", parts.self);
+  if (last.front().role == "target" && last.front().result != "done")
+    return fmt::format("{} holds no complete copy: the last handoff to it did not come to its end",
+                       parts.self);
+  return "";
+}
+
+// A handoff may have begun to change this copy, or made it the owner's, while the page was read.
+void Site::Impl::page_read(pb::VerifyReply& page) {
+  if (page.error().empty()) page.set_error(no_copy());
+  page.set_epoch(ownership.epoch);
+}
+
 // Why this site's store cannot be compared, or empty.
 std::string Site::Impl::prepare_verify() {
-  if (!is_owner()) {
-    const auto last = state.handoffs(1);
-    if (last.empty())
-      return fmt::format("{} holds no copy yet: it is made by handing over to it", parts.self);
-    if (last.front().role == "target" && last.front().result != "done")
-      return fmt::format("{} holds no complete copy: the last handoff to it did not come to its end",
-                         parts.self);
-  }
+  if (auto why_not = no_copy(); !why_not.empty()) return why_not;
   try {
     tree.finish();
   } catch (const std::exception& error) {
@@ -385,6 +397,8 @@ void Site::Impl::verify_page(bool here, const pb::VerifyReply& page) {
   auto& now = *verification;
   (here ? now.asked_here : now.asked_there) = false;
   if (!page.error().empty()) return verify_ends(failure(page.error()));
+  if (page.epoch() != now.epoch)
+    return verify_ends(failure("ownership has moved meanwhile: verify again when the handoff has ended"));
   if (here != now.other_is_owner)
     now.comparison.owner_page(page);
   else

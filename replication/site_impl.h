@@ -32,6 +32,7 @@ struct Verification {
   bool other_is_owner = false;
   DigestComparison comparison;
   std::uint64_t number = 0;
+  Epoch epoch = 0;  // of the ownership when it began: no page of another one is compared
   bool asked_here = false, asked_there = false;
   std::function<void(nlohmann::json)> reply;
 };
@@ -122,6 +123,8 @@ struct Site::Impl {
   void verify(const nlohmann::json& request, JsonReply reply);
   void verify_next();
   std::string prepare_verify();
+  std::string no_copy();
+  void page_read(pb::VerifyReply& page);
   void verify_ends(nlohmann::json result);
   void verify_lost(const SiteName& site);
   void verify_page(bool here, const pb::VerifyReply& page);

@@ -108,6 +108,7 @@ void Site::Impl::subscribe() {
           reply->set_number(ask.number());
         },
         [this, from, reply] {
+          page_read(*reply);
           pb::Envelope envelope;
           envelope.mutable_verify_reply()->Swap(reply.get());
           transport.send(from, Lane::bulk, envelope);

@@ -236,6 +236,26 @@ def a_site_ends_while_copies_are_compared():
         leaves.start()
 
 
+def what_a_handoff_changes_is_not_compared():
+    def fill(store):
+        for i in range(8):
+            with open(f'{store}/f{i}', 'wb') as f:
+                f.truncate(1 << 30)
+
+    cluster = Cluster(2, content=fill)
+    alpha, beta = cluster
+    alpha.migrate(beta, *PAUSE)
+    verify = subprocess.Popen(alpha.command('verify', DATA_SET, '--with', 'beta'), env=alpha.environment(),
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    beta.migrate(alpha, *PAUSE)
+    for i in range(8):
+        os.utime(f'{alpha.mountpoint}/f{i}')
+    assert verify.poll() is None, 'it was too fast'
+    out, err = verify.communicate(timeout=60 * sandbox.PATIENCE)
+    assert verify.returncode == 1 and 'verify again when the handoff has ended' in err, f'{out} {err}'
+    cluster.verify(alpha, beta)
+
+
 def a_broken_connection_resumes():
     cluster = Cluster(2, content=functools.partial(content.bulk, megabytes=64))
     alpha, beta = cluster
@@ -859,6 +879,7 @@ if __name__ == '__main__':
         'moving_back_sends_what_changed': (moving_back_sends_what_changed, 60),
         'a_broad_root_moves_behind_what_is_seen_of_it': (a_broad_root_moves_behind_what_is_seen_of_it, 90),
         'verify_knows_who_has_a_copy': (verify_knows_who_has_a_copy, 60),
+        'what_a_handoff_changes_is_not_compared': (what_a_handoff_changes_is_not_compared, 120),
         'a_site_ends_while_copies_are_compared': (a_site_ends_while_copies_are_compared, 90),
         'a_broken_connection_resumes': (a_broken_connection_resumes, 90),
         'an_attempt_takes_the_place_of_one_that_its_target_has_not_seen_end':
