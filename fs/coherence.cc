@@ -460,7 +460,7 @@ void Coherence::Impl::reassert(ClientId client, const SiteName& site, const std:
         log::warn("a lock of client {:x} on inode {:x} was given to somebody else while it was away", client,
                   lock.id);
     }
-    for (const InodeId id : ids) recall({.client = client, .id = id}, [](bool) {});
+    changes.tell(client, ids);
     heard(site);
   });
 }
@@ -583,7 +583,7 @@ bool Coherence::awaits(const pb::Request& writeback) const {
 
 const std::map<InodeId, std::set<ClientId>>& Coherence::orphans() const { return impl_->orphans; }
 
-const std::map<ClientId, std::set<InodeId>>& Coherence::missed() const { return impl_->changes.lapsed(); }
+std::map<ClientId, std::set<InodeId>> Coherence::missed() const { return impl_->changes.missed(); }
 
 const std::set<SiteName>& Coherence::unheard() const { return impl_->unheard; }
 
@@ -605,10 +605,9 @@ void Coherence::restore_orphans(std::map<InodeId, std::set<ClientId>> orphans, s
   }
 }
 
-void Coherence::tell_missed(ClientId client, std::vector<InodeId> ids) {
+void Coherence::tell_missed(ClientId client, std::set<InodeId> ids) {
   impl_->reactor.post([this, client, ids = std::move(ids), still = std::weak_ptr(impl_->alive)] {
-    if (still.expired()) return;
-    for (const InodeId id : ids) impl_->recall({.client = client, .id = id}, [](bool) {});
+    if (!still.expired()) impl_->changes.tell(client, ids);
   });
 }
 

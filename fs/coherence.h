@@ -114,16 +114,16 @@ class Coherence final : public Executor {
   void back(const SiteName& site);
 
   // Live state for a handoff: each orphan with the clients that may refer to it, the inodes whose pages
-  // clients were not waited for to drop, and the sites that have not said yet what their mounts hold, since
-  // an owner was restarted.
+  // clients have not dropped though they should have (they were not waited for, or tell_missed() has ordered
+  // them to), and the sites that have not said yet what their mounts hold, since an owner was restarted.
   const std::map<InodeId, std::set<ClientId>>& orphans() const;
-  const std::map<ClientId, std::set<InodeId>>& missed() const;
+  std::map<ClientId, std::set<InodeId>> missed() const;
   const std::set<SiteName>& unheard() const;
   // Asks the holders and the sites again, since their answers may have gone to the owner before. The open
   // table has been restored. What recover() was told of stays known.
   void restore_orphans(std::map<InodeId, std::set<ClientId>> orphans, std::set<SiteName> unheard = {});
   // Orders anew what the owner before has ordered in vain; whoever is away is told when it is back.
-  void tell_missed(ClientId client, std::vector<InodeId> ids);
+  void tell_missed(ClientId client, std::set<InodeId> ids);
   // Another site is the owner: forgets everything; late answers change nothing. No change is in flight.
   void clear();
   // A site's process has ended: as a Detach of each of its clients, but for `except`.

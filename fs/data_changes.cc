@@ -166,19 +166,24 @@ void DataChanges::ask(const ChangePtr& change, Stage stage, const std::vector<Cl
     if (!held_.contains({client, id})) change->awaited.push_back(client);
   }
   if (asked.empty()) return;
-  const auto alive = std::weak_ptr(alive_);
   change->asking = true;
-  for (const ClientId client : asked) {
-    const RecallOrder order{
-        .client = client, .id = id, .offset = change->range.offset, .length = change->range.length};
-    recall_(order, [this, change, stage, client, alive](bool) {
-      if (!alive.expired()) followed(change, stage, client);
-    });
-  }
+  for (const ClientId client : asked)
+    order({.client = client, .id = id, .offset = change->range.offset, .length = change->range.length},
+          [this, change, stage, client] { followed(change, stage, client); });
   change->asking = false;
   if (change->awaited.empty()) return;
   change->asked = Reactor::Clock::now();
   wait(change, stage, timing_.lease);
+}
+
+void DataChanges::order(const RecallOrder& order, std::function<void()> done) {
+  ordered_.insert({order.client, order.id});
+  recall_(order, [this, one = std::pair(order.client, order.id), done = std::move(done),
+                  alive = std::weak_ptr(alive_)](bool) {
+    if (alive.expired()) return;
+    if (const auto found = ordered_.find(one); found != ordered_.end()) ordered_.erase(found);
+    done();
+  });
 }
 
 void DataChanges::wait(const ChangePtr& change, Stage stage, Reactor::Clock::duration time) {
@@ -275,6 +280,7 @@ bool DataChanges::awaits(ClientId client, InodeId id) const {
 
 void DataChanges::detach(ClientId client) {
   lapsed_.erase(client);
+  std::erase_if(ordered_, [&](const auto& one) { return one.first == client; });
   std::erase_if(held_, [&](const auto& held) { return held.first == client; });
   std::vector<InodeId> awaiting;
   for (const auto& [id, changes] : unanswered_) {
@@ -283,10 +289,19 @@ void DataChanges::detach(ClientId client) {
   for (const InodeId id : awaiting) stop_waiting_for(client, id);
 }
 
-void DataChanges::tell_missed(ClientId client) {
-  const auto missed = lapsed_.extract(client);
-  if (missed.empty()) return;
-  for (const InodeId id : missed.mapped()) recall_({.client = client, .id = id}, [](bool) {});
+std::map<ClientId, std::set<InodeId>> DataChanges::missed() const {
+  auto all = lapsed_;
+  for (const auto& [client, id] : ordered_) all[client].insert(id);
+  return all;
+}
+
+void DataChanges::tell(ClientId client, const std::set<InodeId>& ids) {
+  for (const InodeId id : ids) order({.client = client, .id = id}, [this, client] { heard(client); });
+}
+
+void DataChanges::tell_lapsed(ClientId client) {
+  const auto lapsed = lapsed_.extract(client);
+  if (!lapsed.empty()) tell(client, lapsed.mapped());
 }
 
 void DataChanges::clear() {
@@ -297,6 +312,7 @@ void DataChanges::clear() {
   unanswered_.clear();
   held_.clear();
   lapsed_.clear();
+  ordered_.clear();
 }
 
 }  // namespace sharefs

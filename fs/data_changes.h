@@ -63,11 +63,14 @@ class DataChanges {
   void not_held(ClientId client, const Range& range);
   void none_held() { held_.clear(); }
   bool awaits(ClientId client, InodeId id) const;
-  const std::map<ClientId, std::set<InodeId>>& lapsed() const { return lapsed_; }
+  // Of which inodes clients have not dropped their pages though they should have.
+  std::map<ClientId, std::set<InodeId>> missed() const;
+  // Orders them to.
+  void tell(ClientId client, const std::set<InodeId>& ids);
   void detach(ClientId client);
   // A request of this client arrived: if it missed recalls, they are ordered again.
   void heard(ClientId client) {
-    if (!lapsed_.empty()) tell_missed(client);
+    if (!lapsed_.empty()) tell_lapsed(client);
   }
   void clear();
 
@@ -85,7 +88,8 @@ class DataChanges {
   void expired(const ChangePtr& change, Stage stage);
   void proceed(const ChangePtr& change);
   void answer(const ChangePtr& change);
-  void tell_missed(ClientId client);
+  void tell_lapsed(ClientId client);
+  void order(const RecallOrder& order, std::function<void()> done);
 
   // constant after construction
   const OpenTable& opens_;
@@ -98,6 +102,7 @@ class DataChanges {
   // Changes that will arrive: the gate holds them, or they are records of a handoff.
   std::multiset<std::pair<ClientId, InodeId>> held_;
   std::map<ClientId, std::set<InodeId>> lapsed_;  // clients that let a lease run out, and what they missed
+  std::multiset<std::pair<ClientId, InodeId>> ordered_;  // orders that have not been followed, awaited or not
   std::shared_ptr<const bool> alive_ = std::make_shared<const bool>(true);  // replaced by clear()
 };
 

@@ -374,6 +374,28 @@ TEST_F(DataChangesTest, ASilentClientIsWaitedForOneLeaseAndToldLater) {
   EXPECT_FALSE(write(kA).given()) << "and is waited for again";
 }
 
+TEST_F(DataChangesTest, WhatWasOrderedIsMissedUntilItIsFollowed) {
+  attach_all({kA, kB, kC});
+  opened(kA);
+  opened(kB, kFile, O_RDONLY);
+  opened(kC, kFile, O_RDONLY);
+  const auto missing = [](ClientId client) {
+    return std::map<ClientId, std::set<InodeId>>{{client, {kFile}}};
+  };
+  coherence_.held(write_of(kB, ++seq_, kFile, 100, 4));
+  Answer& change = write(kA);
+  follow(kC);
+  EXPECT_TRUE(change.given()) << "the gate holds what the other one writes";
+  EXPECT_EQ(coherence_.missed(), missing(kB)) << "whether it has dropped its pages is not known";
+  follow(kB);
+  EXPECT_TRUE(coherence_.missed().empty());
+  coherence_.tell_missed(kC, {kFile});  // the owner before has ordered it in vain
+  pass_time(milliseconds(1));
+  EXPECT_EQ(coherence_.missed(), missing(kC)) << "the next owner has to order it again";
+  follow(kC);
+  EXPECT_TRUE(coherence_.missed().empty());
+}
+
 TEST_F(DataChangesTest, AChangeThatWaitsIsNotPerformedForAKilledCaller) {
   attach_all({kA, kB, kC});
   for (const ClientId client : {kA, kB, kC}) opened(client);

@@ -166,10 +166,10 @@ def a_site_that_is_heard_late_is_told_what_it_missed():
     assert late.do('pread', 2, 3, 0) == ('ok', b'old') and late.do('pwrite', 2, b'new', 0) == ('ok', 3)
 
 
-def a_site_that_slept_through_a_handoff_is_shown_nothing_old():
-    """The owner that did not wait for it is not there any more to tell it what it missed."""
-    cluster = Cluster(3, content=lambda store: content.write(f'{store}/f', b'old'))
-    alpha, beta, gamma = cluster
+def a_site_that_slept_through_handoffs_is_shown_nothing_old():
+    """The owner that did not wait for it is not there any more to tell it what it missed, nor is the next one."""
+    cluster = Cluster(4, content=lambda store: content.write(f'{store}/f', b'old'))
+    alpha, beta, gamma, delta = cluster
     reader, other = Actor(gamma.mountpoint), Actor(alpha.mountpoint)
     assert reader.do('open', 1, 'f', os.O_RDONLY)[0] == 'ok' and reader.do('pread', 1, 3, 0) == ('ok', b'old')
     gamma.signal(signal.SIGSTOP)
@@ -177,11 +177,12 @@ def a_site_that_slept_through_a_handoff_is_shown_nothing_old():
     assert other.do('open', 1, 'f', os.O_WRONLY)[0] == 'ok'
     assert other.do('pwrite', 1, b'new', 0, timeout=20) == ('ok', 3)
     other.close()
-    alpha.migrate(beta, *PAUSE)
-    alpha.stop()
+    for former, owner in ((alpha, beta), (beta, delta)):
+        former.migrate(owner, *PAUSE)
+        former.stop()
     cluster.network.heal('gamma')
     gamma.signal(signal.SIGCONT)
-    sandbox.eventually(lambda: gamma.status()['owner'] == 'beta', 'gamma knows who owns', 20)
+    sandbox.eventually(lambda: gamma.status()['owner'] == 'delta', 'gamma knows who owns', 20)
     assert Actor(gamma.mountpoint).do('put', 'g', b'x', timeout=20)[0] == 'ok'
     assert reader.do('pread', 1, 3, 0, timeout=20) == ('ok', b'new')
 
@@ -814,7 +815,7 @@ if __name__ == '__main__':
         a_restart_waits_only_for_sites_that_had_a_mount,
         the_only_mount_learns_that_it_is_not_any_more,
         a_site_that_is_heard_late_is_told_what_it_missed,
-        a_site_that_slept_through_a_handoff_is_shown_nothing_old,
+        a_site_that_slept_through_handoffs_is_shown_nothing_old,
         a_site_that_is_heard_in_the_pause_keeps_what_it_has,
         what_a_dead_mount_asked_does_not_come_true_later,
         what_a_killed_caller_asked_does_not_come_true_later,
