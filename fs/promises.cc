@@ -40,6 +40,20 @@ struct Promises::Waiting {
   }
 };
 
+// What the store reports from here on is a mutation's.
+class Promises::Collecting {
+ public:
+  Collecting(Promises& promises, std::shared_ptr<Ids> changed)
+      : promises_(promises), outer_(std::exchange(promises.collector_, std::move(changed))) {}
+  ~Collecting() { promises_.collector_ = std::move(outer_); }
+  Collecting(const Collecting&) = delete;
+  Collecting& operator=(const Collecting&) = delete;
+
+ private:
+  Promises& promises_;
+  std::shared_ptr<Ids> outer_;
+};
+
 Promises::Promises(Executor& store, ChangeObserver& log, const OpenTable& opens, ClientId own,
                    Reactor& reactor, Recall recall, Reactor::Clock::duration lease)
     : store_(store),
@@ -60,20 +74,24 @@ void Promises::changing(const Change& change) {
   log_.changing(change);
 }
 
+// What is tried again may change other inodes than the first try would have: names have changed meanwhile.
+std::function<void(const std::function<void()>& attempt)> Promises::put_aside() {
+  return [this, changed = collector_](const std::function<void()>& attempt) {
+    const Collecting collecting(*this, changed);
+    attempt();
+  };
+}
+
 void Promises::execute(const pb::Request& request, Bytes data, Reply reply) {
   const auto op = request.op_case();
   if (asked_of(request) != 0) return query(request, data, std::move(reply));
   if (op_class(op) != OpClass::mutation || op == pb::Request::kSync)
     return store_.execute(request, data, std::move(reply));
 
-  // The store reports what it changes before it returns, also what it does later: on a worker, in its turn,
-  // when there is space. Somebody may be told meanwhile, also where nobody had been told of anything.
+  // The store reports what it changes before it returns, also what it does later on a worker. Somebody may be
+  // told meanwhile, also where nobody had been told of anything.
   const auto changed = std::make_shared<Ids>();
-  struct Collecting {
-    Ids*& collector;
-    Ids* outer;
-    ~Collecting() { collector = outer; }
-  } const collecting{collector_, std::exchange(collector_, changed.get())};
+  const Collecting collecting(*this, changed);
   store_.execute(
       request, data,
       [this, changed, client = request.client(), reply = std::move(reply)](

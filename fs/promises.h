@@ -63,6 +63,8 @@ class Promises final : public Executor, public ChangeObserver {
 
   void execute(const pb::Request& request, Bytes data, Reply reply) override;
   void changing(const Change& change) override;
+  // The store puts aside what it is performing: its next try is to be made within what this returns.
+  std::function<void(const std::function<void()>& attempt)> put_aside();
 
   // This site owns at `epoch` from now on; `holders` may believe promises of the owner before (client 0:
   // those of all other sites).
@@ -82,6 +84,7 @@ class Promises final : public Executor, public ChangeObserver {
   static constexpr std::size_t kMaxInodes = 200'000;  // about 10 MiB
   using Ids = std::vector<InodeId>;
   struct Waiting;
+  class Collecting;
   // An order to forget that has not been followed yet. Whatever else changes one of its inodes waits for it
   // too.
   struct Recalling {
@@ -118,7 +121,8 @@ class Promises final : public Executor, public ChangeObserver {
   // reactor thread
   Epoch epoch_ = 0;  // 0: not the owner
   std::uint64_t stamp_ = 0;
-  Ids* collector_ = nullptr;  // of the mutation that the store is performing
+  bool paused_ = false;
+  std::shared_ptr<Ids> collector_;  // of the mutation that the store is performing
   std::vector<ClientId> clients_;
   std::unordered_map<InodeId, Mask> holders_;
   std::map<std::uint64_t, Recalling> recalling_;  // by number

@@ -377,7 +377,7 @@ Store::~Store() = default;
 
 void Store::observe(ChangeObserver* observer) { impl_->observer = observer; }
 
-void Store::on_put_aside(std::function<void(const pb::Request&, bool)> put_aside) {
+void Store::on_put_aside(std::function<TakeUp(const pb::Request&)> put_aside) {
   impl_->put_aside = std::move(put_aside);
 }
 
@@ -433,11 +433,12 @@ void Store::Impl::attempt(const pb::Request& request, Bytes data, Reply reply, u
 void Store::Impl::wait_for_space(const std::shared_ptr<Attempt>& attempt) {
   const auto again = [this, attempt, still_there = std::weak_ptr<bool>(alive)] {
     if (still_there.expired()) return;
-    put_aside(attempt->request, false);
-    this->attempt(attempt->request, as_bytes(attempt->data), std::move(attempt->reply), attempt->tries,
-                  attempt->ordered);
+    attempt->take_up(attempt->request, [&] {
+      this->attempt(attempt->request, as_bytes(attempt->data), std::move(attempt->reply), attempt->tries,
+                    attempt->ordered);
+    });
   };
-  put_aside(attempt->request, true);
+  attempt->take_up = put_aside(attempt->request);
   attempt->tries = std::max(attempt->tries + 1, least_tries);
   if (!doomed.empty()) {
     delete_doomed_now();

@@ -42,9 +42,10 @@ class Store final : public Executor {
   // Where changes are reported; nullptr: nowhere. Not owned.
   void observe(ChangeObserver* observer);
 
-  // Called when a request that has had no effect yet has to wait (true), for its turn or for space, and when
-  // it is taken up again.
-  void on_put_aside(std::function<void(const pb::Request&, bool)> put_aside);
+  // Called when a request that has had no effect yet has to wait, for its turn or for space. What it returns
+  // is called with the next attempt, when the request is taken up again.
+  using TakeUp = std::function<void(const pb::Request&, const std::function<void()>& attempt)>;
+  void on_put_aside(std::function<TakeUp(const pb::Request&)> put_aside);
 
   // Applications are held up until everything under way is answered: nobody waits long for space.
   void hurry(bool hurry);

@@ -83,9 +83,12 @@ struct Store::Impl {
     Reply reply;
     unsigned tries = 0;    // so far
     bool ordered = false;  // whether the reply is in_order()'s
+    TakeUp take_up = {};   // of what is put aside
     std::chrono::steady_clock::time_point arrived = std::chrono::steady_clock::now();
   };
-  std::function<void(const pb::Request&, bool)> put_aside = [](const pb::Request&, bool) {};
+  std::function<TakeUp(const pb::Request&)> put_aside = [](const pb::Request&) -> TakeUp {
+    return [](const pb::Request&, const std::function<void()>& attempt) { attempt(); };
+  };
   unsigned least_tries = 0;  // that every request counts as having had
   void attempt(const pb::Request& request, Bytes data, Reply reply, unsigned tries, bool ordered);
   void wait_for_space(const std::shared_ptr<Attempt>& attempt);

@@ -20,8 +20,9 @@ void Store::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
     if (before != data_changes.end()) {
       // What is going to be changed is reported before this returns (Promises).
       note_attributes(before->first);
-      put_aside(request, true);
-      before->second.waiting.push_back({request, std::string(as_text(data)), std::move(reply)});
+      Attempt waits{request, std::string(as_text(data)), std::move(reply)};
+      waits.take_up = put_aside(request);
+      before->second.waiting.push_back(std::move(waits));
       return;
     }
   }
@@ -61,11 +62,12 @@ void Store::Impl::go_on(InodeId id) {
   while (!changes.under_way && !changes.waiting.empty()) {
     Attempt next = std::move(changes.waiting.front());
     changes.waiting.pop_front();
-    put_aside(next.request, false);
     // All that wait for one disk to have room wait together.
     const auto waited = (std::chrono::steady_clock::now() - next.arrived) / kSpacePoll;
-    attempt(next.request, as_bytes(next.data), std::move(next.reply),
-            static_cast<unsigned>(std::min<std::int64_t>(waited, kTriesForSpace)), false);
+    next.take_up(next.request, [&] {
+      attempt(next.request, as_bytes(next.data), std::move(next.reply),
+              static_cast<unsigned>(std::min<std::int64_t>(waited, kTriesForSpace)), false);
+    });
   }
   changes.going_on = false;
   if (!changes.under_way) data_changes.erase(id);

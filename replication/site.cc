@@ -154,7 +154,14 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
   data_set_id = std::stoull(required(state, "data_set_id"));
   if (area_fd) learn_stamps(area_fd.get());
   store.observe(&promises);
-  store.on_put_aside([this](const pb::Request& request, bool aside) { once.put_aside(request, aside); });
+  store.on_put_aside([this](const pb::Request& request) -> Store::TakeUp {
+    once.put_aside(request, true);
+    return [this, within = promises.put_aside()](const pb::Request& again,
+                                                 const std::function<void()>& attempt) {
+      once.put_aside(again, false);
+      within(attempt);
+    };
+  });
   gate.set_hooks(
       {.held = [this](const pb::Request& request) { coherence.held(request); },
        .dropped = [this](const pb::Request& request) { coherence.dropped(request); },
@@ -208,7 +215,6 @@ Site::Impl::~Impl() {
   ending = true;
   workers.reset();  // what they are at needs the other parts
   store.observe(nullptr);
-  store.on_put_aside([](const pb::Request&, bool) {});
   try {
     std::set<SiteName> sites = coherence.unheard();
     for (const auto& [mount, site] : opens.clients())

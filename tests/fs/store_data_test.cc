@@ -7,6 +7,7 @@
 #include <map>
 #include <set>
 
+#include "fs/promises.h"
 #include "tests/fs/store_fixture.h"
 
 namespace sharefs {
@@ -237,8 +238,12 @@ TEST_P(StoreDataTest, changes_of_data_wait_behind_one_that_waits_for_space) {
   const Answer large = create(kRootInode, "large"), file = create(kRootInode, "file");
   write(large.id(), 0, std::string(3 << 20, 'l'));
   std::vector<std::string> aside;
-  store_->on_put_aside([&](const pb::Request& request, bool put) {
-    aside.push_back(std::to_string(request.write().size()) + (put ? " waits" : " again"));
+  store_->on_put_aside([&](const pb::Request& put) -> Store::TakeUp {
+    aside.push_back(std::to_string(put.write().size()) + " waits");
+    return [&](const pb::Request& again, const std::function<void()>& attempt) {
+      aside.push_back(std::to_string(again.write().size()) + " again");
+      attempt();
+    };
   });
   EXPECT_EQ(unlink(kRootInode, "large").error(), 0);  // nobody has it open: space is coming
   const std::string bytes(2 << 20, 'f');
@@ -255,6 +260,75 @@ TEST_P(StoreDataTest, changes_of_data_wait_behind_one_that_waits_for_space) {
   EXPECT_EQ(aside[1], "3 waits");
   EXPECT_EQ(aside[aside.size() - 2], "2097152 again");
   EXPECT_EQ(aside.back(), "3 again");
+  stop();
+  EXPECT_EQ(::umount(tree().c_str()), 0);
+}
+
+// Names have changed by the time of the next try: it changes an inode of which the first one knew nothing.
+TEST_P(StoreDataTest, what_is_changed_once_there_is_space_is_recalled) {
+  constexpr ClientId kWriter = 1, kHolder = 2;
+  stop();
+  if (::mount("tmpfs", tree().c_str(), "tmpfs", 0, "size=4m,nr_inodes=100") != 0) {
+    start();
+    GTEST_SKIP() << "needs privilege";
+  }
+  start();
+  opens_.attach(kWriter, "writer");
+  opens_.attach(kHolder, "holder");
+  std::set<InodeId> recalled;
+  RecordingObserver log;
+  {
+    Promises promises(*store_, log, opens_, kWriter, reactor_,
+                      [&](const RecallOrder& order, const std::function<void(bool)>& done) {
+                        if (order.client == kHolder) recalled.insert(order.names.begin(), order.names.end());
+                        done(false);
+                      });
+    promises.begin(1, {});
+    store_->observe(&promises);
+    store_->on_put_aside([&](const pb::Request&) -> Store::TakeUp {
+      return [within = promises.put_aside()](const pb::Request&, const std::function<void()>& attempt) {
+        within(attempt);
+      };
+    });
+    const InodeId file = create(kRootInode, "a").id();
+    write(file, 0, "data");
+    create(kRootInode, "early");
+    EXPECT_EQ(unlink(kRootInode, "early").error(), 0);  // nobody has it open: space is coming
+    int error = 0;
+    for (int i = 0; (error = create(kRootInode, "f" + std::to_string(i)).error()) == 0; ++i) continue;
+    EXPECT_EQ(error, ENOSPC);
+    EXPECT_EQ(rename(kRootInode, "a", kRootInode, "kept").error(), 0);
+    SHAREFS_ASK(Create, create);
+    op.set_parent(kRootInode);
+    op.set_name("b");
+    op.set_mode(S_IFREG | 0644);
+    op.set_handle(1);
+    op.set_flags(O_RDWR | O_CREAT | O_TRUNC);
+    Answer answer;
+    bool answered = false;
+    promises.execute(r, {}, [&](const pb::Outcome& outcome, Bytes) {
+      answer.outcome = outcome;
+      answered = true;
+      reactor_.stop();
+    });
+    ASSERT_FALSE(answered) << "there is no inode left";
+    EXPECT_EQ(rename(kRootInode, "kept", kRootInode, "b").error(), 0);
+    pb::Request look;
+    look.set_client(kHolder);
+    look.mutable_getattr()->set_id(file);
+    std::uint64_t size = 0;
+    promises.execute(look, {}, [&](const pb::Outcome& outcome, Bytes) {
+      EXPECT_NE(outcome.promise(), 0U);
+      size = outcome.attr().size();
+    });
+    EXPECT_EQ(size, 4U);
+    recalled.clear();
+    if (!answered) reactor_.run();
+    EXPECT_EQ(answer.error(), 0);
+    EXPECT_EQ(answer.outcome.attr().size(), 0U);
+    EXPECT_TRUE(recalled.contains(file)) << "who was told its size is not told that it was truncated";
+    store_->observe(nullptr);
+  }
   stop();
   EXPECT_EQ(::umount(tree().c_str()), 0);
 }
