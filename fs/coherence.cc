@@ -87,6 +87,7 @@ struct Coherence::Impl {
   void detach(ClientId client);
   void expire_site(const SiteName& site, ClientId except);
   void take_back_sole();
+  void wait_for_sole(Reactor::Clock::duration time, Reactor::Clock::time_point asked);
   void sole_taken_back(std::uint64_t number);
   void admit();
   void tell_sole();
@@ -319,11 +320,22 @@ void Coherence::Impl::take_back_sole() {
   const auto said_so = [this, number, still = std::weak_ptr(alive)] {
     if (!still.expired()) sole_taken_back(number);
   };
-  taking_back_timer = reactor.after(timing.lease, said_so);
+  wait_for_sole(timing.lease, Reactor::Clock::now());
   RecallOrder order;
   order.client = opens.clients().begin()->first;
   order.sole = false;
   recall(order, [said_so](bool) { said_so(); });
+}
+
+// Like any recall, the order may still be on its way to a mount that is heard (CoherenceTiming::extension).
+void Coherence::Impl::wait_for_sole(Reactor::Clock::duration time, Reactor::Clock::time_point asked) {
+  taking_back_timer = reactor.after(time, [this, asked, number = taking_back_number] {
+    Reactor::Clock::duration more{};
+    if (timing.extension && !opens.clients().empty())
+      more = timing.extension(opens.clients().begin()->first, Reactor::Clock::now() - asked);
+    if (more > more.zero()) return wait_for_sole(more, asked);
+    sole_taken_back(number);
+  });
 }
 
 void Coherence::Impl::sole_taken_back(std::uint64_t number) {

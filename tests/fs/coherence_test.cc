@@ -59,6 +59,17 @@ TEST_F(CoherenceTest, ASilentFirstClientDelaysTheSecondByALease) {
   EXPECT_TRUE(second.given());
 }
 
+TEST_F(CoherenceTest, AFirstClientThatIsHeardAndMayNotHaveBeenToldIsWaitedFor) {
+  attach(kA);
+  behind_ = {kA};
+  Answer& second = attach(kB);
+  pass_time(milliseconds(400));
+  EXPECT_FALSE(second.given()) << "it still shows what it was allowed to cache alone";
+  behind_.clear();
+  pass_time(milliseconds(250));
+  EXPECT_TRUE(second.given()) << "it has been told, and does not follow";
+}
+
 TEST_F(CoherenceTest, TheSecondIsAttachedAtOnceWhenTheFirstLeaves) {
   attach(kA);
   Answer& second = attach(kB);
