@@ -101,7 +101,7 @@ void Promises::execute(const pb::Request& request, Bytes data, Reply reply) {
 // ---- promising
 
 bool Promises::promises_to(ClientId client) const {
-  return epoch_ != 0 && opens_.clients().size() > 1 && opens_.clients().contains(client);
+  return epoch_ != 0 && !paused_ && opens_.clients().size() > 1 && opens_.clients().contains(client);
 }
 
 // May be promised something: it has forgotten, or knows nothing of, what an earlier owner has promised.
@@ -259,6 +259,7 @@ void Promises::forget_all() {
 void Promises::begin(Epoch epoch, const std::vector<ClientId>& holders) {
   if (epoch != epoch_) end();
   epoch_ = epoch;
+  paused_ = false;
   for (const ClientId client : holders)
     if (client != own_) order(client, {}, true);
   order(own_, {}, true);  // this site's kernel may have been lent what an earlier owner promised

@@ -72,6 +72,9 @@ class Promises final : public Executor, public ChangeObserver {
   // This site is not the owner any more: promises nothing, forgets what it promised.
   void end();
 
+  // Promises nothing for a while: who has been promised something has been told to the next owner.
+  void pause(bool paused) { paused_ = paused; }
+
   // Called when every site has followed the order that begin() gave to client 0, or is not waited for any
   // more.
   void on_recovered(std::function<void()> recovered) { on_recovered_ = std::move(recovered); }

@@ -325,6 +325,8 @@ void HandoffSource::ship_rest() {
          final->set_attempt(record_.attempt);
          final->set_batches(image_->batches());
          *final->mutable_live() = take_live_state(parts_);
+         // A site that is silent, and so is said to rely on none, may be heard again before the commit point.
+         parts_.promises.pause(true);
          live_sent_ = true;
          send(envelope, Lane::bulk);
          fault_point("source.final_sent");
@@ -477,6 +479,7 @@ void HandoffSource::roll_back() {
     // The rest told true ctimes. What changed again in the same tick would have them, too, and the next
     // attempt would take what the target has for the same (before Linux 6.13).
     std::this_thread::sleep_until(still_since_ + kStampTick);
+    parts_.promises.pause(false);
     parts_.gate.open();
   }
   parts_.log.stop();

@@ -187,6 +187,31 @@ def a_site_that_slept_through_handoffs_is_shown_nothing_old():
     assert reader.do('pread', 1, 3, 0, timeout=20) == ('ok', b'new')
 
 
+def a_site_that_is_heard_again_in_the_pause_is_shown_nothing_old():
+    """The new owner was told that it relies on nothing, since it was silent; and it does not hear of the handoff."""
+    cluster = Cluster(3, content=lambda store: content.write(f'{store}/f', b'old'))
+    alpha, beta, gamma = cluster
+    beta.restart('target.final_end=sleep:1000')
+    cluster.wait_connected()
+    looker, other = Actor(gamma.mountpoint), Actor(beta.mountpoint)
+    assert looker.do('stat', 'f')[0] == 'ok'
+    gamma.signal(signal.SIGSTOP)
+    time.sleep(3)
+    migration = alpha.migrate_in_background(beta, '--max-pause', '5s')
+    sandbox.eventually(lambda: is_in_the_pause(beta), 'the gate is closed', every=0.01)
+    gamma.signal(signal.SIGCONT)
+    for _ in range(3):
+        assert looker.do('stat', 'f')[1]['size'] == 3
+    assert is_in_the_pause(beta), 'the site was to be heard in the pause'
+    cluster.network.cut('gamma')
+    migration.finish()
+    assert other.do('put', 'f', b'newer')[0] == 'ok'
+    looker.send('stat', 'f')
+    time.sleep(0.5)
+    cluster.network.heal('gamma')
+    assert looker.receive(timeout=20)[1]['size'] == 5, 'what the old owner has promised was believed'
+
+
 def a_site_that_is_heard_in_the_pause_keeps_what_it_has():
     """A restarted owner moves the data set on before a frozen site has said what it holds; it says so in the pause."""
     cluster = Cluster(3, content=lambda store: [content.write(f'{store}/{name}', b'data') for name in ('f', 'gone')])
@@ -816,6 +841,7 @@ if __name__ == '__main__':
         the_only_mount_learns_that_it_is_not_any_more,
         a_site_that_is_heard_late_is_told_what_it_missed,
         a_site_that_slept_through_handoffs_is_shown_nothing_old,
+        a_site_that_is_heard_again_in_the_pause_is_shown_nothing_old,
         a_site_that_is_heard_in_the_pause_keeps_what_it_has,
         what_a_dead_mount_asked_does_not_come_true_later,
         what_a_killed_caller_asked_does_not_come_true_later,
