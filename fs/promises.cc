@@ -230,15 +230,20 @@ void Promises::order(ClientId client, Ids ids, bool all) {
   order.all_names = all;
   order.stamp = next_stamp();
   const auto number = ++last_number_;
-  const auto followed_or_over = [this, number, watch = std::weak_ptr(alive_)] {
+  recalling_[number] = {.client = client, .ids = std::move(ids), .all = all, .waiting = {}};
+  wait(number, lease_);
+  recall_(order, [this, number, watch = std::weak_ptr(alive_)](bool) {
     if (!watch.expired()) followed(number);
-  };
-  recalling_[number] = {.client = client,
-                        .ids = std::move(ids),
-                        .all = all,
-                        .lease = reactor_.after(lease_, followed_or_over),
-                        .waiting = {}};
-  recall_(order, [followed_or_over](bool) { followed_or_over(); });
+  });
+}
+
+void Promises::wait(std::uint64_t number, Reactor::Clock::duration time) {
+  Recalling& recalling = recalling_.at(number);
+  recalling.lease = reactor_.after(time, [this, number, everybody = recalling.client == 0] {
+    const auto more = everybody && more_ ? more_() : Reactor::Clock::duration::zero();
+    if (more > more.zero()) return wait(number, more);
+    followed(number);
+  });
 }
 
 void Promises::followed(std::uint64_t number) {

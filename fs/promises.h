@@ -79,6 +79,10 @@ class Promises final : public Executor, public ChangeObserver {
   // more.
   void on_recovered(std::function<void()> recovered) { on_recovered_ = std::move(recovered); }
 
+  // For how long the sites that have not followed it are waited for beyond the lease: those that are heard
+  // may show what their pages say as long as they are, and their answers may be behind what they write.
+  void on_lease(std::function<Reactor::Clock::duration()> more) { more_ = std::move(more); }
+
   std::size_t size() const { return holders_.size(); }  // inodes that somebody was promised something of
 
  private:
@@ -108,6 +112,7 @@ class Promises final : public Executor, public ChangeObserver {
   void recall_holders(const Ids& ids, ClientId except);
   void forget_all();
   void order(ClientId client, Ids ids, bool all);
+  void wait(std::uint64_t number, Reactor::Clock::duration time);
   void followed(std::uint64_t number);
   Mask bit_of(ClientId client);
   std::uint64_t next_stamp() { return epoch_ << kStampBits | ++stamp_; }
@@ -121,6 +126,7 @@ class Promises final : public Executor, public ChangeObserver {
   const Recall recall_;
   const Reactor::Clock::duration lease_;
   std::function<void()> on_recovered_;
+  std::function<Reactor::Clock::duration()> more_;
   // reactor thread
   Epoch epoch_ = 0;  // 0: not the owner
   std::uint64_t stamp_ = 0;

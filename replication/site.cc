@@ -192,6 +192,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
     if (front_end) front_end->promise_broken(nullptr, {}, [] {});
   });
   promises.on_recovered([this] { coherence.recovered(); });
+  promises.on_lease([this] { return recovery_extension(); });
   for (const auto& site : state.sites()) watch_absence(site.name);
   peer.on_moved([this](const SiteName& owner, Epoch epoch) { learn(owner, epoch); });
   once.exempt(client);
@@ -646,6 +647,15 @@ Reactor::Clock::duration Site::Impl::extension(ClientId holder, Reactor::Clock::
   const auto found = opens.clients().find(holder);
   if (found == opens.clients().end() || transport.trusted_for(found->second, ago) > ago.zero()) return {};
   return kLease - transport.silence(found->second);
+}
+
+// Whoever is heard does not drop what it shows by itself.
+Reactor::Clock::duration Site::Impl::recovery_extension() {
+  Reactor::Clock::duration longest{};
+  for (const auto& site : coherence.unheard())
+    longest = std::max(
+        longest, kPromiseLease - std::min<Reactor::Clock::duration>(kPromiseLease, transport.silence(site)));
+  return longest;
 }
 
 // Of those that may have a mount which this owner does not know.

@@ -69,6 +69,7 @@ struct Site::Impl {
   void recall(const RecallOrder& order, std::function<void(bool)> done);
   void recall_at(const SiteName& site, const RecallOrder& order, std::function<void(bool)> done);
   Reactor::Clock::duration extension(ClientId holder, Reactor::Clock::duration ago);
+  Reactor::Clock::duration recovery_extension();
   void recall_everywhere(const RecallOrder& order, const std::function<void(bool)>& done);
   void send_recall(std::uint64_t number, const SentRecall& sent);
   void send_recalls_again(const SiteName& to);

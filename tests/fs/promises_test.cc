@@ -403,6 +403,33 @@ TEST_F(PromisesTest, ANewOwnerAcknowledgesNoChangeBeforeAllHaveForgotten) {
 }
 
 // Its stamps begin anew, since its epoch is the same.
+TEST_F(PromisesTest, NothingIsPromisedWhoseHolderTheNextOwnerWouldNotKnow) {
+  promises.pause(true);
+  ask(0, getattr(1, 101));
+  deliver_all();
+  EXPECT_FALSE(ask(0, getattr(1, 101)).given());
+  deliver_all();
+  promises.pause(false);  // it stays the owner
+  ask(0, getattr(1, 101));
+  deliver_all();
+  EXPECT_TRUE(ask(0, getattr(1, 101)).given());
+}
+
+TEST_F(PromisesTest, AnotherProcessOfTheOwnerWaitsLongerForSitesThatAreHeard) {
+  using std::chrono::milliseconds;
+  bool heard = true, recovered = false;
+  Promises another(
+      store, log, opens, kOwn, reactor, [](const RecallOrder&, auto) {}, milliseconds(50));
+  another.on_recovered([&] { recovered = true; });
+  another.on_lease([&] { return milliseconds(heard ? 20 : 0); });
+  another.begin(kEpoch, {0});
+  pass_time(milliseconds(200));
+  EXPECT_FALSE(recovered);
+  heard = false;
+  pass_time(milliseconds(100));
+  EXPECT_TRUE(recovered);
+}
+
 TEST_F(PromisesTest, AnotherProcessOfTheOwnerIsBelieved) {
   for (int i = 0; i < 10; ++i) {
     ask(0, lookup(1, "old"));

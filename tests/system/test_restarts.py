@@ -187,6 +187,29 @@ def a_site_that_slept_through_handoffs_is_shown_nothing_old():
     assert reader.do('pread', 1, 3, 0, timeout=20) == ('ok', b'new')
 
 
+def a_site_whose_word_is_behind_what_it_writes_is_shown_nothing_old():
+    """It is heard all the time by another process of the owner, but what it holds comes behind what it writes."""
+    cluster = Cluster(2, content=lambda store: content.write(f'{store}/f', b'old'))
+    alpha, beta = cluster
+    reader, writers = Actor(beta.mountpoint), [Actor(beta.mountpoint) for _ in range(3)]
+    assert reader.do('open', 1, 'f', os.O_RDONLY)[0] == 'ok' and reader.do('pread', 1, 3, 0) == ('ok', b'old')
+    for number, writer in enumerate(writers):
+        assert writer.do('open', 1, f'{number}', os.O_WRONLY | os.O_CREAT)[0] == 'ok'
+    cluster.network.slow('beta', 2000)
+    for writer in writers:
+        writer.send('pwrite', 1, bytes(1 << 20), 0)
+    time.sleep(0.5)
+    alpha.kill()
+    alpha.start()
+    other = Actor(alpha.mountpoint)
+    assert other.do('open', 1, 'f', os.O_WRONLY)[0] == 'ok'
+    assert other.do('pwrite', 1, b'new', 0, timeout=60) == ('ok', 3)
+    assert reader.do('pread', 1, 3, 0, timeout=60) == ('ok', b'new')
+    for writer in writers:
+        assert writer.receive() == ('ok', 1 << 20)
+    cluster.network.slow('beta', 10 ** 6)
+
+
 def a_site_that_is_heard_again_in_the_pause_is_shown_nothing_old():
     """The new owner was told that it relies on nothing, since it was silent; and it does not hear of the handoff."""
     cluster = Cluster(3, content=lambda store: content.write(f'{store}/f', b'old'))
@@ -841,6 +864,7 @@ if __name__ == '__main__':
         the_only_mount_learns_that_it_is_not_any_more,
         a_site_that_is_heard_late_is_told_what_it_missed,
         a_site_that_slept_through_handoffs_is_shown_nothing_old,
+        a_site_whose_word_is_behind_what_it_writes_is_shown_nothing_old,
         a_site_that_is_heard_again_in_the_pause_is_shown_nothing_old,
         a_site_that_is_heard_in_the_pause_keeps_what_it_has,
         what_a_dead_mount_asked_does_not_come_true_later,
