@@ -35,6 +35,9 @@ constexpr std::uint64_t kPage = 4096;
 // More requests with a caller that waits than the kernel has in its queue at once: new ones keep coming.
 constexpr std::size_t kMostWaiting = 1000;
 
+// An answer waits for pages to be dropped for no longer than this: whatever a kernel keeps locked meanwhile.
+constexpr auto kDropPatience = std::chrono::milliseconds(100);
+
 // How soon the kernel is made to let go of what has no name any more: many at once, and most of what this
 // mount has deleted itself it has forgotten by then.
 constexpr auto kPruneDelay = std::chrono::milliseconds(50);
@@ -219,7 +222,7 @@ void FuseServer::submit_read(const pb::Request& request, PendingRequest& pending
 bool FuseServer::is_being_written(const PendingRequest& read) {
   const auto [begin, end] = pages_of(read);
   for (const PendingRequest* before = read.previous; before != nullptr; before = before->previous) {
-    if (before->id != read.id || !before->changes || !before->locks_pages) continue;
+    if (before->id != read.id || !before->changes || !before->locks_pages || before->late) continue;
     const auto [written, beyond] = pages_of(*before);
     if (written < end && beyond > begin) return true;
   }
@@ -313,6 +316,38 @@ void FuseServer::undo(const PendingRequest& pending, const pb::Outcome& outcome)
 }
 
 void FuseServer::finish(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
+  if (outcome.invalidate() && may_drop_first(pending))
+    drop_first(pending, outcome, data);
+  else
+    conclude(pending, outcome, data);
+}
+
+// While the kernel truncates it writes nothing back. What is written back is waited for by whoever drops
+// other pages of the same mapping.
+bool FuseServer::may_drop_first(const PendingRequest& pending) const {
+  if (pending.caller == nullptr || pending.given_up || pending.writes_back) return false;
+  const bool may_truncate =
+      pending.answer == &FuseServer::answer_attr || pending.answer == &FuseServer::answer_open;
+  return pending.answer != &FuseServer::answer_create && !(may_truncate && known_.may_be_dirty(pending.id));
+}
+
+// Somebody else has changed the inode meanwhile, and may say so to the caller: what this one looks at next is
+// not to come from pages from before. Those that the kernel keeps locked for the request itself follow.
+void FuseServer::drop_first(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
+  pending.late = true;
+  const auto conclude_once = [this, p = &pending, seq = pending.seq, over = std::make_shared<bool>(false),
+                              outcome, copy = std::make_shared<const std::string>(as_text(data)),
+                              alive = alive_] {
+    if (!*alive || p->server == nullptr || p->seq != seq || std::exchange(*over, true)) return;
+    p->late = false;
+    conclude(*p, outcome, as_bytes(*copy));
+  };
+  drop_pages(pending.id, 0, 0, conclude_once, &pending);
+  reactor_.after(kDropPatience, conclude_once);
+  submit_waiting_reads();  // of what has been written
+}
+
+void FuseServer::conclude(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
   unlink(pending);
   if (pending.caller != nullptr && !pending.waits_for_lock) {
     longest_wait_ = std::max(longest_wait_, Reactor::Clock::now() - pending.arrived);
@@ -405,7 +440,7 @@ void FuseServer::invalidate(InodeId id, std::uint64_t offset, std::uint64_t leng
 // A notifier that waited for them would hold up the others, and keep the device of a killed process open: its
 // callers would never end.
 void FuseServer::drop_pages(InodeId id, std::uint64_t offset, std::uint64_t length,
-                            std::function<void()> done) {
+                            std::function<void()> done, const PendingRequest* except) {
   if (done && !keeps_written_pages(session_.protocol_minor()) && known_.may_be_dirty(id))
     done = [this, id, done = std::move(done)] { when_written_back(id, done); };
   const std::uint64_t end =
@@ -432,6 +467,7 @@ void FuseServer::drop_pages(InodeId id, std::uint64_t offset, std::uint64_t leng
   for (LockedPages& pages : locked) {
     drop_until(pages.offset);
     at = std::max(at, pages.offset + pages.length);
+    if (except != nullptr && pages.seq == except->seq) continue;
     ++*left;
     pages.done = part;
     locked_pages_.push_back(std::move(pages));

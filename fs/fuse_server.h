@@ -205,6 +205,9 @@ class FuseServer {
   void process(std::size_t size);
   void ended();
   void finish(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  bool may_drop_first(const PendingRequest& pending) const;
+  void drop_first(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void conclude(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void done_with(PendingRequest& pending);
   void link(PendingRequest& pending);
   void unlink(PendingRequest& pending);
@@ -219,7 +222,9 @@ class FuseServer {
   bool changes(InodeId id) const;
   static bool is_being_written(const PendingRequest& read);
   void submit_waiting_reads();
-  void drop_pages(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done);
+  // `done` waits for all of them, but for those that the kernel keeps locked for `except`.
+  void drop_pages(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done,
+                  const PendingRequest* except = nullptr);
   void pages_unlocked(std::uint64_t seq);
   void pages_dropped(InodeId id);
   void settle_drops();

@@ -280,6 +280,33 @@ TEST_F(FrontEndTest, what_is_read_while_a_write_is_on_its_way_does_not_stay) {
   EXPECT_EQ(first_of(reading, 0), 'n');
 }
 
+// Who writes in between is waited for by nobody, and hears of it with the answer. Other pages of the file
+// were here before.
+TEST_F(FrontEndTest, whose_write_was_met_by_another_sees_that_one_when_it_returns) {
+  constexpr off_t kOther = 1 << 20;
+  write_file(m().path("f"), std::string(kOther + 1, 'o'));
+  for (const int flags : {0, O_DIRECT}) {
+    const UniqueFd writing = open("f", O_RDWR | flags), reading = open("f", O_RDONLY);
+    ASSERT_EQ(::posix_fadvise(reading.get(), 0, 0, POSIX_FADV_RANDOM), 0);
+    alignas(4096) static const std::array<char, 4096> bytes{'n'};
+    for (int i = 0; i < 100; ++i) {
+      char text = 0;
+      ASSERT_EQ(::pread(reading.get(), &text, 1, kOther), 1);  // the page is here
+      const char newest = static_cast<char>('a' + i % 26);
+      m().on_reactor([&] {
+        m().spy().change_meanwhile([&] {
+          const UniqueFd below(::open(m().below("f").c_str(), O_WRONLY | O_CLOEXEC));
+          EXPECT_EQ(::pwrite(below.get(), &newest, 1, kOther), 1);
+        });
+      });
+      ASSERT_EQ(::pwrite(writing.get(), bytes.data(), bytes.size(), 0), 4096);
+      ASSERT_EQ(::pread(reading.get(), &text, 1, kOther), 1);
+      m().on_reactor([&] { m().spy().change_meanwhile({}); });
+      ASSERT_EQ(text, newest) << i;
+    }
+  }
+}
+
 TEST_F(FrontEndTest, an_append_handle_can_be_mapped) {
   write_file(m().path("log"), "mapped");
   const UniqueFd fd = open("log", O_RDWR | O_APPEND);

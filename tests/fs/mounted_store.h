@@ -32,6 +32,16 @@ class Spy final : public Executor {
   void execute(const pb::Request& request, Bytes data, Reply reply) override {
     const std::lock_guard lock(mutex_);
     if (noting_) seen_.push_back(request);
+    if (changed_meanwhile_) {
+      reply = [this, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
+        pb::Outcome told = outcome;
+        if (outcome.count() > 0 && changed_meanwhile_) {
+          changed_meanwhile_();
+          told.set_invalidate(true);
+        }
+        reply(told, bytes);
+      };
+    }
     if (request.op_case() == held_kind_) {
       held_.push_back({request, std::string(as_text(data)), std::move(reply)});
     } else {
@@ -67,6 +77,8 @@ class Spy final : public Executor {
   }
 
   // --- reactor thread
+  // Somebody else changes an inode just before a write to it is answered; empty: nobody does.
+  void change_meanwhile(std::function<void()> change) { changed_meanwhile_ = std::move(change); }
   void let_go() {
     std::vector<Held> held;
     {
@@ -88,6 +100,7 @@ class Spy final : public Executor {
   std::atomic<bool> noting_ = true;
   std::vector<pb::Request> seen_;
   std::vector<Held> held_;
+  std::function<void()> changed_meanwhile_;
   pb::Request::OpCase held_kind_ = pb::Request::OP_NOT_SET;
 };
 
