@@ -430,7 +430,8 @@ void Site::Impl::judged(const SiteName& from, const pb::Prepare& prepare, std::s
   try {
     if (why_not.empty() && prepare.dry_run() && !tree.moving()) why_not = stranger();
     if (why_not.empty() && prepare.dry_run()) {
-      prepared->set_holds_image(holds_image());
+      // What was received under another state folder is sent again: its identities are gone with that.
+      prepared->set_holds_image(holds_image() && !state.handoffs(1).empty());
       prepared->set_space(std::filesystem::space(parts.store_directory).available);
     } else if (why_not.empty()) {
       return become_target(from, prepare);

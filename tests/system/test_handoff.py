@@ -414,6 +414,26 @@ def a_dry_run_asks_what_the_handoff_would():
     alpha.migrate(beta, *PAUSE)
 
 
+def what_another_state_folder_has_received_is_no_earlier_image():
+    """Its identities are gone with that folder: everything is sent again."""
+    cluster = Cluster(2, content=content.small)
+    alpha, beta = cluster
+    cluster.hand_over_and_compare(beta, *PAUSE)
+    cluster.hand_over_and_compare(alpha, *PAUSE)
+
+    def held():
+        return json.loads(alpha.cli('migrate', DATA_SET, '--to', 'beta', '--dry-run', '--json').stdout)['holds_image']
+    assert held()
+    beta.stop()
+    alpha.cli('remove', DATA_SET, '--site', 'beta')
+    shutil.rmtree(f'{beta.home}/{DATA_SET}')
+    cluster.join(beta)
+    beta.start()
+    assert not held()
+    assert 'everything is sent' in alpha.cli('migrate', DATA_SET, '--to', 'beta', '--dry-run').stdout
+    cluster.hand_over_and_compare(beta, *PAUSE)
+
+
 def an_interrupted_migrate_ends_with_its_object():
     cluster, migration = begun_slowly()
     migration.process.send_signal(signal.SIGINT)
@@ -895,6 +915,8 @@ if __name__ == '__main__':
             (what_was_asked_before_a_takeover_is_performed_before_what_was_asked_since, 60),
         'an_older_handoff_is_not_taken_for_the_one_that_was_asked_for':
             (an_older_handoff_is_not_taken_for_the_one_that_was_asked_for, 60),
+        'what_another_state_folder_has_received_is_no_earlier_image':
+            (what_another_state_folder_has_received_is_no_earlier_image, 60),
         'a_dry_run_asks_what_the_handoff_would': (a_dry_run_asks_what_the_handoff_would, 60),
         'a_migrate_that_loses_its_daemon_says_that_the_handoff_may_go_on':
             (a_migrate_that_loses_its_daemon_says_that_the_handoff_may_go_on, 60),
