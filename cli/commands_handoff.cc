@@ -187,14 +187,8 @@ int leave_it(const MigrateArguments& arguments, const nlohmann::json& handoff, c
   return kInterrupted;
 }
 
-int follow_to_end(HandoffWatch& watch, const MigrateArguments& arguments) {
-  const auto handoff = watch.follow();
-  if (text_of(handoff, "result").empty()) {
-    if (interrupted) return leave_it(arguments, handoff, "goes on");
-    print_left(arguments, handoff);
-    std::cerr << fmt::format("sharefs: {}\n", text_of(handoff, "error"));
-    return 1;
-  }
+// Returns the exit code.
+int tell_end(const MigrateArguments& arguments, const nlohmann::json& handoff) {
   if (arguments.json) {
     print_json(handoff_result(handoff));
   } else {
@@ -205,6 +199,17 @@ int follow_to_end(HandoffWatch& watch, const MigrateArguments& arguments) {
   std::cerr << fmt::format("sharefs: the handoff did not happen: {}\n",
                            error.empty() ? text_of(handoff, "result") : printable(error));
   return 1;
+}
+
+int follow_to_end(HandoffWatch& watch, const MigrateArguments& arguments) {
+  const auto handoff = watch.follow();
+  if (text_of(handoff, "result").empty()) {
+    if (interrupted) return leave_it(arguments, handoff, "goes on");
+    print_left(arguments, handoff);
+    std::cerr << fmt::format("sharefs: {}\n", text_of(handoff, "error"));
+    return 1;
+  }
+  return tell_end(arguments, handoff);
 }
 
 int start_and_follow(const Home& home, const MigrateArguments& arguments) {
@@ -227,6 +232,7 @@ int start_and_follow(const Home& home, const MigrateArguments& arguments) {
     if (!interrupted || arguments.dry_run) throw;
     return leave_it(arguments, nlohmann::json::object(), "begins all the same, unless it is refused");
   }
+  if (!text_of(answer, "result").empty()) return tell_end(arguments, answer);  // ended while it measured
   fail_on_error(answer);
   if (arguments.dry_run) {
     const auto preflight = answer.value("preflight", answer);

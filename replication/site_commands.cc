@@ -237,7 +237,8 @@ void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
 
 void Site::Impl::measured(const HandoffSource::Options& wanted, const std::shared_ptr<const SiteName>& asked,
                           const JsonReply& reply) {
-  if (beginning != asked) return reply(failure(kAborted));
+  if (beginning != asked)
+    return reply({{"result", "aborted"}, {"from", parts.self}, {"to", wanted.target}, {"error", kAborted}});
   // Just restarted: what other sites hold is part of what is handed over.
   if (wanted.needed.trouble.empty() && coherence.recovering()) {
     reactor.after(kRecoveryPoll, [this, wanted, asked, reply, watch = std::weak_ptr(alive)] {

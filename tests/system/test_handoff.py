@@ -501,6 +501,7 @@ def a_handoff_can_be_aborted_before_it_begins():
     alpha.abort()
     summary = migration.finish(check=False)
     assert summary['exit'] == 1 and summary['attempt'] == 0 and 'gave it up' in summary['error'], summary
+    assert (summary['result'], summary['from'], summary['to']) == ('aborted', 'alpha', 'gamma'), summary
     assert alpha.status()['role'] == 'owner'
     cluster.network.heal('beta')
     cluster.wait_connected()
