@@ -125,15 +125,17 @@ std::string status_text(const nlohmann::json& status) {
   text += fmt::format("  this site  {} ({})\n", text_of(status, "site"), text_of(status, "role"));
   text += fmt::format("  owner      {}, epoch {}\n", text_of(status, "owner"), count_of(status, "epoch"));
   if (const std::string contested = printable(text_of(status, "contested")); !contested.empty())
-    text += fmt::format(
-        "  CONTESTED  {}\n"
-        "             What changes here is not seen there. Unmount, save what is wanted of it, and join "
-        "anew\n",
-        contested);
+    text += fmt::format("  CONTESTED  {}\n", contested);
   text += fmt::format("  store      {}\n", printable(text_of(status, "store")));
   if (running) {
+    const std::string wanted = printable(text_of(status, "wanted_mountpoint"));
     text += fmt::format("  mounted    {} (process {})\n",
-                        mountpoint.empty() ? "no, serves other sites" : mountpoint, count_of(status, "pid"));
+                        status.value("stopping", false) ? "no, is about to end"
+                        : !mountpoint.empty()           ? mountpoint
+                        : wanted.empty()                ? "no, serves other sites"
+                                         : fmt::format("not yet, {} waits for {} to answer", wanted,
+                                                       text_of(status, "owner")),
+                        count_of(status, "pid"));
   } else if (const auto daemon = count_of(status, "pid"); daemon != 0) {
     text += fmt::format("  mounted    process {} starts, ends, or does not answer\n", daemon);
   } else {

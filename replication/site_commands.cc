@@ -159,6 +159,7 @@ nlohmann::json Site::Impl::status_json() {
       {"epoch", ownership.epoch},
       {"phase", source ? source->progress()["phase"] : nlohmann::json("idle")},
       {"mountpoint", front_end ? options.mountpoint->string() : ""},
+      {"wanted_mountpoint", options.mountpoint && !front_end ? options.mountpoint->string() : ""},
       {"store", state.setting("store")},
       {"in_place", tree.settled()},
       {"endpoint", endpoint},

@@ -673,6 +673,9 @@ def a_mount_as_a_service_waits_for_the_owner():
             beta.process = subprocess.Popen(beta.command('mount', DATA_SET, beta.mountpoint, '-f'),
                                             env={**beta.environment(), 'NOTIFY_SOCKET': where}, stdout=log, stderr=log)
         sandbox.eventually(lambda: 'waiting: the owner alpha cannot be reached' in beta.tail(), 'it says what it waits for')
+        shown = beta.status()
+        assert (shown['mountpoint'], shown['wanted_mountpoint']) == ('', beta.mountpoint), shown
+        assert f'not yet, {beta.mountpoint} waits for alpha' in beta.cli('status').stdout
         manager.setblocking(False)
         try:
             raise AssertionError(f'{manager.recv(100)} is told before anything is mounted')
