@@ -1,5 +1,6 @@
 #include <fcntl.h>
 #include <spdlog/fmt/fmt.h>
+#include <spdlog/fmt/ranges.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -324,12 +325,16 @@ void unmount_or_explain(const fs::path& mountpoint, bool lazy) {
   const std::string why = unmount(mountpoint, lazy ? Unmount::lazy : Unmount::busy_fails);
   if (why.empty()) return;
   if (!means_busy(why)) fail(fmt::format("cannot unmount {}: {}", mountpoint.string(), why));
-  std::string users;
-  for (const auto& process : find_bypassing(mountpoint)) {
-    users += fmt::format("{}{} ({})", users.empty() ? "" : ", ", process.pid, process.command);
-  }
-  fail(fmt::format("{} is busy{}; end what uses it, or give --lazy", mountpoint.string(),
-                   users.empty() ? "" : ": used by " + users));
+  std::vector<std::string> users, mounts;
+  for (const auto& process : find_bypassing(mountpoint))
+    users.push_back(fmt::format("{} ({})", process.pid, process.command));
+  const auto ours = mount_at(mountpoint);
+  for (const auto& mount : read_mounts())
+    if (ours && mount.parent == ours->id) mounts.push_back(mount.mountpoint.string());
+  std::string what;
+  if (!users.empty()) what += fmt::format(": used by {}", fmt::join(users, ", "));
+  if (!mounts.empty()) what += fmt::format(": mounted in it: {}", fmt::join(mounts, ", "));
+  fail(fmt::format("{} is busy{}; end or unmount what uses it, or give --lazy", mountpoint.string(), what));
 }
 
 int run_umount(const Home& home, const UmountArguments& arguments) {

@@ -45,7 +45,7 @@ std::vector<MountEntry> read_mounts() {
     std::istringstream words(line);
     std::string word;
     MountEntry mount;
-    words >> word >> word >> mount.device >> word >> word;  // id, parent, device, root, mountpoint
+    words >> mount.id >> mount.parent >> mount.device >> word >> word;  // and root, mountpoint
     mount.mountpoint = unescape(word);
     while (words >> word && word != "-") {
     }

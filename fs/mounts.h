@@ -1,6 +1,7 @@
 // What is mounted where (/proc/self/mountinfo), and unmounting it, with and without privileges.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -9,6 +10,7 @@
 namespace sharefs {
 
 struct MountEntry {
+  std::uint64_t id = 0, parent = 0;  // of mounts: one that is mounted in another has that as its parent
   std::filesystem::path mountpoint;
   std::string device;  // major:minor, of one mounted file system alone
   std::string type;

@@ -615,6 +615,27 @@ def umount_takes_away_nothing_but_the_mount():
         sandbox.run('umount', alpha.store)
 
 
+def a_busy_mount_says_what_is_mounted_in_it():
+    """And not what lies in the store below it, which keeps nobody from unmounting."""
+    cluster = Cluster(1, content=lambda store: [os.mkdir(f'{store}/{name}') for name in ('in', 'below')])
+    alpha, = cluster
+    alpha.stop()
+    sandbox.run('mount', '-t', 'tmpfs', 'tmpfs', f'{alpha.store}/below')
+    alpha.start(at=alpha.store)
+    sandbox.run('mount', '-t', 'tmpfs', 'tmpfs', f'{alpha.store}/in')
+    with subprocess.Popen(['sleep', '100'], cwd=alpha.store) as holder:
+        try:
+            sandbox.eventually(lambda: os.path.exists(f'/proc/{holder.pid}/cwd'), 'the holder runs')
+            refused = alpha.cli('umount', DATA_SET, check=False)
+        finally:
+            holder.kill()
+    assert refused.returncode == 1 and refused.stderr.count('\n') == 1, refused
+    assert f'mounted in it: {alpha.store}/in;' in refused.stderr and f'{holder.pid} (' in refused.stderr, refused
+    sandbox.run('umount', f'{alpha.store}/in')
+    alpha.stop()
+    sandbox.run('umount', f'{alpha.store}/below')
+
+
 def a_restart_keeps_inode_numbers():
     cluster = Cluster(2, content=content.small)
     alpha, beta = cluster
@@ -1031,6 +1052,7 @@ if __name__ == '__main__':
             (stores_in_a_mapping_are_there_for_who_passes_by_the_pages, 60),
         'stores_on_their_way_are_older_than_what_is_done_since': (stores_on_their_way_are_older_than_what_is_done_since, 60),
         'umount_takes_away_nothing_but_the_mount': (umount_takes_away_nothing_but_the_mount, 60),
+        'a_busy_mount_says_what_is_mounted_in_it': (a_busy_mount_says_what_is_mounted_in_it, 60),
         'a_restart_keeps_inode_numbers': (a_restart_keeps_inode_numbers, 60),
         'another_site_waits_for_the_owner': (another_site_waits_for_the_owner, 90),
         'a_mount_as_a_service_waits_for_the_owner': (a_mount_as_a_service_waits_for_the_owner, 90),
