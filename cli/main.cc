@@ -23,7 +23,8 @@ constexpr const char* kFooter =
     "  beta$  sharefs join TOKEN --store /srv/projects\n"
     "  beta$  sharefs mount projects /srv/projects           (the same files, over the network)\n"
     "  beta$  sharefs migrate projects --to beta             (now they live on beta)\n\n"
-    "\"sharefs COMMAND --help\" explains a command. Exit codes: 0 done, 1 failed, 2 wrong command line.";
+    "\"sharefs COMMAND --help\" explains a command. Exit codes: 0 done, 1 failed, 2 wrong command line,\n"
+    "130 interrupted (a handoff goes on).";
 
 int fail_with(const std::string& line, int code) {
   std::cerr << "sharefs: " << printable(line) << "\n";
@@ -36,7 +37,29 @@ int check_output(int code) {
   return fail_with("cannot write to standard output", kFailed);
 }
 
-int run(int argc, char** argv) {
+int run(int argc, const char* const* argv);
+
+// The same as --help, for whoever looks for it there.
+void add_help_command(CLI::App& app, CommandLine& line) {
+  auto* help = app.add_subcommand("help", "Explain a command");
+  const auto command = std::make_shared<std::string>();
+  help->add_option("COMMAND", *command, "The command (default: an overview of all)")
+      ->check([&app](const std::string& name) {
+        const bool known =
+            !app.get_subcommands([&](CLI::App* one) { return one->get_name() == name; }).empty();
+        return known ? std::string() : "there is no command \"" + name + '"';
+      });
+  help->footer("Example:\n  sharefs help migrate");
+  help->callback([&line, command] {
+    line.run = [command] {
+      const char* const words[] = {"sharefs", command->c_str(), "--help"};
+      const char* const overview[] = {"sharefs", "--help"};
+      return command->empty() ? run(2, overview) : run(3, words);
+    };
+  });
+}
+
+int run(int argc, const char* const* argv) {
   CommandLine line;
   CLI::App app("One directory on several machines, whose ownership can move while applications write.",
                "sharefs");
@@ -44,7 +67,8 @@ int run(int argc, char** argv) {
   app.add_option(
          "--home", line.home_folder,
          "Folder of this site's state (default: /var/lib/sharefs for root, else $XDG_STATE_HOME/sharefs)")
-      ->envname("SHAREFS_HOME");
+      ->envname("SHAREFS_HOME")
+      ->check(not_empty);
   app.require_subcommand(1);
   app.fallthrough();
   app.footer(kFooter);
@@ -52,6 +76,7 @@ int run(int argc, char** argv) {
   add_mount_commands(app, line);
   add_handoff_commands(app, line);
   add_status_command(app, line);
+  add_help_command(app, line);
   for (auto* command : app.get_subcommands({}))
     for (auto* option : command->get_options())
       if (option->get_required()) option->check(not_empty);

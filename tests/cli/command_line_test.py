@@ -10,7 +10,7 @@ import tempfile
 import unittest
 
 SHAREFS = sys.argv.pop(1)
-COMMANDS = ('init', 'invite', 'join', 'mount', 'serve', 'umount', 'migrate', 'abort', 'remove', 'status', 'verify')
+COMMANDS = ('init', 'invite', 'join', 'mount', 'serve', 'umount', 'migrate', 'abort', 'remove', 'status', 'verify', 'help')
 
 
 class CommandLine(unittest.TestCase):
@@ -49,6 +49,24 @@ class CommandLine(unittest.TestCase):
             self.assertIn(command, overview)
             self.assertIn(f'  sharefs {command}', self.succeeds(command, '--help').stdout)
 
+    def test_help_is_a_command_too(self):
+        overview = self.succeeds('--help').stdout
+        self.assertEqual(self.succeeds('help').stdout, overview)
+        self.assertIn('130 interrupted', overview)
+        for command in COMMANDS:
+            self.assertEqual(self.succeeds('help', command).stdout, self.succeeds(command, '--help').stdout)
+        self.fails(2, '"frobnicate"', 'help', 'frobnicate')
+        self.fails(2, 'no command ""', 'help', '')
+
+    def test_nothing_is_put_over_or_into_the_state_folder(self):
+        """A mount there would hide the data set from every later command."""
+        self.init()
+        os.mkdir(f'{self.home}/free')
+        for where in (f'{self.home}/projects', f'{self.home}/free', '/proc', '/proc/sys'):
+            self.fails(1, 'hidden', 'mount', 'projects', where)
+        self.fails(1, 'inside the state folder', 'init', 'more', '--store', f'{self.home}/free', '--site', 'alpha')
+        self.assertEqual(os.listdir(f'{self.home}/free'), [])
+
     def test_names_that_are_not_text_keep_the_lines_apart(self):
         self.store = f'{self.folder}/a\n\x1b[31mb'
         os.mkdir(self.store)
@@ -70,7 +88,7 @@ class CommandLine(unittest.TestCase):
         self.fails(2, 'tcp://', 'init', 'projects', '--store', self.store, '--listen', 'host')
         for words in (('init', '', '--store', self.store), ('init', 'projects', '--store', ''), ('umount', ''), ('mount', 'x', ''),
                       ('migrate', 'projects', '--to', ''), ('migrate', 'projects', '--to', 'beta', '--rate', ''),
-                      ('mount', 'projects', '/mnt', '--timeout', ''), ('verify', 'projects', '--with', '')):
+                      ('mount', 'projects', '/mnt', '--timeout', ''), ('verify', 'projects', '--with', ''), ('status', '--home', '')):
             self.fails(2, 'must not be empty', *words)
         self.fails(2, '"fro?bnicate"', 'fro\nbnicate')
 
