@@ -114,10 +114,13 @@ void check_mountpoint(const Home& home, const fs::path& mountpoint, const fs::pa
                      mountpoint.string()));
   }
   const fs::path state = fs::weakly_canonical(home.folder(), error);
-  if (!error && is_within(state, mountpoint)) {
-    fail(fmt::format("the state folder {} would be hidden below {}: mount elsewhere", state.string(),
-                     mountpoint.string()));
-  }
+  // The daemon would wait for itself, or nobody would reach it any more.
+  for (const fs::path& own : {state, fs::path("/proc")})
+    if (is_within(own, mountpoint) || is_within(mountpoint, own))
+      fail(
+          fmt::format("{}, which is needed to serve, would be hidden in whole or in part below {}: mount "
+                      "elsewhere",
+                      own.string(), mountpoint.string()));
 }
 
 // Each device of its own is left out of the mount, and of a handoff.

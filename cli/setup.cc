@@ -124,6 +124,9 @@ void check_store_place(const Home& home, const fs::path& store) {
     fail(fmt::format("{} holds the state folder {}: keep the state outside of the store (--home)",
                      store.string(), home_folder.string()));
   }
+  if (!error && is_within(store, home_folder))
+    fail(fmt::format("{} lies inside the state folder {}: choose another directory", store.string(),
+                     home_folder.string()));
   if (fuse_mount_at(store)) fail(fmt::format("{} is a FUSE mount: unmount it first", store.string()));
   if (const auto mount = mount_of(store); mount && mount->type == "fuse.sharefs")
     fail(fmt::format("{} lies in a mount of sharefs ({}): choose a directory of a disk", store.string(),
