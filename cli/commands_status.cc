@@ -80,10 +80,12 @@ nlohmann::json status_from_database(State& state, const std::string& name) {
   return status;
 }
 
-const char* connection_text(const nlohmann::json& site) {
-  return site.value("connected", false) ? "connected"
-         : site.value("refused", false) ? "refuses this site's key (was it removed there?)"
-                                        : "not connected";
+std::string connection_text(const nlohmann::json& status, const nlohmann::json& site) {
+  if (site.value("connected", false)) return "connected";
+  if (site.value("refused", false)) return "refuses this site's key (was it removed there?)";
+  if (site.value("one_way", false))
+    return fmt::format("is reached, but does not reach this site at {}", text_of(status, "endpoint"));
+  return "not connected";
 }
 
 std::string site_rows(const nlohmann::json& status) {
@@ -93,7 +95,7 @@ std::string site_rows(const nlohmann::json& status) {
     const bool self = text_of(site, "site") == text_of(status, "site");
     text += fmt::format("  site       {:<16} {:<32} {}\n", text_of(site, "site"),
                         endpoint.empty() ? "does not listen" : endpoint,
-                        self ? "this site" : connection_text(site));
+                        self ? "this site" : connection_text(status, site));
   }
   return text;
 }

@@ -145,8 +145,10 @@ nlohmann::json Site::Impl::status_json() {
     if (up)
       one["round_trip_ms"] =
           std::chrono::duration<double, std::milli>(transport.round_trip(site.name)).count();
-    else
+    else {
       one["refused"] = transport.trouble(site.name) == Transport::Trouble::refused;
+      one["one_way"] = transport.trouble(site.name) == Transport::Trouble::one_way;
+    }
     sites.push_back(one);
   }
   nlohmann::json history = nlohmann::json::array();

@@ -138,6 +138,8 @@ def a_site_that_cannot_be_reached_back_is_told_so():
     beta.cli('join', cluster.invite(), '--store', beta.store, '--site', 'beta', '--listen', 'tcp://beta.invalid:7100')
     refused = beta.cli('mount', DATA_SET, beta.mountpoint, check=False)
     assert refused.returncode == 1 and 'does not reach this site at tcp://beta.invalid:7100' in refused.stderr, refused
+    beta.start(serve=True)  # which waits for nobody
+    sandbox.eventually(lambda: 'does not reach this site at tcp://beta.invalid:7100' in beta.cli('status').stdout, 'status says so')
 
 
 def a_site_whose_address_has_changed_is_found():
