@@ -83,7 +83,7 @@ void check_store(const std::string& name, const fs::path& store, const std::stri
   fail(
       fmt::format("{} is not the store of {} ({} is missing): is its disk mounted? One that was moved needs "
                   "a link in its place (ln -s)",
-                  store.string(), name, (store / kPrivateArea).string()));
+                  store.string(), name, (store / kPrivateArea / "data_set").string()));
 }
 
 // Whose place a new mount can take: a directory's, or a dead mount's, which leaves when that one is there

@@ -66,6 +66,9 @@ UniqueFd lock_area(const UniqueFd& store, const std::string& path) {
   if (area && !lock_private_area(area.get()))
     throw std::runtime_error(
         fmt::format("{} is the store of a running daemon, which has another state folder", path));
+  // Who has tidied up a store that was not mounted may have taken empty directories away.
+  if (area)
+    for (const char* part : {"tree", "parked", "orphans"}) ::mkdirat(area.get(), part, 0700);
   return area;
 }
 

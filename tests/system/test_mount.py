@@ -615,6 +615,24 @@ def umount_takes_away_nothing_but_the_mount():
         sandbox.run('umount', alpha.store)
 
 
+def empty_directories_that_were_tidied_away_are_made_again():
+    """Between two mounts a store is a plain directory, on which any tool may be let loose."""
+    cluster = Cluster(2, content=content.small)
+    alpha, beta = cluster
+    for to in (beta, alpha):
+        for site in (beta, alpha):
+            site.stop()
+            sandbox.run('find', f'{site.store}/.sharefs', '-type', 'd', '-empty', '-delete')
+            assert not os.path.exists(f'{site.store}/.sharefs/orphans')
+        for site in sorted(cluster, key=lambda site: site is to):  # the owner first
+            site.start()
+        with open(f'{beta.mountpoint}/gone', 'w') as f:
+            os.remove(f.name)
+            f.write('x')
+        cluster.wait_connected()
+        cluster.hand_over_and_compare(to, '--max-pause', '2s')
+
+
 def a_busy_mount_says_what_is_mounted_in_it():
     """And not what lies in the store below it, which keeps nobody from unmounting."""
     cluster = Cluster(1, content=lambda store: [os.mkdir(f'{store}/{name}') for name in ('in', 'below')])
@@ -1052,6 +1070,7 @@ if __name__ == '__main__':
             (stores_in_a_mapping_are_there_for_who_passes_by_the_pages, 60),
         'stores_on_their_way_are_older_than_what_is_done_since': (stores_on_their_way_are_older_than_what_is_done_since, 60),
         'umount_takes_away_nothing_but_the_mount': (umount_takes_away_nothing_but_the_mount, 60),
+        'empty_directories_that_were_tidied_away_are_made_again': (empty_directories_that_were_tidied_away_are_made_again, 60),
         'a_busy_mount_says_what_is_mounted_in_it': (a_busy_mount_says_what_is_mounted_in_it, 60),
         'a_restart_keeps_inode_numbers': (a_restart_keeps_inode_numbers, 60),
         'another_site_waits_for_the_owner': (another_site_waits_for_the_owner, 90),
