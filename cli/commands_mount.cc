@@ -301,6 +301,7 @@ void tell_who_waits(const nlohmann::json& status, const std::string& name) {
                                printable(text_of(status, "store")));
     return;
   }
+  if (!text_of(status, "contested").empty()) return;  // it has sent them on
   const std::uint64_t own = text_of(status, "mountpoint").empty() ? 0 : 1;
   const std::uint64_t clients = count_of(status, "clients");
   if (clients <= own) return;

@@ -60,6 +60,7 @@ bool Gate::passes_closed(const pb::Request& request) const {
 }
 
 void Gate::pass(const pb::Request& request, Bytes data, Reply reply) {
+  if (refuses_changes_ && op_class(request.op_case()) == OpClass::mutation) return reply_errno(reply, EROFS);
   if (is_waiting_lock(request)) {
     store_.execute(request, data, std::move(reply));
     return;

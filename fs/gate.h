@@ -91,6 +91,11 @@ class Gate final : public Executor {
   // callers ask again after a crash.
   void hold_changes();
 
+  // From now on whatever changes files gets EROFS, also what is held: this site must not be the owner any
+  // more.
+  void refuse_changes() { refuses_changes_ = true; }
+  bool refuses_changes() const { return refuses_changes_; }
+
   bool closed() const { return state_ != State::open; }
   std::uint64_t held() const { return records_.size(); }
   std::uint64_t in_flight() const { return in_flight_; }
@@ -135,6 +140,7 @@ class Gate final : public Executor {
   // reactor thread
   Hooks hooks_;
   State state_ = State::open;
+  bool refuses_changes_ = false;
   Executor* after_ = nullptr;
   std::uint64_t attempt_ = 0;          // 0: records are not written
   std::uint64_t durable_through_ = 0;  // the records up to this number are in SQLite

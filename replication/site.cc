@@ -207,6 +207,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
     follow(ownership.owner, ownership.epoch, false);
   }
   continue_handoff();
+  if (is_owner()) recall_contest();
   if (is_owner() && !target) delete_leftovers();
 }
 
@@ -416,18 +417,44 @@ void Site::Impl::give_ownership(const SiteName& owner, Epoch epoch) {
                   });
 }
 
+// Another site is said to own, and this one, which would have given ownership up itself, has forgotten that
+// it did: of the two it is the one that has to stop. For good, since whoever knows better may be away when
+// the next process starts.
+void Site::Impl::contest(const SiteName& owner, Epoch epoch) {
+  const bool another = owner != parts.self;
+  const std::string why = fmt::format(
+      "{} is said to own at epoch {}, and this site, which owns at {}, does not know of it: was its state "
+      "put back from a backup?{}",
+      owner, epoch, ownership.epoch,
+      another ? " It refuses changes from now on: unmount, save what is wanted of its store, and join anew"
+              : "");
+  if (why == contested) return;
+  contested = why;
+  spdlog::error(contested);
+  if (!another) return;
+  gate.refuse_changes();
+  beginning.reset();
+  if (std::string passed; source) source->abort(passed);
+  server.redirect(owner, epoch);
+  try {
+    state.set_setting(kContestedSetting, fmt::format("{} {}", epoch, owner));
+  } catch (const std::exception& error) {  // a full disk
+    spdlog::warn("that {} owns is not noted: {}", owner, error.what());
+  }
+}
+
+// What an earlier process has heard.
+void Site::Impl::recall_contest() {
+  std::istringstream words(state.setting(kContestedSetting));
+  Epoch epoch = 0;
+  if (SiteName owner; words >> epoch >> owner) contest(owner, epoch);
+}
+
 // Another site says who owns at which epoch. Believed when it is newer than what this site knows — unless
-// this site is the owner: it would have given ownership up itself.
+// this site is the owner.
 void Site::Impl::learn(const SiteName& owner, Epoch epoch) {
   if (epoch <= ownership.epoch) return;
-  if (is_owner()) {
-    contested = fmt::format(
-        "{} is said to own at epoch {}, and this site, which owns at {}, never gave it up: was its state put "
-        "back from a backup?",
-        owner, epoch, ownership.epoch);
-    spdlog::error(contested);
-    return;
-  }
+  if (is_owner()) return contest(owner, epoch);
   if (owner == parts.self) return;  // only a commit makes this site the owner
   ownership.owner = owner;
   ownership.epoch = epoch;

@@ -54,6 +54,7 @@ void Site::Impl::command(const nlohmann::json& request, JsonReply reply) {
     return reply(nlohmann::json::object());
   }
   if (name == "verify") return verify(request, std::move(reply));
+  if ((name == "migrate" || name == "remove") && gate.refuses_changes()) return reply(failure(contested));
   if (name == "migrate" || name == "abort") {
     // After the commit point the former owner still ends the handoff: it says why it cannot be aborted.
     if (!is_owner() && !source) return ask_owner(request, std::move(reply));

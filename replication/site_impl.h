@@ -79,6 +79,8 @@ struct Site::Impl {
   void show_nothing_old();
   void obey(const RecallOrder& order, std::function<void(bool)> done);
   void learn(const SiteName& owner, Epoch epoch);
+  void contest(const SiteName& owner, Epoch epoch);
+  void recall_contest();
   void believe_owner();
   void end_sole();
   std::set<SiteName> sites_with_mounts();

@@ -29,6 +29,8 @@ namespace sharefs {
 // killed, they are not known.
 constexpr const char* kMountsSetting = "mounts";
 constexpr const char* kMountsUnknown = "?";
+// Setting of an owner that has heard of a later one: that one's epoch and name.
+constexpr const char* kContestedSetting = "contested";
 // Settings of an owner: from which site it took over, and that site's power number (Hello.power) then.
 constexpr const char* kTakenFromSetting = "taken_from";
 constexpr const char* kTakenAtPowerSetting = "taken_at_power";

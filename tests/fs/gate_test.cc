@@ -107,6 +107,24 @@ TEST_F(GateTest, ClosedHoldsChangesAndPassesQueries) {
   EXPECT_EQ(gate_.held(), 1U);
 }
 
+TEST_F(GateTest, WhatChangesFilesIsRefusedHeldOrNotOnceItIsToBe) {
+  bool drained = false;
+  gate_.close(kAttempt, note(drained));
+  Answer held, later, query, opened;
+  write(1, held);
+  gate_.refuse_changes();
+  EXPECT_FALSE(held.given());
+  gate_.open();
+  write(2, later);
+  ask(lookup(3), query);
+  ask(lock(4, false), opened);
+  EXPECT_EQ(held.error(), EROFS);
+  EXPECT_EQ(later.error(), EROFS);
+  EXPECT_EQ(query.error(), 0);
+  EXPECT_EQ(opened.error(), 0);
+  EXPECT_TRUE(held.given() && later.given() && query.given() && opened.given());
+}
+
 TEST_F(GateTest, DrainsWhenTheLastLateReplyIsGiven) {
   store_.late = true;
   Answer first, second;

@@ -2,6 +2,7 @@
 """What other sites hold outlives the owner's process: open files and their pages, locks, files without a name."""
 
 import collections
+import errno
 import fcntl
 import os
 import shutil
@@ -513,21 +514,54 @@ def the_root_of_an_empty_data_set_stays_what_it_is():
     cluster.hand_over_and_compare(alpha, *PAUSE)
 
 
-def an_owner_whose_state_was_put_back_says_so():
-    """It has no way to know before it hears of the owner that there has been since."""
-    cluster = Cluster(2, content=lambda store: content.write(f'{store}/f', b'x'))
-    alpha, beta = cluster
-    alpha.stop()
+def an_owner_whose_state_was_put_back_stops():
+    """It has no way to know before it hears of the owner that there has been since; then it changes nothing any more,
+    and others are sent on."""
+    cluster = Cluster(3, content=lambda store: content.write(f'{store}/f', b'x'))
+    alpha, beta, gamma = cluster
+    for site in (gamma, alpha):
+        site.stop()
     shutil.copytree(alpha.home, f'{alpha.home}.backup')
     alpha.start()
     alpha.migrate(beta)
-    alpha.stop()
+    content.write(f'{beta.mountpoint}/f', b'beta')
+    for site in (alpha, beta):
+        site.stop()
     shutil.rmtree(alpha.home)
     os.rename(f'{alpha.home}.backup', alpha.home)
     alpha.start()
+    gamma.start()
+    content.write(f'{gamma.mountpoint}/only here', b'gamma')
+    assert alpha.status()['contested'] == ''
+    cluster.network.cut('beta', 'gamma')
+    beta.start()
     said = sandbox.eventually(lambda: alpha.status()['contested'], 'it has heard of the other owner')
     assert said.startswith('beta is said to own at epoch 2') and said in alpha.cli('status').stdout, said
+    assert alpha.tail().count(said) == 1, alpha.tail()
     assert beta.status()['contested'] == ''
+    late = subprocess.Popen(['sh', '-c', f'echo late > {gamma.mountpoint}/late'])
+    for _ in range(2):
+        with open(f'{alpha.mountpoint}/only here') as f:
+            assert f.read() == 'gamma'
+        for change in (lambda: content.write(f'{alpha.mountpoint}/new', b'x'), lambda: os.remove(f'{alpha.mountpoint}/f'),
+                       lambda: os.utime(f'{alpha.mountpoint}/f')):
+            try:
+                change()
+                raise AssertionError('a contested owner changes something')
+            except OSError as error:
+                assert error.errno == errno.EROFS, error
+        for words in (('migrate', DATA_SET, '--to', 'gamma'), ('remove', DATA_SET, '--site', 'gamma')):
+            refused = alpha.cli(*words, check=False)
+            assert refused.returncode == 1 and said in refused.stderr, refused
+        cluster.network.cut('alpha')  # the next process hears of nobody
+        assert 'wait until this site serves it' not in alpha.stop()
+        alpha.start()
+    cluster.network.heal('beta')
+    cluster.network.heal('alpha')
+    assert late.wait(30 * sandbox.PATIENCE) == 0
+    with open(f'{beta.mountpoint}/late') as f:
+        assert f.read() == 'late\n'
+    assert sorted(os.listdir(alpha.mountpoint)) == ['f', 'only here'], os.listdir(alpha.mountpoint)
 
 
 def a_clock_that_was_set_back_hides_no_handoff():
@@ -877,7 +911,7 @@ if __name__ == '__main__':
         a_site_that_is_away_is_waited_for_once,
         a_target_that_is_killed_as_it_becomes_the_owner,
         the_root_of_an_empty_data_set_stays_what_it_is,
-        an_owner_whose_state_was_put_back_says_so,
+        an_owner_whose_state_was_put_back_stops,
         a_clock_that_was_set_back_hides_no_handoff,
         appends_of_the_target_are_performed_once,
         what_is_locked_in_the_pause_is_known_to_another_process_of_the_new_owner,
