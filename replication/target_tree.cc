@@ -454,8 +454,9 @@ void TargetTree::show_hidden() {
     left.pop_back();
     const auto backing = stat_name(parked_fd_.get(), name);
     if (!backing || !is_directory(*backing)) continue;
-    const UniqueFd fd = open_parked(parked_fd_.get(), name, *backing);
     const InodeId directory = inodes_.find(*backing).value_or(0);
+    if (directory != 0) unlock(directory);  // it may be kept without a name, and its state has come
+    const UniqueFd fd = open_parked(parked_fd_.get(), name, *backing);
     for (const auto& entry : list_directory(fd.get())) {
       const auto inner = stat_name(fd.get(), entry.name);
       if (!inner) continue;
@@ -470,6 +471,7 @@ void TargetTree::show_hidden() {
       }
     }
   }
+  lock_again();
 }
 
 bool TargetTree::make_room() {

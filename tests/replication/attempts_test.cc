@@ -296,6 +296,7 @@ TEST_P(AttemptsTest, BothTreesAreEqualAfterEachAttemptThatComesToItsEnd) { tell_
 TEST(OrdinaryUsersAttemptsTest, BothTreesAreEqualAfterEachAttemptThatComesToItsEnd) {
   if (::geteuid() != 0) GTEST_SKIP() << "an ordinary user's are all of these tests";
   const auto as_user = [] {
+    ::dup2(STDERR_FILENO, STDOUT_FILENO);  // which is told of a process that ends otherwise
     if (::setgroups(0, nullptr) != 0 || ::setresgid(1000, 1000, 1000) != 0 ||
         ::setresuid(1000, 1000, 1000) != 0)
       std::exit(2);
