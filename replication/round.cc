@@ -23,7 +23,9 @@ constexpr std::uint64_t kMaxFileSize = std::numeric_limits<std::int64_t>::max();
 void Round::ship(std::int64_t cut) {
   for (auto& [id, ranges] : extents_) ranges.merge();
   touched_.merge(shipper_.take_too_fresh());
+  touched_.merge(walk_.take_missed());
   read_cells();
+  reach_all();
   find_new();
   send_detached();
   send_new();
@@ -98,6 +100,23 @@ void Round::read_cells() {
   names_.clear();
 }
 
+// Without file handles many inodes may have lost the names by which they were reached since the last round,
+// but not their others, of which the log says nothing.
+void Round::reach_all() {
+  if (inodes_.uses_handles()) return;
+  std::set<std::uint64_t> inos;
+  for (const InodeId id : touched_) {
+    if (const auto ino = inodes_.out_of_reach(id)) inos.insert(*ino);
+  }
+  if (!inos.empty()) walk_.find(inos);
+}
+
+std::optional<OpenedInode> Round::open(InodeId id) {
+  auto opened = open_inode(inodes_, id);
+  if (!opened && inodes_.out_of_reach(id)) walk_.missed(id);
+  return opened;
+}
+
 void Round::find_new() {
   for (const InodeId id : touched_) {
     if (!sent_.contains(id)) new_.insert(id);
@@ -135,7 +154,7 @@ void Round::send_names() {
 void Round::send_data() {
   for (const auto& [id, ranges] : extents_) {
     if (new_.contains(id)) continue;
-    const auto opened = open_inode(inodes_, id);
+    const auto opened = open(id);
     if (!opened || !is_regular(opened->backing)) continue;
     for (const Range& range : ranges.all) shipper_.extent(id, *opened, range.begin, range.end);
   }
@@ -144,7 +163,7 @@ void Round::send_data() {
 void Round::send_states(std::int64_t cut) {
   std::vector<InodeId> directories;
   for (const InodeId id : touched_) {
-    auto opened = open_inode(inodes_, id);
+    auto opened = open(id);
     if (!opened) continue;
     if (is_directory(opened->backing)) {
       directories.push_back(id);

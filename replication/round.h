@@ -22,6 +22,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -66,6 +67,8 @@ class Round {
   };
 
   void read_cells();
+  void reach_all();
+  std::optional<OpenedInode> open(InodeId id);
   void find_new();
   void send_detached();
   void send_new();

@@ -7,6 +7,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <charconv>
 #include <climits>
@@ -49,12 +50,19 @@ std::pair<std::uint64_t, std::uint64_t> hash_of(std::string_view name) {
 
 // Who may not write a directory of the private area, and is not root, can change nothing in it. If it is
 // placed again its state comes with its name.
-UniqueFd open_parked(int folder, const std::string& name, const Backing& backing) {
-  if (::geteuid() != 0 && (backing.stx_mode & S_IRWXU) != S_IRWXU)
-    fchmodat(folder, name.c_str(), (backing.stx_mode & 07777u) | S_IRWXU, 0);
+UniqueFd open_parked(int folder, const std::string& name) {
+  const auto backing = ::geteuid() != 0 ? stat_name(folder, name) : std::nullopt;
+  if (backing && (backing->stx_mode & S_IRWXU) != S_IRWXU)
+    fchmodat(folder, name.c_str(), (backing->stx_mode & 07777u) | S_IRWXU, 0);
   UniqueFd fd(openat(folder, name.c_str(), kDirectoryFlags));
   if (!fd) throw_errno("cannot open '" + name + "'");
   return fd;
+}
+
+void set_mtime(int directory, const Backing& backing) {
+  const std::array<struct timespec, 2> times{timespec{.tv_sec = 0, .tv_nsec = UTIME_OMIT},
+                                             to_timespec(timestamp_ns(backing.stx_mtime))};
+  if (futimens(directory, times.data()) != 0) throw_errno("cannot set the times of a directory");
 }
 
 }  // namespace
@@ -90,7 +98,10 @@ TargetTree::TargetTree(InodeTable& inodes, const std::filesystem::path& private_
 bool TargetTree::known(InodeId id) {
   if (id == kRootInode || seen_.contains(id)) return true;
   if (fresh_) return false;
-  if (!inodes_.open(id, O_PATH | O_NOFOLLOW | O_CLOEXEC)) return false;
+  if (!inodes_.open(id, O_PATH | O_NOFOLLOW | O_CLOEXEC)) {
+    if (errno == EMFILE || errno == ENFILE) throw_errno("cannot open inode " + std::to_string(id));
+    return false;
+  }
   seen_.insert(id);
   return true;
 }
@@ -419,7 +430,13 @@ void TargetTree::settle() {
   for (bool progress = true; progress && !set_aside_.empty();) {
     progress = false;
     for (auto it = set_aside_.begin(); it != set_aside_.end();) {
-      if (place(it->first.first, it->first.second, it->second)) {
+      const InodeId parent = it->first.first;
+      const Directory folder = directory(parent);
+      const Backing before = folder ? stat_inode(folder->get()) : Backing();
+      CtimeKeeper ctime(inodes_, parent, before);
+      if (place(parent, it->first.second, it->second)) {
+        set_mtime(folder->get(), before);  // its state may have come
+        ctime.restore(stat_inode(folder->get()));
         it = set_aside_.erase(it);
         progress = true;
       } else {
@@ -456,7 +473,7 @@ void TargetTree::show_hidden() {
     if (!backing || !is_directory(*backing)) continue;
     const InodeId directory = inodes_.find(*backing).value_or(0);
     if (directory != 0) unlock(directory);  // it may be kept without a name, and its state has come
-    const UniqueFd fd = open_parked(parked_fd_.get(), name, *backing);
+    const UniqueFd fd = open_parked(parked_fd_.get(), name);
     for (const auto& entry : list_directory(fd.get())) {
       const auto inner = stat_name(fd.get(), entry.name);
       if (!inner) continue;
@@ -541,7 +558,7 @@ void TargetTree::discard(int directory, const std::string& name) {
       remove_file(folder, top, *backing);
       continue;
     }
-    const UniqueFd fd = open_parked(folder, top, *backing);
+    const UniqueFd fd = open_parked(folder, top);
     for (const auto& entry : list_directory(fd.get())) {
       if (interrupted_) return;
       const auto inner = stat_name(fd.get(), entry.name);

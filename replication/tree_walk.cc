@@ -85,6 +85,27 @@ void TreeWalk::send(InodeId id, const EntryName* entry) {
   }
 }
 
+void TreeWalk::find(const std::set<std::uint64_t>& inos) {
+  std::vector<InodeId> stack{kRootInode};
+  while (!stack.empty()) {
+    sender_.check();
+    const InodeId directory = stack.back();
+    stack.pop_back();
+    const auto opened = open_inode(inodes_, directory);
+    if (!opened) continue;
+    visit_directory(opened->fd.get(), [&](std::string_view listed, const dirent64& entry) {
+      const bool known_type = entry.d_type != DT_DIR && entry.d_type != DT_UNKNOWN;
+      if (known_type && !inos.contains(entry.d_ino)) return;
+      const std::string name(listed);
+      if (directory == kRootInode && name == kPrivateArea) return;
+      const auto child = open_name(opened->fd.get(), name, DT_UNKNOWN);
+      const auto id =
+          child ? identify_opened(inodes_, directory, name, opened->fd.get(), *child) : std::nullopt;
+      if (id && is_directory(child->backing)) stack.push_back(*id);
+    });
+  }
+}
+
 void TreeWalk::subtree(InodeId top) {
   std::vector<InodeId> stack{top};
   while (!stack.empty()) {

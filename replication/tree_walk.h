@@ -19,7 +19,9 @@
 
 #include <cstdint>
 #include <deque>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "replication/cell_shipper.h"
@@ -45,6 +47,14 @@ class TreeWalk {
   // An inode that has not been sent, `entry` being one of its names or nullptr; a directory with its subtree.
   // The target is not asked. Does nothing if it is gone.
   void send(InodeId id, const EntryName* entry);
+  // Identifies whatever has one of these backing numbers under a name that it has now.
+  void find(const std::set<std::uint64_t>& inos);
+  // Could not be found while names were changing: it is sent whole in a later round.
+  void missed(InodeId id) {
+    sent_.erase(id);
+    missed_.insert(id);
+  }
+  std::set<InodeId> take_missed() { return std::exchange(missed_, {}); }
 
  private:
   // What waits for an answer of the target, in order; `inode` is 0 for a listing: the end of a directory, or
@@ -82,6 +92,7 @@ class TreeWalk {
   CellShipper& shipper_;
   SentSet& sent_;
 
+  std::set<InodeId> missed_;
   Backing root_{};
   bool asking_ = false;  // the target is asked before data is sent
   std::deque<Item> queue_;

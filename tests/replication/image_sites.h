@@ -218,14 +218,14 @@ class Attempt {
   std::unique_ptr<ImageTarget> target_;
 };
 
-// What can be seen of a tree, one line for each name: everything that a handoff promises to keep.
-inline void describe(InodeTable& inodes, const std::filesystem::path& root,
-                     const std::filesystem::path& relative, std::map<std::string, std::string>& lines) {
-  const std::filesystem::path path = root / relative;
-  const UniqueFd fd(::open(path.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
-  if (!fd) throw_errno("cannot open " + path.string());
+// What can be seen of a tree, one line for each name: everything that a handoff promises to keep. Without
+// paths, which may be longer than there are any.
+inline void describe(InodeTable& inodes, int folder, const std::string& name, const std::string& label,
+                     std::map<std::string, std::string>& lines) {
+  const UniqueFd fd(::openat(folder, name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+  if (!fd) throw_errno("cannot open " + label);
   const Backing backing = stat_inode(fd.get());
-  const auto id = relative.empty() ? std::optional<InodeId>(kRootInode) : inodes.find(backing);
+  const auto id = label == "/" ? std::optional<InodeId>(kRootInode) : inodes.find(backing);
   std::string line = "id " + std::to_string(id.value_or(0));
   const auto add = [&](const char* what, auto value) {
     line += std::string(" ") + what + " " + std::to_string(value);
@@ -235,35 +235,39 @@ inline void describe(InodeTable& inodes, const std::filesystem::path& root,
   add("gid", backing.stx_gid);
   add("mtime", timestamp_ns(backing.stx_mtime));
   add("ctime", id ? inodes.presented_ctime(*id, backing) : 0);
-  for (const auto& [name, value] : read_xattrs(fd.get(), true)) line += " " + name + "=" + value;
+  for (const auto& [xattr, value] : read_xattrs(fd.get(), true)) line += " " + xattr + "=" + value;
   if (!is_directory(backing)) {
     add("nlink", backing.stx_nlink);
     add("size", backing.stx_size);
     add("rdev", backing.stx_rdev_major * 1000 + backing.stx_rdev_minor);
   }
   if (is_regular(backing)) {
-    const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    const UniqueFd file(::open(proc_path(fd.get()).c_str(), O_RDONLY | O_CLOEXEC));
+    if (!file) throw_errno("cannot read " + label);
     Checksum sum;
     std::string block(1 << 20, '\0');
     while (const ssize_t size = ::read(file.get(), block.data(), block.size())) {
-      if (size < 0) throw_errno("cannot read " + path.string());
+      if (size < 0) throw_errno("cannot read " + label);
       sum.add(block.data(), static_cast<std::size_t>(size));
     }
     add("data", sum.value());
   }
   if (S_ISLNK(backing.stx_mode)) line += " -> " + read_link(fd.get());
-  lines["/" + relative.string()] = line;
+  const UniqueFd by_id = id ? inodes.open(*id, O_PATH | O_NOFOLLOW) : UniqueFd();
+  if (!by_id || !same_inode(stat_inode(by_id.get()), backing)) line += " out of reach";
+  lines[label] = line;
   if (!is_directory(backing)) return;
-  const UniqueFd directory = open_path(path);
+  const UniqueFd directory(::openat(fd.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!directory) throw_errno("cannot list " + label);
   for (const auto& entry : list_directory(directory.get())) {
-    if (relative.empty() && entry.name == kPrivateArea) continue;
-    describe(inodes, root, relative / entry.name, lines);
+    if (label == "/" && entry.name == kPrivateArea) continue;
+    describe(inodes, directory.get(), entry.name, (label == "/" ? "" : label) + "/" + entry.name, lines);
   }
 }
 
 inline std::map<std::string, std::string> describe(InodeTable& inodes, const std::filesystem::path& root) {
   std::map<std::string, std::string> lines;
-  describe(inodes, root, {}, lines);
+  describe(inodes, open_path(root).get(), ".", "/", lines);
   return lines;
 }
 

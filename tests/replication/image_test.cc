@@ -2,6 +2,7 @@
 
 #include <linux/fs.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
@@ -390,6 +391,68 @@ TEST_P(ImageTest, ABrokenImageIsResumedWithoutSendingItAgain) {
   send_all(true);  // nothing has changed
   EXPECT_EQ(attempt_->source().counters().image_bytes_sent, 0u);
   expect_equal();
+}
+
+// Without file handles only some of them are kept in reach, and the log says nothing of their other names.
+TEST_P(ImageTest, ManyFilesMayLoseTheNameByWhichTheyAreReachedBetweenTwoRounds) {
+  constexpr int kFiles = 3 * InodeTable::kKeptInodes;
+  const auto name = [](int i) { return "x/f" + std::to_string(i); };
+  std::filesystem::create_directories(a("x"));
+  std::filesystem::create_directories(a("y/deep"));
+  for (int i = 0; i < kFiles; ++i) {
+    write_file(a(name(i)), "old");
+    std::filesystem::create_hard_link(a(name(i)), a("y/deep/" + std::to_string(i)));
+  }
+  begin();
+  attempt_->image();
+  for (int i = 0; i < kFiles; ++i) {
+    pb::Request write;
+    write.mutable_write()->set_id(id_of(name(i)));
+    write.mutable_write()->set_size(3);
+    EXPECT_EQ(ask(*a_, write, "new").error(), 0u);
+    pb::Request unlink;
+    unlink.mutable_unlink()->set_parent(id_of("x"));
+    unlink.mutable_unlink()->set_name("f" + std::to_string(i));
+    EXPECT_EQ(ask(*a_, unlink).error(), 0u);
+  }
+  finish();
+  expect_equal();
+}
+
+TEST_P(ImageTest, ANameThatHadToWaitLeavesTheTimesOfItsDirectory) {
+  constexpr InodeId kLate = 1u << 20;
+  std::filesystem::create_directories(a("d"));
+  send_all();
+  const InodeId directory = id_of("d");
+  TargetTree tree(*b_->inodes, b_->area());
+  tree.attach(directory, "late", kLate);
+  EXPECT_EQ(tree.set_aside(), 1u);
+  pb::InodeState late;
+  late.mutable_attr()->set_id(kLate);
+  late.mutable_attr()->set_mode(S_IFREG | 0644);
+  tree.create(late, nullptr);
+  const std::string before = describe(*b_->inodes, b_->tree())["/d"];
+  tree.settle();
+  EXPECT_EQ(tree.set_aside(), 0u);
+  auto after = describe(*b_->inodes, b_->tree());
+  EXPECT_TRUE(after.contains("/d/late"));
+  EXPECT_EQ(after["/d"], before);
+}
+
+// It would be made anew, and its data sent again.
+TEST_P(ImageTest, WhatIsThereIsNotTakenForUnknownWhereNoDescriptorIsLeft) {
+  write_file(a("f"), "here");
+  send_all();
+  const InodeId id = id_of("f");
+  TargetTree tree(*b_->inodes, b_->area());
+  const UniqueFd next(::fcntl(b_->inodes->root(), F_DUPFD_CLOEXEC, 0));
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  const rlimit none{static_cast<rlim_t>(next.get()), before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  EXPECT_THROW(tree.known(id), std::system_error);
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_TRUE(tree.known(id));
 }
 
 TEST_P(ImageTest, OnlyChangedBlocksAreSentAndOldBytesGo) {
