@@ -71,7 +71,10 @@ class Mutator {
 
   unsigned below(unsigned limit) { return static_cast<unsigned>(random_() % limit); }
   InodeId directory() { return directories_[below(static_cast<unsigned>(directories_.size()))]; }
-  std::string name() { return std::string(1, static_cast<char>('a' + below(10))); }
+  std::string name() {
+    if (below(25) != 0) return std::string(1, static_cast<char>('a' + below(10)));
+    return below(2) == 0 ? std::string(255, static_cast<char>('a' + below(3))) : "\xff\n\\ %s\x01";
+  }
 
   void ask(const pb::Request& request, std::string_view data = {},
            std::function<void(const pb::Outcome&)> then = {}) {
@@ -112,7 +115,7 @@ class Mutator {
     pb::Request r = request();
     const InodeId parent = directory();
     const std::string first = name();
-    switch (below(26)) {
+    switch (below(30)) {
       case 0:
       case 1:
       case 2:
@@ -125,6 +128,14 @@ class Mutator {
         return below(4) == 0 ? change(Found{kRootInode, S_IFDIR | 0755, 0}, kRootInode) : forget();
       case 23:
         return below(8) == 0 ? many(parent) : copy(parent, first);
+      case 26:
+        return change_nameless(parent);
+      case 27:
+        return below(30) == 0 ? deep(parent) : rewrite_unseen(parent, first);
+      case 28:
+        return below(8) == 0 ? lose_names(parent) : create(parent, first);
+      case 29:
+        return below(4) == 0 ? move_all(parent, directory()) : append(parent, first);
       case 3:
       case 4: {
         r.mutable_mkdir()->set_parent(parent);
@@ -157,7 +168,8 @@ class Mutator {
       case 11: {
         r.mutable_symlink()->set_parent(parent);
         r.mutable_symlink()->set_name(first);
-        r.mutable_symlink()->set_target("somewhere/" + std::to_string(below(1000)));
+        r.mutable_symlink()->set_target("somewhere/" + std::string(below(10) == 0 ? 4000 : 0, 'l') +
+                                        std::to_string(below(1000)));
         return ask(r);
       }
       case 12:
@@ -176,7 +188,7 @@ class Mutator {
     auto& op = *r.mutable_create();
     op.set_parent(parent);
     op.set_name(name);
-    op.set_mode(below(10) == 0 ? S_IFIFO | 0600u : S_IFREG | 0644u);
+    op.set_mode(below(10) != 0 ? S_IFREG | 0644u : below(2) == 0 ? S_IFIFO | 0600u : S_IFSOCK | 0640u);
     if (::geteuid() == 0 && below(40) == 0) {
       op.set_mode(S_IFCHR | 0600u);
       op.set_rdev(makedev(1, 3 + below(3)));
@@ -230,12 +242,16 @@ class Mutator {
         written_.insert(found.id);
         return ask(r);
       case 5: {
-        static constexpr int kModes[] = {0, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, FALLOC_FL_ZERO_RANGE,
-                                         FALLOC_FL_COLLAPSE_RANGE};
+        static constexpr int kModes[] = {0,
+                                         FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                                         FALLOC_FL_ZERO_RANGE,
+                                         FALLOC_FL_COLLAPSE_RANGE,
+                                         FALLOC_FL_INSERT_RANGE,
+                                         FALLOC_FL_KEEP_SIZE};
         r.mutable_fallocate()->set_id(found.id);
         r.mutable_fallocate()->set_offset(4096ull * below(6));
         r.mutable_fallocate()->set_length(4096ull * (1 + below(4)));
-        r.mutable_fallocate()->set_mode(static_cast<std::uint32_t>(kModes[below(4)]));
+        r.mutable_fallocate()->set_mode(static_cast<std::uint32_t>(kModes[below(6)]));
         written_.insert(found.id);
         return ask(r);
       }
@@ -267,6 +283,104 @@ class Mutator {
     r.mutable_mkdir()->set_name(name);
     r.mutable_mkdir()->set_mode(0755);
     ask(r, {}, [this](const pb::Outcome& outcome) { made_directory(outcome); });
+  }
+
+  // What is open, or has lost its last name: reached by its id alone.
+  void change_nameless(InodeId parent) {
+    std::vector<InodeId> ids(orphans_.begin(), orphans_.end());
+    for (const auto& [handle, id] : open_) ids.push_back(id);
+    if (ids.empty()) return;
+    pb::Request r = request();
+    r.mutable_getattr()->set_id(ids[below(static_cast<unsigned>(ids.size()))]);
+    std::optional<Found> found;
+    ask(r, {}, [&found](const pb::Outcome& outcome) {
+      if (outcome.error() == 0)
+        found = Found{outcome.attr().id(), outcome.attr().mode(), outcome.attr().size()};
+    });
+    if (found) change(*found, parent);
+  }
+
+  // Other bytes under the size and the mtime that there were.
+  void rewrite_unseen(InodeId parent, const std::string& name) {
+    pb::Request r = request();
+    const auto found = look(parent, name);
+    if (!found || !S_ISREG(found->mode) || found->size == 0) return;
+    std::int64_t mtime = 0;
+    r.mutable_getattr()->set_id(found->id);
+    ask(r, {}, [&mtime](const pb::Outcome& outcome) { mtime = outcome.attr().mtime(); });
+    written_.insert(found->id);
+    r = request();
+    r.mutable_write()->set_id(found->id);
+    r.mutable_write()->set_offset(below(static_cast<unsigned>(found->size)));
+    r.mutable_write()->set_size(1);
+    ask(r, std::string(1, static_cast<char>('0' + below(10))));
+    r = request();
+    r.mutable_setattr()->set_id(found->id);
+    r.mutable_setattr()->set_mtime(mtime);
+    ask(r);
+  }
+
+  void append(InodeId parent, const std::string& name) {
+    const auto found = look(parent, name);
+    if (found && S_ISREG(found->mode)) write(found->id, found->size);
+  }
+
+  // Directories below each other, with names so long that no path leads to the last one.
+  void deep(InodeId parent) {
+    for (int i = 0; i < 20; ++i) {
+      pb::Request r = request();
+      r.mutable_mkdir()->set_parent(parent);
+      r.mutable_mkdir()->set_name(std::string(250, static_cast<char>('a' + i)));
+      r.mutable_mkdir()->set_mode(0755);
+      ask(r, {}, [&](const pb::Outcome& outcome) {
+        if (outcome.error() == 0) parent = outcome.attr().id();
+      });
+    }
+    directories_.push_back(parent);
+    create(parent, name());
+  }
+
+  // Everything that is in one directory.
+  void move_all(InodeId from, InodeId to) {
+    for (char name = 'a'; name < 'k'; ++name) {
+      pb::Request r = request();
+      r.mutable_rename()->set_parent(from);
+      r.mutable_rename()->set_name(std::string(1, name));
+      r.mutable_rename()->set_new_parent(to);
+      r.mutable_rename()->set_new_name(std::string(1, name));
+      ask(r);
+    }
+  }
+
+  // Files lose the names by which they are reached without file handles, having been written to; later, as
+  // what was made here is to be known elsewhere by then.
+  void lose_names(InodeId parent) {
+    constexpr int kFiles = 10;
+    const auto name = [](int i) { return "lose" + std::to_string(i); };
+    if (losing_.first == 0) {
+      losing_ = {parent, directory()};
+      for (int i = 0; i < kFiles; ++i) {
+        create(losing_.first, name(i));
+        const auto found = look(losing_.first, name(i));
+        if (!found || !S_ISREG(found->mode)) continue;
+        pb::Request r = request();
+        r.mutable_link()->set_id(found->id);
+        r.mutable_link()->set_parent(losing_.second);
+        r.mutable_link()->set_name("kept" + std::to_string(i) + "-" + std::to_string(below(1000)));
+        ask(r);
+      }
+      return;
+    }
+    const InodeId from = std::exchange(losing_.first, 0);
+    for (int i = 0; i < kFiles; ++i) {
+      const auto found = look(from, name(i));
+      if (!found) break;
+      if (S_ISREG(found->mode)) append(from, name(i));
+      pb::Request r = request();
+      r.mutable_unlink()->set_parent(from);
+      r.mutable_unlink()->set_name(name(i));
+      ask(r);
+    }
   }
 
   // Some names more in one directory, or fewer.
@@ -331,7 +445,7 @@ class Mutator {
   void change_xattr(const Found& found) {
     static constexpr std::array kNames{"user.x",
                                        "user.y",
-                                       "user.x",
+                                       "trusted.z",
                                        "system.posix_acl_access",
                                        "system.posix_acl_default",
                                        "security.capability"};
@@ -344,7 +458,7 @@ class Mutator {
     }
     r.mutable_setxattr()->set_id(found.id);
     r.mutable_setxattr()->set_name(kNames[which]);
-    std::string value(below(20) == 0 ? 500 : below(20), static_cast<char>('a' + below(26)));
+    std::string value(below(20) == 0 ? 1500 : below(20), static_cast<char>('a' + below(26)));
     const auto add = [&value](auto number) {
       std::array<char, sizeof number> bytes;
       std::memcpy(bytes.data(), &number, sizeof number);
@@ -392,6 +506,7 @@ class Mutator {
   std::vector<InodeId> directories_{kRootInode};
   std::set<InodeId> orphans_, written_;
   std::map<std::uint64_t, InodeId> open_;  // by handle
+  std::pair<InodeId, InodeId> losing_;     // directories of lose_names(), between its two halves
   std::uint64_t handles_ = 0;
 };
 
