@@ -249,15 +249,20 @@ void FuseServer::answer_count(PendingRequest& pending, const pb::Outcome& outcom
 // again while it was on its way, and what that one maps would stay what was before.
 void FuseServer::answer_direct_write(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
   if (outcome.error() != 0 || !known_.may_be_cached(pending.id)) return answer_count(pending, outcome, data);
+  answer_when_dropped(pending, pending.offset, pending.size,
+                      [count = outcome.count()](fuse_req_t caller) { fuse_reply_write(caller, count); });
+}
+
+void FuseServer::answer_when_dropped(PendingRequest& pending, std::uint64_t offset, std::uint64_t length,
+                                     std::function<void(fuse_req_t)> answer) {
   link(pending);  // its caller can be killed meanwhile
   pending.late = true;
-  drop_pages(pending.id, pending.offset, pending.size,
-             [this, p = &pending, seq = pending.seq, count = outcome.count()] {
-               if (p->server == nullptr || p->seq != seq) return;
-               unlink(*p);
-               if (p->caller != nullptr) fuse_reply_write(p->caller, count);
-               done_with(*p);
-             });
+  drop_pages(pending.id, offset, length, [this, p = &pending, seq = pending.seq, answer = std::move(answer)] {
+    if (p->server == nullptr || p->seq != seq) return;
+    unlink(*p);
+    if (p->caller != nullptr) answer(p->caller);
+    done_with(*p);
+  });
 }
 
 // The kernel keeps what was appended where it took the end of the file to be, and these pages locked until it
@@ -286,10 +291,16 @@ void FuseServer::answer_getlk(PendingRequest& pending, const pb::Outcome& outcom
   fuse_reply_lock(pending.caller, &lock);
 }
 
-void FuseServer::answer_setlk(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
+// Who has a lock sees what others did while they had it. They have not waited for pages of an inode that this
+// mount itself is changing (another part of it, with another lock): those go first.
+void FuseServer::answer_lock(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
+  if (outcome.error() != 0) return answer_error(pending, outcome, data);
   // Noted again: a close by another thread may have released what the owner had while this one was waiting.
-  if (outcome.error() == 0 && pending.posix_lock) note_posix_lock(pending.id, pending.owner, pending.handle);
-  fuse_reply_err(pending.caller, error_of(outcome));
+  if (pending.posix_lock) note_posix_lock(pending.id, pending.owner, pending.handle);
+  const bool dropping = !locked_pages_.empty() || !notifier_->idle();
+  if (!known_.may_be_cached(pending.id) || (!dropping && !changes(pending.id)))
+    return answer_error(pending, outcome, data);
+  answer_when_dropped(pending, 0, 0, [](fuse_req_t caller) { fuse_reply_err(caller, 0); });
 }
 
 void FuseServer::answer_error(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {

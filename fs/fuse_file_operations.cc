@@ -211,11 +211,12 @@ void set_lock(fuse_req_t caller, fuse_ino_t id, const fuse_file_info& file, cons
   setlock.set_wait(wait);
   setlock.set_flock(flock);
   pending.owner = file.lock_owner;
-  pending.posix_lock = !flock && lock.l_type != F_UNLCK;
+  const bool locks = lock.l_type != F_UNLCK;
+  pending.posix_lock = !flock && locks;
   pending.handle = file.fh;
   if (pending.posix_lock) server.note_posix_lock(id, pending.owner, pending.handle);
-  pending.waits_for_lock = wait && lock.l_type != F_UNLCK;
-  server.submit(request, {}, pending, &FuseServer::answer_setlk);
+  pending.waits_for_lock = wait && locks;
+  server.submit(request, {}, pending, locks ? &FuseServer::answer_lock : &FuseServer::answer_error);
 }
 
 void on_setlk(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file, struct flock* lock, int wait) {

@@ -146,7 +146,7 @@ class FuseServer {
   void answer_misplaced_write(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_offset(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_getlk(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
-  void answer_setlk(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  void answer_lock(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_error(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_nobody(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
 
@@ -225,6 +225,9 @@ class FuseServer {
   // `done` waits for all of them, but for those that the kernel keeps locked for `except`.
   void drop_pages(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done,
                   const PendingRequest* except = nullptr);
+  // `answer` once these pages are dropped, unless the caller was killed meanwhile.
+  void answer_when_dropped(PendingRequest& pending, std::uint64_t offset, std::uint64_t length,
+                           std::function<void(fuse_req_t)> answer);
   void pages_unlocked(std::uint64_t seq);
   void pages_dropped(InodeId id);
   void settle_drops();

@@ -307,6 +307,38 @@ TEST_F(FrontEndTest, whose_write_was_met_by_another_sees_that_one_when_it_return
   }
 }
 
+// Others have not waited for the pages of an inode that this mount is changing: two records of one file, each
+// with its own lock.
+TEST_F(FrontEndTest, who_has_a_lock_sees_what_was_done_under_it_while_this_mount_was_writing) {
+  for (const bool posix : {true, false}) {
+    write_file(m().path("f"), "oooo");
+    const UniqueFd writing = open("f", O_RDWR);
+    const UniqueFd locking = open("f", O_RDWR);
+    const auto first = [&] {
+      char text = 0;
+      EXPECT_EQ(::pread(locking.get(), &text, 1, 0), 1);
+      return text;
+    };
+    EXPECT_EQ(first(), 'o');
+    m().spy().clear();
+    m().spy().hold(pb::Request::kWrite);
+    auto written = std::async(std::launch::async, [&] { return ::pwrite(writing.get(), "w", 1, 2); });
+    ASSERT_TRUE(soon([&] { return m().spy().held() == 1; }));
+    write_file(m().store_path() / "f", "nooo");
+    auto seen = std::async(std::launch::async, [&] {
+      struct flock range {};
+      range.l_type = F_WRLCK;
+      range.l_len = 1;
+      EXPECT_EQ(posix ? ::fcntl(locking.get(), F_SETLKW, &range) : ::flock(locking.get(), LOCK_EX), 0);
+      return first();
+    });
+    EXPECT_TRUE(soon([&] { return m().spy().seen(pb::Request::kSetlock).size() == 1; }));
+    m().on_reactor([&] { m().spy().let_go(); });
+    EXPECT_EQ(seen.get(), 'n');
+    EXPECT_EQ(written.get(), 1);
+  }
+}
+
 TEST_F(FrontEndTest, an_append_handle_can_be_mapped) {
   write_file(m().path("log"), "mapped");
   const UniqueFd fd = open("log", O_RDWR | O_APPEND);
