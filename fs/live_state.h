@@ -101,6 +101,9 @@ class LockTable {
   // Sets or removes at once (0), or EAGAIN. Splits and merges ranges as POSIX says. Wakes whoever can go on.
   // As flock(2) has it, a conversion gives up the old lock first, and does not get it back when it fails.
   int set(const Lock& lock);
+  // The same of what another table has granted or taken, whatever is held here: that who had it before has
+  // given it up may be heard later.
+  void note(const Lock& lock);
   // Waits: `reply` is called with 0, EINTR (cancelled, detached) or EDEADLK. Asked again with a known
   // (client, seq), only the reply is replaced; a waiter that ended while it had no reply answers then.
   void wait(Waiter waiter);

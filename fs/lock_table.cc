@@ -118,6 +118,14 @@ int LockTable::set(const Lock& asked) {
   return result;
 }
 
+void LockTable::note(const Lock& noted) {
+  const Lock lock = whole_if_flock(noted);
+  std::vector<Lock>& locks = held_[lock.id];
+  const bool weakened = give(locks, lock);
+  if (locks.empty()) held_.erase(lock.id);
+  if (weakened) wake(lock.id);
+}
+
 void LockTable::wait(Waiter waiter) {
   const auto known = std::find_if(waiting_.begin(), waiting_.end(), [&](const Waiter& other) {
     return other.lock.client == waiter.lock.client && other.seq == waiter.seq;

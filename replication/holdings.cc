@@ -18,7 +18,7 @@ void weaken(const pb::Request& request, LockTable& locks) {
     lock.range.set_start(std::max(lock.range.start(), asked.range().start()));
     lock.range.set_end(std::min(lock.range.end(), asked.range().end()));
     lock.range.set_type(pb::LockRange::SHARED);
-    if (lock.range.start() <= lock.range.end()) locks.set(lock);
+    if (lock.range.start() <= lock.range.end()) locks.note(lock);
   }
 }
 
@@ -78,7 +78,7 @@ void hold(const pb::Request& request, const pb::Outcome& outcome, OpenTable& ope
         lock.range.set_type(pb::LockRange::UNLOCKED);
       else if (outcome.error() != 0)
         return;
-      locks.set(lock);
+      locks.note(lock);
       return;
     }
     case pb::Request::kDetach:
@@ -108,7 +108,7 @@ void Holdings::execute(const pb::Request& request, Bytes data, Reply reply) {
 std::vector<LockTable::Lock> Holdings::sure_locks(ClientId client) const {
   LockTable sure;
   for (const auto& lock : locks_.held())
-    if (lock.client == client) sure.set(lock);
+    if (lock.client == client) sure.note(lock);
   OpenTable ignored;
   for (const auto& [number, request] : unanswered_) {
     const bool gives_up = request.has_flush() || request.has_release() ||
@@ -188,7 +188,7 @@ void Holdings::take(ClientId client, const OpenTable& opens, const LockTable& lo
   for (const auto& open : opens.all())
     if (open.client == client) opens_.open(open);
   for (const auto& lock : locks.held())
-    if (lock.client == client) locks_.set(lock);
+    if (lock.client == client) locks_.note(lock);
 }
 
 void Holdings::clear() {

@@ -16,11 +16,12 @@ class HoldingsTest : public testing::Test {
   // An owner that answers when it is told to.
   class Owner final : public Executor {
    public:
-    void execute(const pb::Request&, Bytes, Reply reply) override { last_ = std::move(reply); }
-    void answer() { last_({}, {}); }
+    void execute(const pb::Request&, Bytes, Reply reply) override { asked_.push_back(std::move(reply)); }
+    void answer() { asked_.back()({}, {}); }
+    void answer(std::size_t number) { asked_.at(number)({}, {}); }
 
    private:
-    Reply last_;
+    std::vector<Reply> asked_;
   };
   using Owners = std::vector<std::uint64_t>;  // of locks
 
@@ -96,6 +97,21 @@ TEST_F(HoldingsTest, ARecordLockThatIsBeingMadeASharedOneIsToldAsThat) {
     EXPECT_EQ(lock.range().start(), is_shared ? 10u : 100u);
     EXPECT_EQ(lock.range().end(), is_shared ? 99u : ~std::uint64_t{0});
   }
+}
+
+// The owner answers who was waiting before it answers who has made room.
+TEST_F(HoldingsTest, ALockThatIsPassedOnWithinTheMountIsTold) {
+  perform(record_lock(1, pb::LockRange::EXCLUSIVE));
+  perform(flock(1, pb::LockRange::EXCLUSIVE));
+  ask(record_lock(2, pb::LockRange::EXCLUSIVE));
+  ask(flock(2, pb::LockRange::EXCLUSIVE));
+  ask(record_lock(1, pb::LockRange::UNLOCKED));
+  ask(flock(1, pb::LockRange::SHARED));
+  ask(flock(1, pb::LockRange::UNLOCKED));
+  for (const std::size_t number : {2, 3}) owner_.answer(number);
+  expect_told({2, 2});
+  for (const std::size_t number : {4, 5, 6}) owner_.answer(number);
+  expect_told({2, 2});
 }
 
 TEST_F(HoldingsTest, LocksThatAreBeingGivenUpAreNotToldButAllOthersAre) {
