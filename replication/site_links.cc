@@ -81,7 +81,7 @@ void Site::Impl::subscribe() {
     recall_done(from, message.head.recall_done());
   });
   transport.subscribe(E::kCommand, [this](const SiteName& from, const Message& message) {
-    const auto asked = nlohmann::json::parse(message.head.command().text(), nullptr, false);
+    const auto asked = parse_line(message.head.command().text());
     command(asked, [this, from, number = message.head.command().number()](const nlohmann::json& answer) {
       pb::Envelope envelope;
       envelope.mutable_command_reply()->set_number(number);
@@ -91,7 +91,7 @@ void Site::Impl::subscribe() {
   });
   transport.subscribe(E::kCommandReply, [this](const SiteName& from, const Message& message) {
     const auto& reply = message.head.command_reply();
-    answer_command(reply.number(), from, nlohmann::json::parse(reply.text(), nullptr, false));
+    answer_command(reply.number(), from, parse_line(reply.text()));
   });
   transport.subscribe(E::kVerifyAsk, [this](const SiteName& from, const Message& message) {
     const auto reply = std::make_shared<pb::VerifyReply>();

@@ -421,6 +421,10 @@ def malformed_messages_of_a_known_site_break_nothing():
     hostile.send(beta, alpha.listen, keys, server, [[hello], *flipped])
     hostile.send(beta, alpha.listen, keys, server, [[r.randbytes(r.randrange(200)) for _ in range(r.randrange(1, 4))]
                                                     for _ in range(500)])
+    nested = '{"command": "migrate", "to": "beta", "x": ' + '[' * 500_000 + ']' * 500_000 + '}'
+    deep = hostile.envelope(f"command {{ number: 1 text: '{nested}' }}")
+    hostile.send(beta, alpha.listen, keys, server, [[hello], [deep]])
+    time.sleep(1)
     assert alpha.running(), f'the owner ended with {alpha.process.returncode}: {alpha.tail(5)}'
     assert alpha.status()['role'] == 'owner', 'a message took ownership away'
     assert digest(f'{sandbox.WORK}/alpha', ('mode',)).keys() == outside, 'something was made outside of the store'
