@@ -298,7 +298,9 @@ void Coherence::Impl::get_lock(const pb::Request& request, Reply reply) {
 // ---- clients
 
 void Coherence::Impl::attach(ClientId client, SiteName site, const Reply& reply) {
-  const bool known = opens.clients().contains(client);
+  const auto holder = opens.clients().find(client);
+  const bool known = holder != opens.clients().end();
+  if (known && holder->second != site) return reply_errno(reply, EPERM);
   // A site has one mount: another one has ended with its process.
   if (!known) expire_site(site, client);
   const std::size_t others = opens.clients().size();

@@ -192,8 +192,10 @@ void RequestServer::Impl::free_answered(Window& window, std::uint64_t below) {
   window.answered.erase(window.answered.begin(), window.answered.lower_bound(below));
 }
 
-// False: the site has had a later mount.
+// False: the site has had a later mount, or the client is another site's.
 bool RequestServer::Impl::admit(const SiteName& site, std::uint64_t client) {
+  if (const auto known = windows.find(client); known != windows.end() && known->second.site != site)
+    return false;
   for (const auto& [other, window] : windows)
     if (window.site == site && other > client) return false;
   expire(site, client);

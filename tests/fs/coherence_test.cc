@@ -18,6 +18,16 @@ using namespace test;  // the words of the fixture
 
 // ---- attach and detach
 
+TEST_F(CoherenceTest, a_client_is_of_one_site) {
+  attach(kA);
+  pb::Request request = request_of(kA, 1'000);
+  request.mutable_attach()->set_site("another");
+  Answer answer;
+  coherence_.execute(request, {}, answer.reply());
+  EXPECT_EQ(answer.error(), EPERM);
+  EXPECT_EQ(opens_.clients().at(kA), "site" + std::to_string(kA));
+}
+
 TEST_F(CoherenceTest, TheFirstClientIsAttachedAtOnceAndToldThatItIsAlone) {
   EXPECT_TRUE(attach(kA).given());
   ASSERT_EQ(orders_.size(), 1U);

@@ -185,6 +185,7 @@ TEST_F(RequestServerTest, AnEarlierMountOfASiteIsNotServedAnyMore) {
   EXPECT_EQ(ask(attach_request(kClient, "asker")).outcome().error(), static_cast<unsigned>(ESTALE));
   EXPECT_EQ(store.performed(), performed);
   EXPECT_FALSE(server.admit("asker", kClient));
+  EXPECT_FALSE(server.admit("another", kClient + 1)) << "the client is of another site";
   EXPECT_EQ(ask(write_request(kClient + 1, 10, 0)).outcome().error(), 0u);
   server.expire("asker");
   ask(write_request(kClient + 1, 12, 0));
