@@ -2,9 +2,11 @@
 """Faults at random moments, several at once, while ownership moves and applications write: whatever was acknowledged is
 there in the end, on every site, and one site owns it. A run's seed is in its name, and as SHAREFS_CHAOS_SEED another."""
 
+import contextlib
 import functools
 import os
 import random
+import sqlite3
 import sys
 import threading
 import time
@@ -15,6 +17,7 @@ import power
 import sandbox
 from cluster import DATA_SET, Cluster
 from loads import Load, once
+from locked import Locked
 from seen import Seen
 
 SECONDS = int(os.environ.get('SHAREFS_CHAOS_SECONDS', 25))
@@ -200,6 +203,63 @@ class PowerCuts(Chaos):
                                until_gone=True, rewrite=True))
 
 
+class LocksThroughFaults(Chaos):
+    """Processes on all sites that lock counters. One fault at a time: a site that is away for longer than a restarted owner
+    waits for it loses its locks."""
+
+    processes = 3  # on each site
+
+    def begin(self):
+        self.locked = Locked(self.cluster[0].mountpoint, self.scratch)
+        for site in self.cluster:
+            self.start_loads(site, 0)
+
+    def start_loads(self, site, life):
+        for k in range(self.processes):
+            self.locked.start(site.mountpoint, f'{self.seed} {site.name} {life} {k}')
+
+    def haunt(self, site):
+        if site is not self.cluster[0]:
+            while not self.over.wait(0.1):
+                self.locked.running_well(site.mountpoint)
+            return
+        r = random.Random(f'{self.seed} faults')
+        life = 0
+        while not self.over.wait(r.uniform(0.2, 2)):
+            site, length = r.choice(list(self.cluster)), r.uniform(0, 1.5)
+            fault = r.choice(('kill', 'kill', 'kill', 'kill', 'freeze', 'cut', 'cut one way'))
+            self.say(f'{site.name}: {fault} {length:.2f} s')
+            if fault == 'kill':
+                site.kill()
+                self.locked.ended(site.mountpoint)
+                time.sleep(length)
+                self.bring_up(site)
+                life += 1
+                self.start_loads(site, life)
+            elif fault == 'freeze':
+                site.signal(sandbox.signal.SIGSTOP)
+                time.sleep(length)
+                site.signal(sandbox.signal.SIGCONT)
+            else:
+                other = r.choice([s.name for s in self.cluster if s is not site] + [None])
+                self.cluster.network.cut(site.name, other, one_way=fault == 'cut one way')
+                time.sleep(length)
+                self.cluster.network.heal(site.name)
+            self.say(f'{site.name}: well again')
+            self.locked.running_well(self.cluster[0].mountpoint)
+            self.cluster.wait_connected()
+
+    def check(self):
+        sandbox.eventually(self.settled, 'one owner, and no handoff under way', 90)
+        self.locked.stop()
+        self.locked.check([site.mountpoint for site in self.cluster])
+        sandbox.eventually(lambda: not self.orphans(), 'what was closed without a name is gone')
+
+    def orphans(self):
+        with contextlib.closing(sqlite3.connect(f'{self.cluster.owner().home}/{DATA_SET}/state.db')) as db:
+            return db.execute('SELECT printf("%x", id) FROM inode WHERE orphan').fetchall()
+
+
 def play(kind, seed):
     kind(seed).play()
 
@@ -208,4 +268,5 @@ if __name__ == '__main__':
     seeds = [1, 2] + ([os.environ['SHAREFS_CHAOS_SEED']] if 'SHAREFS_CHAOS_SEED' in os.environ else [])
     sys.exit(sandbox.main({f'{name}_{seed}': (functools.partial(play, kind, seed), 240) for seed in seeds
                            for name, kind in (('random_faults', Chaos), ('seen_through_pauses', SeenThroughPauses),
-                                                ('random_power_cuts', PowerCuts))}))
+                                                ('random_power_cuts', PowerCuts),
+                                                ('locks_through_faults', LocksThroughFaults))}))
