@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <limits>
 
@@ -137,18 +138,23 @@ void FuseServer::answer_opendir(PendingRequest& pending, const pb::Outcome& outc
 bool writes_directly(int flags) { return (flags & (O_APPEND | O_DIRECT)) != 0; }
 
 // A file that is not open is not recalled. So its pages are kept only if this mount has been the only one
-// since it opened the file before, or has been promised since then that the file does not change.
+// since it opened the file before, or has been promised since then that the file does not change; and not
+// before that opener's thread has dropped those from before: it may not even have run yet.
 fuse_file_info FuseServer::opened_file(const PendingRequest& pending, InodeId id) {
   fuse_file_info file{};
   file.fh = pending.handle;
   file.direct_io = writes_directly(pending.flags);
   const bool promised = keeps_pages_ && keeps_pages_(id);
-  file.keep_cache = (sole_ && known_.opened(id, sole_period_)) || promised;
+  const bool valid = (sole_ && known_.opened(id, sole_period_)) || promised;
+  file.keep_cache = valid && std::none_of(dropping_opens_.begin(), dropping_opens_.end(),
+                                          [id](const auto& open) { return open.second == id; });
+  if (!file.keep_cache && known_.may_be_cached(id)) dropping_opens_[pending.handle] = id;
   if (!file.direct_io) known_.note_cached(id, is_mappable(pending.flags));
   return file;
 }
 
 void FuseServer::ask_release(InodeId id, std::uint64_t handle) {
+  if (dropping_opens_.contains(handle)) drop_pages(id, 0, 0, [this, handle] { used(handle); });
   pb::Request request;
   request.mutable_release()->set_id(id);
   request.mutable_release()->set_handle(handle);

@@ -43,6 +43,7 @@ void on_open(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
 
 void on_read(fuse_req_t caller, fuse_ino_t id, std::size_t size, off_t offset, fuse_file_info* file) {
   FuseServer& server = FuseServer::of(caller);
+  server.used(file->fh);
   auto [pending, request] = server.begin(caller, Op::kRead, id);
   pb::Read& read = *request.mutable_read();
   read.set_id(id);
@@ -62,6 +63,7 @@ void on_write(fuse_req_t caller, fuse_ino_t id, const char* data, std::size_t si
   FuseServer& server = FuseServer::of(caller);
   auto [pending, request] = server.begin(caller, Op::kWrite, id);
   const bool writeback = file->writepage != 0;
+  if (!writeback) server.used(file->fh);  // that may come by any handle, also before its open returns
   pb::Write& write = *request.mutable_write();
   write.set_id(id);
   write.set_handle(file->fh);
@@ -87,6 +89,7 @@ void on_write(fuse_req_t caller, fuse_ino_t id, const char* data, std::size_t si
 // wait. What this mount asks later comes to the owner after the release all the same.
 void on_flush(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   FuseServer& server = FuseServer::of(caller);
+  server.used(file->fh);
   if (!server.take_posix_locks(id, file->lock_owner)) {
     fuse_reply_err(caller, 0);
     return;
@@ -103,6 +106,7 @@ void on_flush(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
 // Answered at once: whoever closed the file does not wait, and the kernel only counts the request.
 void on_release(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   FuseServer& server = FuseServer::of(caller);
+  server.used(file->fh);
   auto [pending, request] = server.begin(caller, Op::kRelease, id);
   pb::Release& release = *request.mutable_release();
   release.set_id(id);

@@ -24,6 +24,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <unordered_set>
 #include <utility>
 #include <vector>
@@ -156,6 +157,11 @@ class FuseServer {
 
   // How an opened file is told to the kernel.
   fuse_file_info opened_file(const PendingRequest& pending, InodeId id);
+  // The file was opened with this handle, and whoever opened it goes on: what pages the kernel was to drop
+  // then are gone.
+  void used(std::uint64_t handle) {
+    if (!dropping_opens_.empty()) dropping_opens_.erase(handle);
+  }
   // The kernel did not take a handle that the executor knows.
   void ask_release(InodeId id, std::uint64_t handle);
   void ask_releasedir(InodeId id, std::uint64_t handle);
@@ -284,6 +290,8 @@ class FuseServer {
   std::vector<std::shared_ptr<Drop>> drops_;  // that somebody waits for
   std::vector<LockedPages> locked_pages_;
   std::vector<WaitingRead> waiting_reads_;  // oldest first
+  // By handle: answered so that the opener's thread drops the pages that the kernel has, and not used since.
+  std::unordered_map<std::uint64_t, InodeId> dropping_opens_;
   std::unordered_set<InodeId> watched_orphans_;
   std::vector<InodeId> unused_orphans_;  // perhaps, and for prune_timer_
   Reactor::TimerId prune_timer_ = 0;

@@ -713,6 +713,39 @@ TEST_F(FrontEndTest, pages_are_kept_between_opens_only_while_the_mount_has_been_
   EXPECT_EQ(reads_of_one_open(), 0U);
 }
 
+// The kernel drops them in the thread that opens the file, after the answer: here it waits for a page that is
+// being read, on a busy machine for its turn.
+TEST_F(FrontEndTest, pages_are_not_kept_for_an_open_before_the_one_that_drops_them_has) {
+  constexpr std::size_t kPage = 4096;
+  write_file(m().path("f"), std::string(2 * kPage, 'o'));
+  const UniqueFd reader = open("f", O_RDONLY);
+  ASSERT_EQ(::posix_fadvise(reader.get(), 0, 0, POSIX_FADV_RANDOM), 0);
+  const auto first_of = [](const UniqueFd& fd, off_t offset) {
+    char text = 0;
+    EXPECT_EQ(::pread(fd.get(), &text, 1, offset), 1);
+    return text;
+  };
+  EXPECT_EQ(first_of(reader, kPage), 'o');
+  write_file(m().store_path() / "f", std::string(2 * kPage, 'n'));
+  m().on_reactor([&] { m().front_end().set_policy(kSoleMount); });
+  m().spy().clear();
+  m().spy().hold(pb::Request::kRead);
+  const auto opens = [&](std::size_t count) {
+    return soon([&] { return m().spy().seen(pb::Request::kOpen).size() == count; });
+  };
+  auto locking = std::async(std::launch::async, [&] { return first_of(reader, 0); });
+  ASSERT_TRUE(soon([&] { return m().spy().held() == 1; }));
+  auto dropping = std::async(std::launch::async, [&] { return open("f", O_RDONLY); });
+  ASSERT_TRUE(opens(1));
+  auto seen = std::async(std::launch::async, [&] { return first_of(open("f", O_RDONLY), kPage); });
+  ASSERT_TRUE(opens(2));
+  EXPECT_EQ(seen.wait_for(100ms), std::future_status::timeout) << "it waits for that page, too";
+  m().on_reactor([&] { m().spy().let_go(); });
+  EXPECT_EQ(seen.get(), 'n');
+  EXPECT_EQ(locking.get(), 'n');
+  EXPECT_TRUE(dropping.get());
+}
+
 TEST_F(FrontEndTest, an_orphan_is_forgotten_when_its_last_user_closes_it) {
   write_file(m().path("f"), "still here");
   {
