@@ -92,7 +92,10 @@ void check_usable(const fs::path& mountpoint) {
   if (is_dead_mount(mountpoint)) return;
   std::error_code error;
   if (!fs::exists(mountpoint, error) && !error) {
-    fail(fmt::format("{} does not exist: mkdir -p {}", mountpoint.string(), mountpoint.string()));
+    fs::path missing = mountpoint;  // of a link what it leads to
+    while (fs::is_symlink(missing))
+      missing = (missing.parent_path() / fs::read_symlink(missing)).lexically_normal();
+    fail(fmt::format("{} does not exist: mkdir -p {}", mountpoint.string(), missing.string()));
   }
   if (!fs::is_directory(mountpoint, error)) {
     fail(fmt::format("{}: {}", mountpoint.string(), error ? error.message() : "not a directory"));

@@ -184,13 +184,15 @@ int run_background(const DaemonOptions& options, int pipe) {
     tell_starter(pipe, text);
     close(pipe);
   };
+  bool logs = false;  // before, standard output and error are the starter's, which says what it is told
   try {
     open_log(options.paths);
+    logs = true;
     if (chdir("/") != 0) fail("cannot change to /");
     serve_in_foreground(options, [&] { tell(kReady); });
     return 0;
   } catch (const std::exception& error) {
-    log::error("{}", error.what());
+    if (logs) log::error("{}", error.what());
     tell(error.what());
     return 1;
   }

@@ -83,9 +83,9 @@ int run(int argc, const char* const* argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
     const std::string unknown =
         app.get_subcommands().empty() && !app.remaining().empty() ? app.remaining().front() : "";
+    if (error.get_exit_code() == 0 && unknown.empty()) return app.exit(error);  // --help, --version
     std::string command = "sharefs ";
     for (const auto* chosen : app.get_subcommands()) command += chosen->get_name() + ' ';
     return fail_with((unknown.empty() ? error.what() : "there is no command or option \"" + unknown + "\"") +

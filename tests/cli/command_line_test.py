@@ -38,6 +38,7 @@ class CommandLine(unittest.TestCase):
         self.assertEqual(result.returncode, code, result.stderr)
         self.assertRegex(result.stderr, '^sharefs: [^\n]*\n$')
         self.assertIn(part, result.stderr)
+        self.assertEqual(result.stdout, '')
 
     def init(self, *more):
         return self.succeeds('init', 'projects', '--store', self.store, '--site', 'alpha', *more)
@@ -57,6 +58,7 @@ class CommandLine(unittest.TestCase):
             self.assertEqual(self.succeeds('help', command).stdout, self.succeeds(command, '--help').stdout)
         self.fails(2, '"frobnicate"', 'help', 'frobnicate')
         self.fails(2, 'no command ""', 'help', '')
+        self.fails(2, '"frobnicate"', 'frobnicate', '--help')
 
     def test_nothing_is_put_over_or_into_the_state_folder(self):
         """A mount there would hide the data set from every later command."""
@@ -111,6 +113,15 @@ class CommandLine(unittest.TestCase):
         self.fails(1, 'inside the store', 'mount', 'projects', f'{self.store}/sub')
         self.fails(1, 'hidden', 'mount', 'projects', self.folder)
         self.fails(1, 'does not exist', 'mount', 'projects', f'{self.folder}/nowhere')
+        os.symlink('gone', f'{self.folder}/link')
+        os.symlink(f'{self.folder}/link', f'{self.folder}/link to a link')
+        for link in ('link', 'link to a link'):
+            self.fails(1, f'does not exist: mkdir -p {self.folder}/gone\n', 'mount', 'projects', f'{self.folder}/{link}')
+
+    def test_a_log_that_cannot_be_written_is_one_line_on_standard_error(self):
+        self.init('--listen', 'tcp://127.0.0.1:9')
+        os.mkdir(f'{self.home}/projects/sharefs.log')
+        self.fails(1, 'sharefs.log: Is a directory', 'serve', 'projects')
 
     def test_output_that_nobody_gets_is_no_success(self):
         self.init()
