@@ -117,7 +117,7 @@ struct ControlServer::Impl : std::enable_shared_from_this<ControlServer::Impl> {
     std::string& received = found->second.received;
     const auto end = received.find('\n');
     if (end == std::string::npos) return;
-    const auto request = nlohmann::json::parse(received.substr(0, end), nullptr, false);
+    const auto request = parse_line(received.substr(0, end));
     received.erase(0, end + 1);
     found->second.busy = true;
     const Reply reply = [weak = weak_from_this(), id](const nlohmann::json& answer) {
@@ -217,7 +217,7 @@ nlohmann::json ControlClient::ask(const nlohmann::json& request,
   const auto end = std::chrono::steady_clock::now() + timeout.value_or(std::chrono::milliseconds(0));
   for (;;) {
     if (const auto newline = received_.find('\n'); newline != std::string::npos) {
-      auto answer = nlohmann::json::parse(received_.substr(0, newline), nullptr, false);
+      auto answer = parse_line(received_.substr(0, newline));
       received_.erase(0, newline + 1);
       if (!answer.is_object()) throw ConnectionLost("the daemon gave a malformed answer");
       return answer;

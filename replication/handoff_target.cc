@@ -12,6 +12,7 @@
 #include "meta/fault.h"
 #include "replication/holdings.h"
 #include "replication/inode_io.h"
+#include "replication/json_line.h"
 
 namespace sharefs {
 namespace {
@@ -309,7 +310,7 @@ void HandoffTarget::say_log_applied(std::uint64_t number) {
 
 // What only the source could measure.
 void HandoffTarget::note_figures(std::string_view json) {
-  const auto figures = nlohmann::json::parse(json, nullptr, false);
+  const auto figures = parse_line(json);
   if (!figures.is_object()) return;
   record_.t0 = figures.value("t0", record_.t0);
   record_.t1 = figures.value("t1", record_.t1);

@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 
 namespace sharefs {
 
@@ -11,9 +12,9 @@ inline std::string to_line(const nlohmann::json& json) {
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-// What another site has sent; discarded if it is no JSON. What is nested too deeply is left out: copying and
-// writing it goes down by calls, and would use up the stack.
-inline nlohmann::json parse_line(const std::string& text) {
+// What another site, or a client of the control socket, has sent; discarded if it is no JSON. What is nested
+// too deeply is left out: copying and writing it goes down by calls, and would use up the stack.
+inline nlohmann::json parse_line(std::string_view text) {
   constexpr int kDeepest = 32;
   const auto keep = [](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
     return depth < kDeepest;

@@ -68,6 +68,13 @@ class ControlTest : public testing::Test {
   std::thread thread_;
 };
 
+TEST_F(ControlTest, ARequestThatIsNestedDeeplyEndsNobody) {
+  constexpr std::size_t kDeep = 500'000;
+  const std::string nested = std::string(kDeep, '[') + std::string(kDeep, ']');
+  EXPECT_EQ(exchange(R"({"command": "echo", "x": )" + nested + "}\n").substr(0, 17), R"({"command":"echo")");
+  EXPECT_EQ(connect().ask({{"command", "echo"}}), (json{{"command", "echo"}}));
+}
+
 TEST_F(ControlTest, AnswersEachRequestOfAConnectionInTurn) {
   ControlClient client = connect();
   for (int i = 0; i < 10; ++i) {
