@@ -20,8 +20,10 @@ constexpr std::size_t kMaxAnswered = 4096;
 // them, and they are few.
 constexpr std::uint64_t kOwnSeqs = std::uint64_t{1} << 60;
 constexpr std::size_t kMaxOwnAnswered = 256;
-// Requests that may wait for a takeover to end: far more than all kernels have under way.
+// Requests that may wait for a takeover to end, and their bytes. Whoever asks more is to ask again, as before
+// the takeover.
 constexpr std::size_t kMaxWaiting = 65536;
+constexpr std::size_t kMaxWaitingBytes = std::size_t{64} << 20;
 static_assert(kMaxOwnAnswered < kMaxAnswered);
 
 // The outcome is lent to the envelope for the time of serializing, so that it is not copied.
@@ -113,6 +115,7 @@ struct RequestServer::Impl {
   std::unordered_map<std::uint64_t, Window> windows;
   std::map<SiteName, std::vector<std::weak_ptr<Execution>>> ending;  // what expired clients asked
   std::deque<Waiting> waiting;                                       // asked during a takeover
+  std::size_t waited = 0, waited_bytes = 0;                          // of these, and of those sent away
   std::string joined;                                                // bytes that came in several parts
   std::function<void(const pb::Request&)> waits;
 };
@@ -221,8 +224,12 @@ void RequestServer::Impl::ask(const SiteName& from, Message& message) {
   if (const int error = check_request(request, data); error != 0) return refuse(from, request, error);
   if (mode == Mode::taking_over && op_class(request.op_case()) != OpClass::query &&
       !request.write().writeback()) {
-    if (waits && is_unanswered(from, request)) waits(request);
-    if (waiting.size() >= kMaxWaiting) return refuse(from, request, EBUSY);
+    // What is not kept counts, too: nothing that comes behind it is to overtake it.
+    ++waited;
+    waited_bytes += request.ByteSizeLong() + data.size();
+    if (waited <= kMaxWaiting && waits && is_unanswered(from, request)) waits(request);
+    if (waited > kMaxWaiting || waited_bytes > kMaxWaitingBytes)
+      return say_moved(from, request.client(), request.seq(), owner, epoch);
     waiting.push_back({from, std::move(message)});
     return;
   }
@@ -427,6 +434,7 @@ std::vector<pb::Client> RequestServer::windows() const {
 
 void RequestServer::restore(const std::vector<pb::Client>& windows) {
   impl_->mode = Impl::Mode::taking_over;
+  impl_->waited = impl_->waited_bytes = 0;
   impl_->windows.clear();
   for (const auto& client : windows) {
     auto& window = impl_->windows[client.client()];

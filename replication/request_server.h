@@ -15,7 +15,8 @@
 // what a dead process had handed to its kernel's connections, and arrives minutes later, changes nothing.
 //
 // Takeover: restore() begins it, once() ends it. In between, requests of other sites wait here, because any
-// of them may be a record that is performed meanwhile.
+// of them may be a record that is performed meanwhile. Beyond some number and bytes they are sent away as
+// before: «moved» to the former owner has their Peers ask again soon.
 //
 // Threads: reactor thread only.
 #pragma once

@@ -316,6 +316,42 @@ TEST_F(RequestServerTest, WhatIsAskedWhileRecordsArePerformedWaitsAndIsNotDoneTw
   EXPECT_EQ(store.performed(), performed + 2);
 }
 
+// They are asked for again, as before the takeover: memory is bounded, and nothing is lost or refused. Nor
+// does what comes behind them overtake them.
+TEST_F(RequestServerTest, OfWhatIsAskedWhileRecordsArePerformedOnlySomeMegabytesWait) {
+  server.redirect("former", 1);
+  server.serve();
+  attach();
+  server.restore(server.windows());  // the takeover begins
+  const auto performed = store.performed();
+  const auto before = answers.size();
+  const std::string megabyte(1 << 20, 'x');
+  constexpr std::uint64_t kWrites = 80;
+  for (std::uint64_t i = 0; i < kWrites; ++i)
+    send(asker, write_request(kClient, 10 + 2 * i, 1 << 20), megabyte);
+  send(asker, write_request(kClient, 10 + 2 * kWrites, 0));
+  ASSERT_TRUE(run_until(reactor, [&] {
+    return answers.size() > before && answers.back().head.moved().seq() == 10 + 2 * kWrites;
+  }));
+  std::vector<std::uint64_t> again;
+  for (auto i = before; i < answers.size(); ++i) {
+    ASSERT_TRUE(answers[i].head.has_moved()) << answers[i].head.ShortDebugString();
+    EXPECT_EQ(answers[i].head.moved().owner(), "former");
+    again.push_back(answers[i].head.moved().seq());
+  }
+  EXPECT_GT(again.size(), 10u);
+  EXPECT_LT(again.size(), 40u);
+  EXPECT_EQ(store.performed(), performed);
+
+  server.serve();
+  EXPECT_EQ(store.performed(), performed + kWrites + 1 - again.size());
+  for (const auto seq : again)
+    send(asker, write_request(kClient, seq, seq == again.back() ? 0 : 1 << 20),
+         seq == again.back() ? "" : megabyte);
+  ASSERT_TRUE(run_until(reactor, [&] { return store.performed() == performed + kWrites + 1; }));
+  EXPECT_EQ(store.most_times(), 1);
+}
+
 TEST_F(RequestServerTest, HeldRecordsAreAnsweredByTheOldOwnerButWaitingLocksAreNot) {
   server.serve();
   attach();
