@@ -277,6 +277,9 @@ void Site::Impl::recall_done(const SiteName& from, const pb::RecallDone& answer)
     // What is handed over must not change while that is under way; and what is held by then may be other than
     // what this answer says, since requests are performed first that the gate holds.
     if (gate.closed() && is_owner()) {
+      // Records wait for what was promised to be forgotten, and the gate for them. What sites hold they know
+      // from the live state.
+      if (!coherence.recovering()) std::exchange(found->second.done, [](bool) {})(answer.referenced());
       reactor.after(kGatePoll, [this, number = answer.number(), watch = std::weak_ptr(alive)] {
         if (watch.expired()) return;
         if (const auto sent = recalls.find(number); sent != recalls.end()) send_recall(number, sent->second);
