@@ -417,25 +417,25 @@ void Site::Impl::give_ownership(const SiteName& owner, Epoch epoch) {
                   });
 }
 
-// Another site is said to own, and this one, which would have given ownership up itself, has forgotten that
-// it did: of the two it is the one that has to stop. For good, since whoever knows better may be away when
-// the next process starts.
+// A site is said to own at a later epoch, and this one, which would have given ownership up itself, has
+// forgotten that it did: it has to stop. For good, since whoever knows better may be away when the next
+// process starts. Also if it is the same one, which was given it back: what it knows of inodes is from
+// before, and it would issue their ids once more.
 void Site::Impl::contest(const SiteName& owner, Epoch epoch) {
   const bool another = owner != parts.self;
   const std::string why = fmt::format(
       "{} is said to own at epoch {}, and this site, which owns at {}, does not know of it: was its state "
-      "put back from a backup?{}",
+      "put back from a backup? It refuses changes from now on: unmount, {}",
       owner, epoch, ownership.epoch,
-      another ? " It refuses changes from now on: unmount, save what is wanted of its store, and join anew"
-              : "");
+      another ? "save what is wanted of its store, and join anew"
+              : "delete the state folder and .sharefs in the store, and init anew; the others join anew");
   if (why == contested) return;
   contested = why;
   spdlog::error(contested);
-  if (!another) return;
   gate.refuse_changes();
   beginning.reset();
   if (std::string passed; source) source->abort(passed);
-  server.redirect(owner, epoch);
+  if (another) server.redirect(owner, epoch);
   try {
     state.set_setting(kContestedSetting, fmt::format("{} {}", epoch, owner));
   } catch (const std::exception& error) {  // a full disk

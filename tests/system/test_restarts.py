@@ -564,6 +564,46 @@ def an_owner_whose_state_was_put_back_stops():
     assert sorted(os.listdir(alpha.mountpoint)) == ['f', 'only here'], os.listdir(alpha.mountpoint)
 
 
+def an_owner_whose_state_is_from_before_it_was_given_back_stops():
+    """It is the owner, but does not know which ids have been issued since. Its store is adopted anew."""
+    cluster = Cluster(2, content=lambda store: content.write(f'{store}/f', b'x'))
+    alpha, beta = cluster
+    alpha.stop()
+    shutil.copytree(alpha.home, f'{alpha.home}.backup')
+    alpha.start()
+    alpha.migrate(beta)
+    content.write(f'{beta.mountpoint}/since', b'beta')
+    beta.migrate(alpha)
+    for site in (alpha, beta):
+        site.stop()
+    shutil.rmtree(alpha.home)
+    os.rename(f'{alpha.home}.backup', alpha.home)
+    alpha.start()
+    beta.start()
+    said = sandbox.eventually(lambda: alpha.status()['contested'], 'it has heard of its later epoch')
+    assert said.startswith('alpha is said to own at epoch 3'), said
+    for _ in range(2):
+        for site in cluster:
+            with open(f'{site.mountpoint}/since') as f:
+                assert f.read() == 'beta'
+            try:
+                content.write(f'{site.mountpoint}/new', b'x')
+                raise AssertionError('an owner without what it knew changes something')
+            except OSError as error:
+                assert error.errno == errno.EROFS, error
+        refused = alpha.cli('migrate', DATA_SET, '--to', 'beta', check=False)
+        assert refused.returncode == 1 and said in refused.stderr, refused
+        alpha.restart()
+    for site in (beta, alpha):
+        site.stop()
+    shutil.rmtree(f'{alpha.home}/{DATA_SET}')
+    shutil.rmtree(f'{alpha.store}/.sharefs')
+    alpha.cli('init', DATA_SET, '--store', alpha.store, '--site', 'alpha', '--listen', alpha.listen)
+    alpha.start()
+    content.write(f'{alpha.mountpoint}/new', b'x')
+    assert sorted(os.listdir(alpha.mountpoint)) == ['f', 'new', 'since']
+
+
 def a_clock_that_was_set_back_hides_no_handoff():
     """Of two handoffs the later one is gone on with, though the earlier one seems to have begun after it."""
     cluster = Cluster(3, content=content.small)
@@ -912,6 +952,7 @@ if __name__ == '__main__':
         a_target_that_is_killed_as_it_becomes_the_owner,
         the_root_of_an_empty_data_set_stays_what_it_is,
         an_owner_whose_state_was_put_back_stops,
+        an_owner_whose_state_is_from_before_it_was_given_back_stops,
         a_clock_that_was_set_back_hides_no_handoff,
         appends_of_the_target_are_performed_once,
         what_is_locked_in_the_pause_is_known_to_another_process_of_the_new_owner,
