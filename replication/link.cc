@@ -42,6 +42,7 @@ constexpr auto kPlausibleRoundTrip = std::chrono::minutes(1);
 // ZeroMQ does not try again where a handshake was refused; nor where a peer broke the protocol.
 constexpr auto kReconnectAfterRefusal = std::chrono::seconds(1);
 constexpr auto kReconnectWhenDown = std::chrono::seconds(10);
+constexpr auto kFollowInterval = std::chrono::seconds(1);
 
 constexpr int kMonitored = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED |
                            ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
@@ -219,11 +220,20 @@ Link::~Link() {
   for (std::size_t lane = 0; lane < lanes_.size(); ++lane) close_lane(lane);
 }
 
+void Link::follow(Clock::time_point now) {
+  if (!hello || hello->endpoint().empty() || hello->endpoint() == endpoint_ ||
+      now - followed_ < kFollowInterval)
+    return;
+  followed_ = now;
+  connect_to(hello->endpoint(), std::string(public_key_));
+}
+
 void Link::maintain(Clock::time_point now) {
-  if (endpoint_.empty()) return;
   const auto patience = handshake_failed_ ? Clock::duration(kReconnectAfterRefusal) : kReconnectWhenDown;
-  if (!std::exchange(turned_away_, false) && (up() || now - changed_at_ <= patience)) return;
   try {
+    follow(now);
+    if (endpoint_.empty() || (!std::exchange(turned_away_, false) && (up() || now - changed_at_ <= patience)))
+      return;
     reconnect();
   } catch (const zmq::error_t& error) {  // of descriptors there may be none left; tried again
     if (!std::exchange(failure_logged_, true))

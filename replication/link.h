@@ -120,6 +120,9 @@ class Link {
 
   // Connects, or connects anew when either differs from before. An empty endpoint: only listens to the site.
   void connect_to(const std::string& endpoint, const std::string& public_key);
+  // An address that has changed is told by who has it, in the last Hello, before there is a connection to it.
+  // Not as fast as it can be told: it may be any host's.
+  void follow(Reactor::Clock::time_point now);
   // Called now and then: connects anew where ZeroMQ would not, or not soon.
   void maintain(Reactor::Clock::time_point now);
   void widen(Gap by) { gap = std::max(gap, by); }
@@ -171,6 +174,7 @@ class Link {
   std::vector<zmq::message_t> delayed_;
   Reactor::TimerId delay_ = 0;
   Reactor::Clock::time_point changed_at_{};  // when the connections were asked for, came up or went down
+  Reactor::Clock::time_point followed_{};    // when another address was last connected to
   bool handshake_failed_ = false;
   bool refused_ = false;
   bool turned_away_ = false;     // told so on a connection from before; the next handshake is refused

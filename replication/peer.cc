@@ -340,7 +340,7 @@ void Peer::Impl::moved(const SiteName& from, const pb::Moved& moved) {
     attach_again(moved.client());
     return send(found->second);
   }
-  if (moved.epoch() > epoch && !moved.owner().empty()) {
+  if (moved.epoch() > epoch && transport.knows(moved.owner())) {
     set_owner(moved.owner(), moved.epoch());
     if (on_moved) on_moved(moved.owner(), moved.epoch());
     return;

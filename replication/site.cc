@@ -22,7 +22,9 @@ namespace {
 
 // As many requests may wait for the disk before others wait for them: an fsync must not delay a cold read.
 constexpr unsigned kWorkers = 16;
-constexpr unsigned kDescriptorLimit = 400;  // leaves room for sockets and SQLite below `ulimit -n 1024`
+// Leaves room for sockets and SQLite below `ulimit -n 1024`.
+constexpr unsigned kDescriptorLimit = 400;
+static_assert(kDescriptorLimit + 10 * kMostSites < 1000);
 constexpr auto kAttachPatience = std::chrono::seconds(15);
 constexpr auto kDetachPatience = std::chrono::seconds(2);
 // Requests of the site itself, not of its kernel: bit 63 marks resent FUSE requests, bit 62 the front end's
@@ -453,7 +455,7 @@ void Site::Impl::recall_contest() {
 // Another site says who owns at which epoch. Believed when it is newer than what this site knows — unless
 // this site is the owner.
 void Site::Impl::learn(const SiteName& owner, Epoch epoch) {
-  if (epoch <= ownership.epoch) return;
+  if (epoch <= ownership.epoch || !transport.knows(owner)) return;
   if (is_owner()) return contest(owner, epoch);
   if (owner == parts.self) return;  // only a commit makes this site the owner
   ownership.owner = owner;

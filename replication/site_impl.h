@@ -93,7 +93,6 @@ struct Site::Impl {
   void note_power(const SiteName& site, const pb::Hello& said);
   void merge_sites(const SiteName& from, const pb::Hello& said);
   void drop_site(const SiteName& site);
-  void forget_site(const SiteName& site, const std::string& public_key);
   void forget_handoffs_from(const SiteName& site);
   void lost(const SiteName& site);
   void recall_done(const SiteName& from, const pb::RecallDone& done);
@@ -195,6 +194,7 @@ struct Site::Impl {
   std::map<std::uint64_t, Command> commands;
   std::map<SiteName, ClientId> incarnations;  // the present processes of other sites, as last heard
   std::map<SiteName, std::uint64_t> powers;   // Hello.power of other sites, as last heard
+  std::map<SiteName, Reactor::Clock::time_point> doubted;  // when it was last logged that one is not believed
   std::shared_ptr<int> alive = std::make_shared<int>();
 };
 

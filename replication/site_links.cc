@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include "replication/json_line.h"
+#include "replication/link.h"
 #include "replication/site_impl.h"
 
 namespace sharefs {
@@ -10,6 +11,18 @@ namespace {
 
 constexpr unsigned kForgottenAtOnce = 10;  // of the newest handoffs
 constexpr auto kGatePoll = std::chrono::milliseconds(20);
+constexpr auto kDoubtInterval = std::chrono::minutes(10);  // between two log lines about what one site says
+
+// Why no site can be called so, or have this key; or empty.
+std::string malformed(const pb::Site& site) {
+  try {
+    check_name(site.name());
+    check_key(site.public_key());
+    return {};
+  } catch (const std::runtime_error& why) {
+    return fmt::format("there is one that cannot be one: {}", why.what());
+  }
+}
 
 }  // namespace
 
@@ -150,52 +163,67 @@ pb::Hello Site::Impl::hello() const {
 }
 
 // Sites come with the news of any site, and go with those of any: what was removed once stays removed, since
-// its key is remembered.
+// its key is remembered. A machine that was removed may have left its name to another one, whose key tells
+// them apart. Who names and removes sites in turn comes to an end with the keys that are remembered.
 void Site::Impl::merge_sites(const SiteName& from, const pb::Hello& said) {
+  std::string doubt;
   std::set<std::string> removed;
   for (const auto& site : state.removed_sites()) removed.insert(site.public_key);
-  // A machine that was removed may have left its name to another one, whose key tells them apart.
-  const auto is = [sites = state.sites()](const pb::Site& removed, const SiteName& name) {
-    return std::any_of(sites.begin(), sites.end(), [&](const auto& site) {
-      return site.name == name && site.public_key == removed.public_key();
-    });
-  };
+  const auto before = state.sites();
   for (const auto& site : said.removed()) {
-    if (site.public_key() == state.setting("public_key"))
-      spdlog::warn("{} says that this site was removed from the data set", from);
-    else if (is(site, ownership.owner))
-      spdlog::warn("{} says that the owner, {}, was removed: not believed", from, site.name());
-    else if (!is(site, from) && removed.insert(site.public_key()).second)
-      forget_site(site.name(), site.public_key());
+    const auto& key = site.public_key();
+    const auto known =
+        std::find_if(before.begin(), before.end(), [&](const auto& one) { return one.public_key == key; });
+    if (removed.contains(key) || (known != before.end() && known->name == from)) continue;
+    std::string why;
+    if (key == state.setting("public_key"))
+      why = "this site was removed from the data set";
+    else if (known != before.end() && known->name == ownership.owner)
+      why = fmt::format("the owner, {}, was removed", ownership.owner);
+    else if (known == before.end() && removed.size() >= kMostRemoved)
+      why = fmt::format("more than {} were removed that are not known here", kMostRemoved);
+    else if (known == before.end())
+      why = malformed(site);
+    if (!why.empty()) {
+      doubt = why;
+      continue;
+    }
+    state.remove_site(known == before.end() ? site.name() : known->name, key);
+    removed.insert(key);
+    if (known != before.end()) drop_site(known->name);
   }
   std::set<SiteName> known{parts.self};
   for (const auto& site : state.sites()) {
     known.insert(site.name);
-    // Transport has connected to it there.
+    // Transport connects to it there.
     if (site.name == from && !said.endpoint().empty() && site.endpoint != said.endpoint())
       state.put_site({.name = from, .endpoint = said.endpoint(), .public_key = site.public_key});
   }
   for (const auto& site : said.sites()) {
     if (known.contains(site.name()) || removed.contains(site.public_key())) continue;
+    if (known.size() >= kMostSites || removed.size() >= kMostRemoved) {
+      doubt = fmt::format("there are others beside the {} known here, and {} that were removed", known.size(),
+                          removed.size());
+      break;
+    }
     try {
       transport.add_site(site.name(), site.endpoint(), site.public_key());
+      known.insert(site.name());
       state.put_site({.name = site.name(), .endpoint = site.endpoint(), .public_key = site.public_key()});
-    } catch (const std::runtime_error& malformed) {
-      spdlog::warn("{} names a site that cannot be one: {}", from, malformed.what());
+    } catch (const std::runtime_error& wrong) {
+      doubt = wrong.what();
     }
   }
+  if (doubt.empty()) return;
+  // It may say so with every message.
+  const auto now = Reactor::Clock::now();
+  const auto [logged, first] = doubted.try_emplace(from, now);
+  if (!first && now - logged->second < kDoubtInterval) return;
+  logged->second = now;
+  spdlog::warn("what {} says of other sites is not believed: {}", from, doubt);
 }
 
 // What the site had open or locked goes with it.
-void Site::Impl::forget_site(const SiteName& site, const std::string& public_key) {
-  const auto sites = state.sites();
-  const bool known = std::any_of(sites.begin(), sites.end(), [&](const auto& one) {
-    return one.name == site && one.public_key == public_key;
-  });
-  state.remove_site(site, public_key);
-  if (known) drop_site(site);  // or removed before this site heard of it; or another one has its name now
-}
-
 void Site::Impl::drop_site(const SiteName& site) {
   spdlog::info("{} is not part of the data set any more", site);
   transport.remove_site(site);
@@ -205,6 +233,7 @@ void Site::Impl::drop_site(const SiteName& site) {
   forget_handoffs_from(site);
   incarnations.erase(site);
   powers.erase(site);
+  doubted.erase(site);
 }
 
 void Site::Impl::connected(const SiteName& site, const pb::Hello& said, Gap gap) {
@@ -345,6 +374,11 @@ void Site::Impl::join(const std::string& route, const std::string& public_key, c
     return refuse(fmt::format("{} has this key, and is connected", earlier->name));
   if (earlier) others.erase(same_key);
   others.push_back({.name = parts.self, .endpoint = endpoint, .public_key = state.setting("public_key")});
+  if (others.size() >= kMostSites)
+    return refuse(
+        fmt::format("there are {} sites already, and no data set has more: take one out with \"sharefs "
+                    "remove {} --site SITE\"",
+                    others.size(), state.setting("data_set")));
   for (const auto& other : others) {
     if (other.name == site.name)
       return refuse(

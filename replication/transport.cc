@@ -68,12 +68,6 @@ Reactor::Clock::time_point from_wire(std::uint64_t time) {
   return Reactor::Clock::time_point(std::chrono::nanoseconds(static_cast<std::int64_t>(time)));
 }
 
-void check_name(const SiteName& name) {
-  constexpr std::string_view kAllowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
-  if (name.empty() || name.size() > 64 || name.find_first_not_of(kAllowed) != std::string::npos)
-    throw std::runtime_error("a site's name is 1 to 64 of A-Z a-z 0-9 . _ -");
-}
-
 void bind_to(zmq::socket_t& socket, const std::string& endpoint) {
   try {
     socket.bind(endpoint);
@@ -340,6 +334,9 @@ std::string Transport::Impl::objection(const Link& link, const pb::Hello& said) 
   if (protocol_major(said.version()) != protocol_major(kProtocolVersion))
     return fmt::format("it speaks protocol version {}, this site {}: install the same release on both",
                        said.version(), kProtocolVersion);
+  // What operators remove counts without a bound.
+  if (said.sites_size() > int{kMostSites} || said.removed_size() > 2 * int{kMostRemoved})
+    return "it names more sites than a data set can have";
   const auto mine = own_hello(link).data_set();
   if (mine != 0 && said.data_set() != 0 && mine != said.data_set()) return "it serves another data set";
   return "";
@@ -360,12 +357,9 @@ void Transport::Impl::hello_arrived(Link& link, pb::Hello& said) {
   const bool new_process = !link.hello || link.hello->incarnation() != said.incarnation();
   // What the other end has sent on the connection before may be lost.
   if (new_process || link.hello->connection() != said.connection()) link.widen(Gap::broken);
+  if (!said.endpoint().empty()) check_endpoint(said.endpoint());
   link.hello = std::move(said);
-  // An address that has changed is told by who has it, before there is a connection to it.
-  if (const auto& endpoint = link.hello->endpoint(); !endpoint.empty()) {
-    check_endpoint(endpoint);
-    link.connect_to(endpoint, std::string(link.public_key()));
-  }
+  link.follow(Reactor::Clock::now());
   // The same process has connected anew, or has news; the other direction goes on working as proven.
   if (!new_process && link.liveness.proven()) return announce(link);
   link.liveness.doubt(Reactor::Clock::now());
@@ -530,6 +524,10 @@ void Transport::greet_all() {
   for (auto& [name, link] : impl_->links) impl_->send_hello(*link);
 }
 
+bool Transport::knows(const SiteName& site) const {
+  return site == impl_->options.site || impl_->links.contains(site);
+}
+
 bool Transport::connected(const SiteName& site) const {
   const auto found = impl_->links.find(site);
   return found != impl_->links.end() && found->second->up() && found->second->liveness.proven();
@@ -584,6 +582,12 @@ CurveKeys make_curve_keys() {
   if (zmq_curve_keypair(public_key.data(), secret_key.data()) != 0)
     throw std::runtime_error("cannot make keys: this libzmq was built without CURVE");
   return {.public_key = public_key.data(), .secret_key = secret_key.data()};
+}
+
+void check_name(const SiteName& name) {
+  constexpr std::string_view kAllowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
+  if (name.empty() || name.size() > 64 || name.find_first_not_of(kAllowed) != std::string::npos)
+    throw std::runtime_error("a site's name is 1 to 64 of A-Z a-z 0-9 . _ -");
 }
 
 void check_can_listen(const std::string& endpoint) {

@@ -32,6 +32,10 @@ constexpr std::size_t kMaxFrame = std::size_t{256} << 20;
 constexpr std::size_t kMaxParts = 8;
 // Of the bytes of a request or an outcome.
 constexpr std::size_t kPartBytes = std::size_t{128} << 10;
+// Of one data set, this one included: each costs a process two connections, or some ten descriptors.
+constexpr std::size_t kMostSites = 50;
+// Keys that are remembered for never being accepted again; beyond that only those of sites that are known.
+constexpr std::size_t kMostRemoved = 1000;
 
 struct Message {
   pb::Envelope head;
@@ -121,6 +125,8 @@ class Transport {
   void set_hello(std::function<pb::Hello()> hello);
   // Says it again to every connected site: it has news.
   void greet_all();
+  // Whether it is this site, or registered.
+  bool knows(const SiteName& site) const;
 
   bool connected(const SiteName& site) const;
   // Of a site that is not connected: nothing comes of connecting to it; it refuses this site's key; it is
@@ -143,6 +149,8 @@ class Transport {
   std::unique_ptr<Impl> impl_;
 };
 
+// Throws std::runtime_error if a site cannot have this name.
+void check_name(const SiteName& name);
 // Throws std::runtime_error if this is not tcp://HOST:PORT.
 void check_endpoint(const std::string& endpoint);
 // Throws std::runtime_error with one clear line if this machine cannot listen there now: not an address of

@@ -1,8 +1,13 @@
 #include "replication/transport.h"
 
+#include <arpa/inet.h>
+#include <poll.h>
+#include <sys/socket.h>
+
 #include <atomic>
 #include <thread>
 
+#include "fs/inode_table.h"
 #include "relay.h"
 #include "sites.h"
 
@@ -15,6 +20,31 @@ pb::Envelope command(std::uint64_t number, const std::string& text = "") {
   envelope.mutable_command()->set_text(text);
   return envelope;
 }
+
+// Where somebody may be made to connect to.
+class Listener {
+ public:
+  Listener() {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    auto* generic = reinterpret_cast<sockaddr*>(&address);
+    if (::bind(fd_.get(), generic, size) != 0 || ::listen(fd_.get(), 8) != 0 ||
+        ::getsockname(fd_.get(), generic, &size) != 0)
+      throw std::runtime_error("no port to listen on");
+    endpoint_ = "tcp://127.0.0.1:" + std::to_string(ntohs(address.sin_port));
+  }
+  const std::string& endpoint() const { return endpoint_; }
+  bool called() const {
+    pollfd waiting{.fd = fd_.get(), .events = POLLIN, .revents = 0};
+    return ::poll(&waiting, 1, 0) == 1;
+  }
+
+ private:
+  UniqueFd fd_{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  std::string endpoint_;
+};
 
 class TransportTest : public ::testing::Test {
  protected:
@@ -271,6 +301,27 @@ TEST_F(TransportTest, ASiteMovesToAnotherEndpoint) {
   a.transport.add_site("b", moved.transport.endpoint(), moved.keys.public_key);
   EXPECT_FALSE(a.transport.connected("b"));
   EXPECT_TRUE(run_until(reactor, [&] { return a.transport.connected("b"); }));
+}
+
+// Or a site could have others connect to whatever hosts it likes, as fast as it can name them.
+TEST_F(TransportTest, ASiteMovesOnceASecond) {
+  const Listener first, second, third;
+  connect_two();
+  std::string endpoint;
+  b.transport.set_hello([&] {
+    pb::Hello hello;
+    hello.set_endpoint(endpoint);
+    return hello;
+  });
+  for (const auto* listener : {&first, &second, &third}) {
+    endpoint = listener->endpoint();
+    b.transport.greet_all();
+    run_for(reactor, 100ms);
+  }
+  EXPECT_TRUE(first.called());
+  ASSERT_TRUE(run_until(reactor, [&] { return third.called(); }))
+      << "the newest address is followed in the end";
+  EXPECT_FALSE(second.called());
 }
 
 TEST_F(TransportTest, ANetworkThatSwallowsEverythingIsNoticedAndGottenOver) {

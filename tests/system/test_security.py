@@ -487,6 +487,63 @@ def records_that_no_handoff_sends_are_ignored():
     assert 'x' not in os.listdir(alpha.mountpoint)
 
 
+def what_a_member_says_of_other_sites_is_bounded():
+    """It names sites and removed ones without end, some that cannot be, the owner's key among them, and an owner that
+    nobody knows. Who has heard it says so once, and goes on."""
+    cluster = Cluster(3)
+    alpha, beta, gamma = cluster
+    keys = hostile.settings(beta.home, DATA_SET)
+    server = {site.name: hostile.settings(site.home, DATA_SET)['public_key'] for site in cluster}
+    cluster.wait_connected()  # what is said counts from a site that answers
+
+    def site(name, key):
+        return f'{{ name: "{name}" endpoint: "tcp://10.77.0.99:9" public_key: "{key}" }}'
+
+    def hello(*lists, owner='alpha', epoch=1):
+        return [hostile.envelope(f'hello {{ data_set: {keys["data_set_id"]} version: {hostile.VERSION} '
+                                 f'incarnation: {keys["client"]} epoch: {epoch} owner: "{owner}" {" ".join(lists)} }}')]
+
+    def rows(where, table):
+        database = sqlite3.connect(f'file:{where.home}/{DATA_SET}/state.db?mode=ro', uri=True)
+        try:
+            return database.execute(f'SELECT name, public_key FROM {table}').fetchall()
+        finally:
+            database.close()
+
+    named = [hello(*(f'sites {site(f"s{i}", f"{i:040}")}' for i in range(at, at + 10))) for at in range(0, 200, 10)]
+    gone = [hello(*(f'removed {site(f"r{i}", f"{i:040}")}' for i in range(at, at + 300)))
+            for at in range(1000, 4000, 300)]
+    impossible = [hello(f'removed {site("x" * 100_000, "0" * 40)}', f'removed {site("x" * 100_000, "0" * 39 + "z")}', f'removed {site("x", "no key")}'),
+                  hello(f'removed {site("x", server["alpha"])}'),
+                  hello(f'sites {site("/", "1" * 40)}'),
+                  hello(owner='nobody', epoch=7)]
+    long = hello(*(f'removed {site(f"r{i}", f"{i:040}")}' for i in range(5000, 15000)))
+    hostile.send(beta, alpha.listen, keys, server['alpha'], named)
+    os.makedirs(f'{sandbox.WORK}/another/store')
+    full = alpha.cli('join', cluster.invite(), '--store', f'{sandbox.WORK}/another/store', '--site', 'delta', '--listen',
+                     f'tcp://{alpha.address}:7999', '--home', f'{sandbox.WORK}/another/home', check=False)
+    assert full.returncode == 1 and 'take one out' in full.stderr, full
+    for where in (alpha, gamma):
+        hostile.send(beta, where.listen, keys, server[where.name], named + gone + impossible + [long], rounds=5)
+    beta.restart()
+    cluster.wait_connected()
+    for where in (alpha, gamma):
+        sites, removed = rows(where, 'site'), rows(where, 'removed_site')
+        assert 10 < len(sites) <= 50, len(sites)
+        assert 100 < len(removed) <= 1100, len(removed)
+        strange = [row for row in sites + removed if len(row[0]) > 10 or len(row[1]) != 40]
+        assert not strange, strange
+        said = [line for line in where.tail(1000).splitlines() if 'beta' in line and ('believed' in line or 'names' in line)]
+        assert 1 <= len(said) <= 4, said
+        assert where.status()['owner'] == 'alpha' and not where.status()['contested'], where.status()
+    assert 'alpha' in dict(rows(gamma, 'site')), 'the owner was taken for another one'
+    assert Actor(gamma.mountpoint).do('put', 'after', b'all is well')[0] == 'ok'
+    beta.stop()
+    alpha.cli('remove', DATA_SET, '--site', 'beta')
+    assert server['beta'] in dict((key, name) for name, key in rows(alpha, 'removed_site')), 'nobody can be removed any more'
+    alpha.migrate(gamma, '--max-pause', '2s')
+
+
 if __name__ == '__main__':
     sys.exit(sandbox.main({
         'a_token_is_valid_once': (a_token_is_valid_once, 60),
@@ -508,5 +565,6 @@ if __name__ == '__main__':
         'garbage_on_the_port_breaks_nothing': (garbage_on_the_port_breaks_nothing, 60),
         'records_that_no_handoff_sends_are_ignored': (records_that_no_handoff_sends_are_ignored, 60),
         'only_who_was_asked_answers_a_command': (only_who_was_asked_answers_a_command, 60),
+        'what_a_member_says_of_other_sites_is_bounded': (what_a_member_says_of_other_sites_is_bounded, 60),
         'malformed_messages_of_a_known_site_break_nothing': (malformed_messages_of_a_known_site_break_nothing, 90),
     }))
