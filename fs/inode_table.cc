@@ -549,10 +549,10 @@ void InodeTable::closed(InodeId id) {
 }
 
 std::optional<std::uint64_t> InodeTable::out_of_reach(InodeId id) {
-  if (impl_->handles || open(id, O_PATH | O_NOFOLLOW) || errno != ESTALE) return std::nullopt;
+  if (impl_->handles) return std::nullopt;
   const Lock lock(impl_->mutex);
   const Entry* entry = impl_->load(id);
-  return entry != nullptr ? std::optional(entry->ino) : std::nullopt;
+  return entry != nullptr && !entry->has_handle() ? std::optional(entry->ino) : std::nullopt;
 }
 
 bool InodeTable::is_reached_by(InodeId id, InodeId parent, std::string_view name) {

@@ -124,9 +124,9 @@ class InodeTable {
   // only to be read for a handoff that is under way, whose log names them.
   void losing(InodeId id, InodeId parent, std::string_view name, int directory_fd, bool open);
   void closed(InodeId id);  // it is not open any more, and may still have to be read
-  // The backing number of an inode that lives, but cannot be opened, since it has lost the name by which it
-  // is reached and is not kept: whoever identifies another of its names brings it back. Nothing with file
-  // handles.
+  // Of an inode that open() has not found (ESTALE): its backing number if it lives, but has lost the name by
+  // which it is reached and is not kept: whoever identifies another of its names brings it back. Nothing with
+  // file handles.
   std::optional<std::uint64_t> out_of_reach(InodeId id);
 
   // Whether this is the name by which the inode is reached; true of every name with file handles.

@@ -106,15 +106,10 @@ void Round::reach_all() {
   if (inodes_.uses_handles()) return;
   std::set<std::uint64_t> inos;
   for (const InodeId id : touched_) {
+    if (inodes_.open(id, O_PATH | O_NOFOLLOW | O_CLOEXEC) || errno != ESTALE) continue;
     if (const auto ino = inodes_.out_of_reach(id)) inos.insert(*ino);
   }
   if (!inos.empty()) walk_.find(inos);
-}
-
-std::optional<OpenedInode> Round::open(InodeId id) {
-  auto opened = open_inode(inodes_, id);
-  if (!opened && inodes_.out_of_reach(id)) walk_.missed(id);
-  return opened;
 }
 
 void Round::find_new() {
@@ -137,7 +132,7 @@ void Round::send_new() {
     if (cell.id == 0 || sent_.contains(cell.id)) continue;
     const EntryName entry{cell.parent, cell.name};
     walk_.send(cell.id, &entry);
-    cell.settled = true;
+    cell.settled = sent_.contains(cell.id);
   }
   // Without a name in this round: orphans, and what gets its name in a later one.
   for (const InodeId id : new_) {
@@ -154,7 +149,7 @@ void Round::send_names() {
 void Round::send_data() {
   for (const auto& [id, ranges] : extents_) {
     if (new_.contains(id)) continue;
-    const auto opened = open(id);
+    const auto opened = walk_.open(id);
     if (!opened || !is_regular(opened->backing)) continue;
     for (const Range& range : ranges.all) shipper_.extent(id, *opened, range.begin, range.end);
   }
@@ -163,7 +158,7 @@ void Round::send_data() {
 void Round::send_states(std::int64_t cut) {
   std::vector<InodeId> directories;
   for (const InodeId id : touched_) {
-    auto opened = open(id);
+    auto opened = walk_.open(id);
     if (!opened) continue;
     if (is_directory(opened->backing)) {
       directories.push_back(id);
@@ -173,7 +168,7 @@ void Round::send_states(std::int64_t cut) {
     }
   }
   for (const InodeId id : directories) {
-    if (auto opened = open_inode(inodes_, id)) shipper_.state(id, *opened, cut);
+    if (auto opened = walk_.open(id)) shipper_.state(id, *opened, cut);
     sender_.checkpoint();
   }
 }

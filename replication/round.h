@@ -68,7 +68,6 @@ class Round {
 
   void read_cells();
   void reach_all();
-  std::optional<OpenedInode> open(InodeId id);
   void find_new();
   void send_detached();
   void send_new();

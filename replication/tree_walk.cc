@@ -69,11 +69,22 @@ void TreeWalk::image() {
   subtree(kRootInode);
   settle(0);
   asking_ = false;
+  holes_ = Holes::send;
   orphans();
 }
 
+std::optional<OpenedInode> TreeWalk::open(InodeId id) {
+  if (missed_.contains(id)) return std::nullopt;
+  auto opened = open_inode(inodes_, id);
+  if (!opened && inodes_.out_of_reach(id)) {
+    sent_.erase(id);
+    missed_.insert(id);
+  }
+  return opened;
+}
+
 void TreeWalk::send(InodeId id, const EntryName* entry) {
-  const auto opened = open_inode(inodes_, id);
+  const auto opened = open(id);
   if (!opened) return;
   sent_.insert(id);
   if (is_directory(opened->backing)) {
@@ -81,7 +92,7 @@ void TreeWalk::send(InodeId id, const EntryName* entry) {
     subtree(id);
   } else {
     shipper_.count(opened->backing);
-    shipper_.whole(id, *opened, entry, holds_image_ ? Holes::send : Holes::skip);
+    shipper_.whole(id, *opened, entry, holes_);
   }
 }
 
@@ -188,7 +199,7 @@ void TreeWalk::child(InodeId directory, int directory_fd, const ListedName& list
     opened = open_inode(inodes_, *id);
     if (!opened) return;
   }
-  shipper_.whole(*id, *opened, &entry, holds_image_ ? Holes::send : Holes::skip);
+  shipper_.whole(*id, *opened, &entry, holes_);
 }
 
 void TreeWalk::announce_directory(InodeId id, const OpenedInode& opened, const EntryName* entry) {

@@ -19,6 +19,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -40,20 +41,19 @@ class TreeWalk {
         link_(link),
         sender_(sender),
         shipper_(shipper),
-        sent_(sent) {}
+        sent_(sent),
+        holes_(options.holds_image ? Holes::send : Holes::skip) {}
 
   // The whole tree, then the orphans.
   void image();
-  // An inode that has not been sent, `entry` being one of its names or nullptr; a directory with its subtree.
-  // The target is not asked. Does nothing if it is gone.
+  // An inode that has not been sent whole, `entry` being one of its names or nullptr; a directory with its
+  // subtree. The target is not asked. Does nothing if it is gone.
   void send(InodeId id, const EntryName* entry);
   // Identifies whatever has one of these backing numbers under a name that it has now.
   void find(const std::set<std::uint64_t>& inos);
-  // Could not be found while names were changing: it is sent whole in a later round.
-  void missed(InodeId id) {
-    sent_.erase(id);
-    missed_.insert(id);
-  }
+  // Nothing if it is gone, or has been out of reach once since take_missed(): even if it is back, a part of
+  // it was not read then. It is to be sent whole in the next round.
+  std::optional<OpenedInode> open(InodeId id);
   std::set<InodeId> take_missed() { return std::exchange(missed_, {}); }
 
  private:
@@ -92,6 +92,7 @@ class TreeWalk {
   CellShipper& shipper_;
   SentSet& sent_;
 
+  Holes holes_;  // the target may have something of what is sent: an image, or what a round has sent of it
   std::set<InodeId> missed_;
   Backing root_{};
   bool asking_ = false;  // the target is asked before data is sent

@@ -353,13 +353,14 @@ class Mutator {
   }
 
   // Files lose the names by which they are reached without file handles, having been written to; later, as
-  // what was made here is to be known elsewhere by then.
+  // what was made here is to be known elsewhere by then. Now and then more than are kept in reach.
   void lose_names(InodeId parent) {
-    constexpr int kFiles = 10;
+    constexpr int kMany = 150;
+    static_assert(kMany > InodeTable::kKeptInodes);
     const auto name = [](int i) { return "lose" + std::to_string(i); };
     if (losing_.first == 0) {
       losing_ = {parent, directory()};
-      for (int i = 0; i < kFiles; ++i) {
+      for (int i = below(4) == 0 ? kMany : 10; i-- > 0;) {
         create(losing_.first, name(i));
         const auto found = look(losing_.first, name(i));
         if (!found || !S_ISREG(found->mode)) continue;
@@ -372,7 +373,7 @@ class Mutator {
       return;
     }
     const InodeId from = std::exchange(losing_.first, 0);
-    for (int i = 0; i < kFiles; ++i) {
+    for (int i = 0; i < kMany; ++i) {
       const auto found = look(from, name(i));
       if (!found) break;
       if (S_ISREG(found->mode)) append(from, name(i));
