@@ -70,8 +70,8 @@ double CatchUp::predicted_ms(const Rest& rest, const Costs& costs) const {
   };
   const double share = std::max(std::min(ratio(rest.entries, last_.entries), 10.0),
                                 std::min(ratio(rest.bytes, last_.bytes), 1.0));
-  const double shipping = std::max(0.0, ms(last_.took - costs.round_trip - costs.target_sync));
-  return ms(costs.fixed()) + shipping * share;
+  const double shipping = std::max(0.0, ms(last_.took - costs.round_trip - costs.target_sync - costs.search));
+  return ms(costs.fixed()) + ms(costs.search) + shipping * share;
 }
 
 }  // namespace sharefs

@@ -30,6 +30,9 @@ class CatchUp {
   // confirmation; records and their outcomes), and what makes both sides durable.
   struct Costs {
     Duration round_trip{}, target_sync{}, own_sync{};
+    // Of the last round: to look for inodes in the whole tree. As long as rounds do that, the rest may have
+    // to, and however little is left, it takes as long.
+    Duration search{};
     Duration fixed() const { return 3 * round_trip + target_sync + own_sync; }
   };
   struct Verdict {

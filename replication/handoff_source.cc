@@ -283,7 +283,8 @@ CatchUp::Rest HandoffSource::rest() const {
 CatchUp::Costs HandoffSource::costs() const {
   return {.round_trip = parts_.transport.round_trip(options_.target),
           .target_sync = image_ ? image_->target_sync() : std::chrono::nanoseconds(0),
-          .own_sync = own_sync_};
+          .own_sync = own_sync_,
+          .search = image_ ? image_->search() : std::chrono::nanoseconds(0)};
 }
 
 // ---- the pause

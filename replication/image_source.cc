@@ -29,6 +29,7 @@ struct ImageSource::Impl {
   // thread-safe
   ShipCounters counters;
   ShipLink link;
+  std::atomic<std::chrono::nanoseconds> search{};
   // shipping thread
   BatchSender sender;
   SentSet sent;
@@ -72,6 +73,7 @@ void ImageSource::ship_round(std::uint64_t after, std::uint64_t through, std::in
   }
   const std::uint64_t bytes_before = impl_->sender.bytes();
   changed.ship(cut);
+  impl_->search = impl_->walk.take_search();
   ShipCounters& counters = impl_->counters;
   counters.log_entries += entries;
   counters.log_bytes += impl_->sender.bytes() - bytes_before;
@@ -97,6 +99,7 @@ void ImageSource::cancel(const std::string& reason) { impl_->link.cancel(reason)
 const ShipCounters& ImageSource::counters() const { return impl_->counters; }
 std::uint64_t ImageSource::batches() const { return impl_->sender.batches(); }
 std::chrono::nanoseconds ImageSource::target_sync() const { return impl_->link.target_sync(); }
+std::chrono::nanoseconds ImageSource::search() const { return impl_->search; }
 double ImageSource::bytes_per_second() const { return impl_->link.bytes_per_second(); }
 
 }  // namespace sharefs

@@ -89,6 +89,7 @@ class ImageSource {
   std::uint64_t batches() const;                 // sent so far
   std::chrono::nanoseconds target_sync() const;  // how long the target's last sync took
   double bytes_per_second() const;               // measured over the last seconds
+  std::chrono::nanoseconds search() const;       // of the last round: to look for inodes in the whole tree
 
  private:
   static Send over(Transport& transport, const SiteName& target) {

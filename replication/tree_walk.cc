@@ -97,6 +97,7 @@ void TreeWalk::send(InodeId id, const EntryName* entry) {
 }
 
 void TreeWalk::find(const std::set<std::uint64_t>& inos) {
+  const auto began = std::chrono::steady_clock::now();
   std::vector<InodeId> stack{kRootInode};
   while (!stack.empty()) {
     sender_.check();
@@ -115,6 +116,7 @@ void TreeWalk::find(const std::set<std::uint64_t>& inos) {
       if (id && is_directory(child->backing)) stack.push_back(*id);
     });
   }
+  search_ += std::chrono::steady_clock::now() - began;
 }
 
 void TreeWalk::subtree(InodeId top) {

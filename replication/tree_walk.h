@@ -17,6 +17,7 @@
 
 #include <sys/stat.h>
 
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <optional>
@@ -51,6 +52,8 @@ class TreeWalk {
   void send(InodeId id, const EntryName* entry);
   // Identifies whatever has one of these backing numbers under a name that it has now.
   void find(const std::set<std::uint64_t>& inos);
+  // How long that has taken, since the last call.
+  std::chrono::nanoseconds take_search() { return std::exchange(search_, {}); }
   // Nothing if it is gone, or has been out of reach once since take_missed(): even if it is back, a part of
   // it was not read then. It is to be sent whole in the next round.
   std::optional<OpenedInode> open(InodeId id);
@@ -94,6 +97,7 @@ class TreeWalk {
 
   Holes holes_;  // the target may have something of what is sent: an image, or what a round has sent of it
   std::set<InodeId> missed_;
+  std::chrono::nanoseconds search_{};
   Backing root_{};
   bool asking_ = false;  // the target is asked before data is sent
   std::deque<Item> queue_;

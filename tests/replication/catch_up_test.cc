@@ -40,6 +40,15 @@ TEST_F(CatchUpTest, FewEntriesMayBeManyBytes) {
   EXPECT_EQ(after(round, {.entries = 1, .bytes = 10}).next, Next::close_gate);
 }
 
+TEST_F(CatchUpTest, ASearchThroughTheTreeDoesNotGetShorterWithTheRest) {
+  CatchUp::Costs searched = kCheap;
+  searched.search = milliseconds(90);
+  const CatchUp::Round round{.entries = 1000, .took = milliseconds(142)};
+  EXPECT_EQ(after(round, {.entries = 100}, searched).next, Next::another_round);
+  EXPECT_DOUBLE_EQ(catch_up_.predicted_ms({.entries = 100}, searched), 100);
+  EXPECT_EQ(after(round, {.entries = 100}).next, Next::close_gate);
+}
+
 TEST_F(CatchUpTest, WritersAreSlowedMoreAndMoreWhereRoundsDoNotGetShorter) {
   const CatchUp::Round round{.entries = 1000, .bytes = 1'000'000, .took = milliseconds(1000)};
   const CatchUp::Rest rest{.entries = 1000, .bytes = 1'000'000};
