@@ -71,7 +71,6 @@ struct Peer::Impl {
     std::uint64_t asked = 0;        // bits of the sites that it was sent to, see bit_of
     bool waits_for_others = false;  // a lock that somebody has; to be let in beside the only mount
     bool sent = false;              // to the present owner, on a connection that has not broken since
-    bool retry = false;             // refused by the owner; sent again soon
     bool lazy = false;              // not sent yet: it travels with the next request
     std::uint64_t opens = 0;        // the handle; 0: none
   };
@@ -94,7 +93,9 @@ struct Peer::Impl {
   void answered(const SiteName& from, const pb::Answer& answer, Bytes data);
   void moved(const SiteName& from, const pb::Moved& moved);
   void attach_again(std::uint64_t client);
-  void retry_soon(Pending& pending);
+  void retry_soon();
+  void begin_round();
+  zmq::message_t head_of(const Pending& pending) const;
   void resubmit_to(Executor& local);
   void resubmit_urgent_to(Executor& local);
   void finish(PendingMap::iterator which, const pb::Outcome& outcome, Bytes data);
@@ -123,6 +124,8 @@ struct Peer::Impl {
   PendingMap pending;
   std::unordered_map<RequestKey, std::uint64_t, RequestKeyHash> numbers;
   bool sending_due = false;
+  std::uint64_t round = 0;  // see Ask.round
+  std::string round_bytes;  // of an Envelope that says so; empty for 0
   // Clients attached again since the last time that everything was sent again: their Attach, by seq.
   std::map<std::uint64_t, std::uint64_t> reattached;
   std::uint64_t next_attach = 1;
@@ -174,7 +177,7 @@ void Peer::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
     added.deadline = Reactor::Clock::time_point::max();
   }
   // Otherwise it goes with all the others as soon as the owner is there.
-  if (sending_due || !transport.connected(owner)) return;
+  if (sending_due || retry_timer != 0 || !transport.connected(owner)) return;
   if (request.lazy()) return delay(added);
   send_lazy();
   send(added);
@@ -223,7 +226,7 @@ void Peer::Impl::delay(Pending& which) {
   if (lazy_timer == 0)
     lazy_timer = reactor.after(kLaziness, [this] {
       lazy_timer = 0;
-      if (!sending_due && transport.connected(owner)) send_lazy();
+      if (!sending_due && retry_timer == 0 && transport.connected(owner)) send_lazy();
     });
 }
 
@@ -233,21 +236,35 @@ void Peer::Impl::send_lazy() {
       send(found->second);
 }
 
+// Of two messages in a row Protobuf makes one.
+zmq::message_t Peer::Impl::head_of(const Pending& which) const {
+  zmq::message_t head(which.head.size() + round_bytes.size());
+  std::memcpy(head.data(), which.head.data(), which.head.size());
+  std::memcpy(head.data<char>() + which.head.size(), round_bytes.data(), round_bytes.size());
+  return head;
+}
+
 void Peer::Impl::send(Pending& which) {
-  zmq::message_t head;
-  head.copy(which.head);
+  zmq::message_t head = head_of(which);
   std::vector<zmq::message_t> parts;
   for (auto& part : which.data) parts.emplace_back().copy(part);
   which.asked |= owner_bit;
   which.sent = true;
-  which.retry = which.lazy = false;
+  which.lazy = false;
   transport.send(owner, Lane::requests, std::move(head), std::move(parts));
 }
 
 void Peer::Impl::send_again() {
   reattached.clear();
-  for (auto& [number, one] : pending) one.sent = false;
+  begin_round();
   send_unsent_soon();
+}
+
+void Peer::Impl::begin_round() {
+  pb::Envelope envelope;
+  envelope.mutable_ask()->set_round(++round);
+  round_bytes = envelope.SerializeAsString();
+  for (auto& [number, one] : pending) one.sent = false;
 }
 
 // A new owner and a new connection often come together: everything is sent again once.
@@ -345,8 +362,8 @@ void Peer::Impl::moved(const SiteName& from, const pb::Moved& moved) {
     if (on_moved) on_moved(moved.owner(), moved.epoch());
     return;
   }
-  // Of an earlier owner: the request has been sent to the present one, or will be when that is connected.
-  if (from == owner) retry_soon(found->second);
+  // Of an earlier owner or round: the request has been sent again, or will be when the owner is connected.
+  if (from == owner && moved.round() == round) retry_soon();
 }
 
 void Peer::Impl::attach_again(std::uint64_t client) {
@@ -365,15 +382,15 @@ void Peer::Impl::attach_again(std::uint64_t client) {
   }
 }
 
-void Peer::Impl::retry_soon(Pending& which) {
-  which.retry = true;
+// Everything is sent again, and nothing that is asked meanwhile before it: what gives a lock up, or cancels
+// the wait for it, would come before the lock, which nobody would give up then.
+void Peer::Impl::retry_soon() {
+  begin_round();
   if (retry_timer) return;
   retry_timer = reactor.after(retry_delay, [this] {
     retry_timer = 0;
     retry_delay = std::min(2 * retry_delay, kLastRetry);
-    if (owner.empty() || !transport.connected(owner)) return;
-    for (auto& [number, one] : pending)
-      if (one.retry) send(one);
+    send_unsent();
   });
 }
 

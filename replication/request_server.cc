@@ -83,6 +83,7 @@ struct RequestServer::Impl {
 
   Impl(Transport& the_transport, Executor& the_local) : transport(the_transport), local(the_local) {}
 
+  void receive(const SiteName& from, Message& message);
   void ask(const SiteName& from, Message& message);
   void perform(const SiteName& from, const pb::Request& request, Bytes data);
   void let_in(const SiteName& from, const pb::Request& request, const std::shared_ptr<Execution>& execution);
@@ -102,8 +103,8 @@ struct RequestServer::Impl {
   void answer(const SiteName& to, std::uint64_t client, std::uint64_t seq, const pb::Outcome& outcome,
               Bytes data);
   void refuse(const SiteName& to, const pb::Request& request, int error);
-  void say_moved(const SiteName& to, std::uint64_t client, std::uint64_t seq, const SiteName& where,
-                 Epoch at);
+  void send_away(const SiteName& from, const pb::Ask& ask);
+  void say_moved(const SiteName& to, const pb::Request& request, std::uint64_t round, const SiteName& where);
 
   // constant after construction
   Transport& transport;
@@ -116,7 +117,12 @@ struct RequestServer::Impl {
   std::map<SiteName, std::vector<std::weak_ptr<Execution>>> ending;  // what expired clients asked
   std::deque<Waiting> waiting;                                       // asked during a takeover
   std::size_t waited = 0, waited_bytes = 0;                          // of these, and of those sent away
-  std::string joined;                                                // bytes that came in several parts
+  // The last round (Ask.round) of a site in which something was sent away, and whose.
+  struct SentAway {
+    std::uint64_t client = 0, round = 0;
+  };
+  std::map<SiteName, SentAway> sent_away;
+  std::string joined;  // bytes that came in several parts
   std::function<void(const pb::Request&)> waits;
 };
 
@@ -217,9 +223,26 @@ void RequestServer::Impl::expire(const SiteName& site, std::uint64_t except) {
 
 // ---- requests of other sites
 
+// What was on its way behind a request that was sent away comes before that is asked again, but not first: of
+// what gives up a lock nothing would be left by then.
+void RequestServer::Impl::receive(const SiteName& from, Message& message) {
+  const pb::Ask& asked = message.head.ask();
+  if (const auto found = sent_away.find(from); found != sent_away.end()) {
+    if (asked.request().client() == found->second.client && asked.round() <= found->second.round)
+      return say_moved(from, asked.request(), asked.round(), owner);
+    sent_away.erase(found);
+  }
+  ask(from, message);
+}
+
+void RequestServer::Impl::send_away(const SiteName& from, const pb::Ask& ask) {
+  sent_away[from] = {.client = ask.request().client(), .round = ask.round()};
+  say_moved(from, ask.request(), ask.round(), owner);
+}
+
 void RequestServer::Impl::ask(const SiteName& from, Message& message) {
   const pb::Request& request = message.head.ask().request();
-  if (mode == Mode::redirecting) return say_moved(from, request.client(), request.seq(), owner, epoch);
+  if (mode == Mode::redirecting) return send_away(from, message.head.ask());
   const Bytes data = join_parts(message.parts, joined);
   if (const int error = check_request(request, data); error != 0) return refuse(from, request, error);
   if (mode == Mode::taking_over && op_class(request.op_case()) != OpClass::query &&
@@ -228,8 +251,7 @@ void RequestServer::Impl::ask(const SiteName& from, Message& message) {
     ++waited;
     waited_bytes += request.ByteSizeLong() + data.size();
     if (waited <= kMaxWaiting && waits && is_unanswered(from, request)) waits(request);
-    if (waited > kMaxWaiting || waited_bytes > kMaxWaitingBytes)
-      return say_moved(from, request.client(), request.seq(), owner, epoch);
+    if (waited > kMaxWaiting || waited_bytes > kMaxWaitingBytes) return send_away(from, message.head.ask());
     waiting.push_back({from, std::move(message)});
     return;
   }
@@ -254,7 +276,7 @@ void RequestServer::Impl::perform(const SiteName& from, const pb::Request& reque
   if (found == windows.end()) {
     // Detached already, if that is what it asks; otherwise it is attached again first.
     if (request.has_detach()) return refuse(from, request, 0);
-    return say_moved(from, request.client(), request.seq(), transport.site(), epoch);
+    return say_moved(from, request, 0, transport.site());
   }
   Window& window = found->second;
   free_answered(window, request.answered_below());
@@ -310,13 +332,14 @@ void RequestServer::Impl::refuse(const SiteName& to, const pb::Request& request,
   answer(to, request.client(), request.seq(), outcome, {});
 }
 
-void RequestServer::Impl::say_moved(const SiteName& to, std::uint64_t client, std::uint64_t seq,
-                                    const SiteName& where, Epoch at) {
+void RequestServer::Impl::say_moved(const SiteName& to, const pb::Request& request, std::uint64_t round,
+                                    const SiteName& where) {
   pb::Envelope envelope;
   auto* moved = envelope.mutable_moved();
-  moved->set_client(client);
-  moved->set_seq(seq);
-  moved->set_epoch(at);
+  moved->set_client(request.client());
+  moved->set_seq(request.seq());
+  moved->set_round(round);
+  moved->set_epoch(epoch);
   moved->set_owner(where);
   transport.send(to, Lane::requests, envelope);
 }
@@ -385,7 +408,7 @@ void RequestServer::on_takeover(std::function<void(const pb::Request&)> waits) {
 void RequestServer::serve() { impl_->end_takeover(); }
 void RequestServer::redirect(const SiteName& owner, Epoch epoch) { impl_->redirect(owner, epoch); }
 void RequestServer::ask(const SiteName& from, Message message) {
-  if (message.head.has_ask()) impl_->ask(from, message);
+  if (message.head.has_ask()) impl_->receive(from, message);
 }
 
 std::unique_ptr<Executor> RequestServer::once(Executor& local) {

@@ -256,6 +256,28 @@ TEST_F(PeerTest, AMovedOwnerIsFollowedAndNothingIsDoneTwice) {
   EXPECT_LE(two->asked, 1001u);
 }
 
+// What gives up a lock, or cancels the wait for it, would come before the lock.
+TEST_F(PeerTest, NothingOvertakesWhatAnOwnerThatIsNotReadyHasSentAway) {
+  start();
+  one->store.order.clear();
+  std::uint64_t seq = 10;
+  for (int round = 0; round < 30; ++round) {
+    const auto windows = one->requests.windows();
+    one->requests.redirect("two", 0);
+    const auto asked = one->asked;
+    send(write_request(kClient, seq++, 0));
+    ASSERT_TRUE(run_until(reactor, [&] { return one->asked > asked; }));
+    if (round % 2 > 0) run_for(reactor, 1ms);
+    one->requests.restore(windows);
+    one->requests.serve();
+    for (int i = 0; i < 3; ++i) send(write_request(kClient, seq++, 0));
+    ASSERT_TRUE(all_answered(static_cast<std::size_t>(seq - 10) + 1));
+  }
+  EXPECT_EQ(one->store.performed(), seq - 10);
+  EXPECT_EQ(one->store.most_times(), 1);
+  EXPECT_TRUE(std::is_sorted(one->store.order.begin(), one->store.order.end()));
+}
+
 TEST_F(PeerTest, TheOldOwnerMayAnswerWhatItHeld) {
   start();
   one->store.hold = true;

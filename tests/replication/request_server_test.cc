@@ -41,6 +41,7 @@ class RequestServerTest : public ::testing::Test {
   void send(TestSite& from, const pb::Request& request, std::string_view data = "") {
     pb::Envelope envelope;
     *envelope.mutable_ask()->mutable_request() = request;
+    envelope.mutable_ask()->set_round(round_);
     from.transport.send("owner", Lane::requests, envelope, copy_to_parts(as_bytes(data)));
   }
   void attach(std::uint64_t client = kClient) {
@@ -52,6 +53,7 @@ class RequestServerTest : public ::testing::Test {
   FakeStore store;
   RequestServer server{owner.transport, store};
   std::vector<Message> answers, other_answers;
+  std::uint64_t round_ = 0;  // in which the sites ask
 };
 
 TEST_F(RequestServerTest, WhatIsGivenUpIsAnsweredFromTheWindowAndNeverPerformed) {
@@ -345,11 +347,36 @@ TEST_F(RequestServerTest, OfWhatIsAskedWhileRecordsArePerformedOnlySomeMegabytes
 
   server.serve();
   EXPECT_EQ(store.performed(), performed + kWrites + 1 - again.size());
+  ++round_;
   for (const auto seq : again)
     send(asker, write_request(kClient, seq, seq == again.back() ? 0 : 1 << 20),
          seq == again.back() ? "" : megabyte);
   ASSERT_TRUE(run_until(reactor, [&] { return store.performed() == performed + kWrites + 1; }));
   EXPECT_EQ(store.most_times(), 1);
+}
+
+TEST_F(RequestServerTest, WhatIsOnItsWayBehindWhatWasSentAwayIsSentAway) {
+  server.redirect("former", 1);
+  server.serve();
+  attach();
+  const auto windows = server.windows();
+  server.redirect("former", 1);
+  const auto sent_away = [&](std::uint64_t seq) {
+    const auto before = answers.size();
+    send(asker, write_request(kClient, seq, 0));
+    EXPECT_TRUE(run_until(reactor, [&] { return answers.size() > before; }));
+    return answers.back().head.has_moved() && answers.back().head.moved().round() == round_;
+  };
+  EXPECT_TRUE(sent_away(10));
+  server.restore(windows);
+  server.serve();
+  const auto performed = store.performed();
+  EXPECT_TRUE(sent_away(12));
+  EXPECT_EQ(store.performed(), performed);
+  ++round_;
+  EXPECT_FALSE(sent_away(10));
+  EXPECT_FALSE(sent_away(12));
+  EXPECT_EQ(store.performed(), performed + 2);
 }
 
 TEST_F(RequestServerTest, HeldRecordsAreAnsweredByTheOldOwnerButWaitingLocksAreNot) {
