@@ -214,13 +214,14 @@ def verify_knows_who_has_a_copy():
     cluster.verify(alpha, beta)
 
 
-def a_site_ends_while_copies_are_compared():
-    def fill(store):
-        for i in range(8):
-            with open(f'{store}/f{i}', 'wb') as f:
-                f.truncate(8 << 30)
+def slow_to_read(store, size):
+    for i in range(8):
+        with open(f'{store}/f{i}', 'wb') as f:
+            f.truncate(size)
 
-    cluster = Cluster(2, content=fill)
+
+def a_site_ends_while_copies_are_compared():
+    cluster = Cluster(2, content=functools.partial(slow_to_read, size=8 << 30))
     alpha, beta = cluster
     alpha.migrate(beta, *PAUSE)
     for leaves in cluster:
@@ -237,12 +238,7 @@ def a_site_ends_while_copies_are_compared():
 
 
 def what_a_handoff_changes_is_not_compared():
-    def fill(store):
-        for i in range(8):
-            with open(f'{store}/f{i}', 'wb') as f:
-                f.truncate(1 << 30)
-
-    cluster = Cluster(2, content=fill)
+    cluster = Cluster(2, content=functools.partial(slow_to_read, size=1 << 30))
     alpha, beta = cluster
     alpha.migrate(beta, *PAUSE)
     verify = subprocess.Popen(alpha.command('verify', DATA_SET, '--with', 'beta'), env=alpha.environment(),
