@@ -128,6 +128,9 @@ class Link {
   void widen(Gap by) { gap = std::max(gap, by); }
   // Both lanes are connected and authenticated.
   bool up() const { return lanes_[0].ready && lanes_[1].ready; }
+  bool up_for(Reactor::Clock::duration time) const {
+    return up() && Reactor::Clock::now() - changed_at_ >= time;
+  }
   // The last handshake failed because the site does not accept this one's key.
   bool refused() const { return refused_; }
   bool send(Lane lane, zmq::message_t head, std::vector<zmq::message_t> parts);

@@ -32,7 +32,9 @@ constexpr int kMessagesPerRound = 256;
 constexpr int kRouterReceiveLimit = 16384;
 constexpr auto kRefusalInterval = std::chrono::seconds(10);  // between two log lines about one site
 constexpr auto kFarewell = std::chrono::seconds(1);          // until a removed site's connection is closed
-constexpr std::size_t kHandlers = 64;                        // body numbers of pb::Envelope are below
+// Both ends connect at about the same time; the other way is missing if it takes longer than that.
+constexpr auto kWayBack = std::chrono::seconds(2);
+constexpr std::size_t kHandlers = 64;  // body numbers of pb::Envelope are below
 
 struct KeyHash {
   using is_transparent = void;
@@ -536,9 +538,9 @@ bool Transport::connected(const SiteName& site) const {
 Transport::Trouble Transport::trouble(const SiteName& site) const {
   const auto found = impl_->links.find(site);
   if (found == impl_->links.end()) return Trouble::unreachable;
-  return found->second->up()        ? Trouble::one_way
-         : found->second->refused() ? Trouble::refused
-                                    : Trouble::unreachable;
+  return found->second->up_for(kWayBack) ? Trouble::one_way
+         : found->second->refused()      ? Trouble::refused
+                                         : Trouble::unreachable;
 }
 
 std::string Transport::objection(const SiteName& site) const {

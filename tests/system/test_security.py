@@ -245,7 +245,9 @@ def a_site_that_was_removed_says_so():
     alpha, beta = cluster
     beta.stop()
     beta.start(serve=True)
+    # Not: «does not reach this site», since both are just connecting.
     assert 'connected' in beta.cli('status', DATA_SET).stdout
+    cluster.wait_connected()
     alpha.cli('remove', DATA_SET, '--site', 'beta')
     sandbox.eventually(lambda: "refuses this site's key" in beta.cli('status', DATA_SET).stdout, 'it is said')
     assert beta.status()['sites'][0]['refused'], beta.status()
