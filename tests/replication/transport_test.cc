@@ -307,6 +307,7 @@ TEST_F(TransportTest, ASiteMovesToAnotherEndpoint) {
 TEST_F(TransportTest, ASiteMovesOnceASecond) {
   const Listener first, second, third;
   connect_two();
+  const auto began = Reactor::Clock::now();
   std::string endpoint;
   b.transport.set_hello([&] {
     pb::Hello hello;
@@ -318,10 +319,13 @@ TEST_F(TransportTest, ASiteMovesOnceASecond) {
     b.transport.greet_all();
     run_for(reactor, 100ms);
   }
-  EXPECT_TRUE(first.called());
+  const bool within_a_second = Reactor::Clock::now() - began < 1s;  // not on a busy machine
+  EXPECT_TRUE(run_until(reactor, [&] { return first.called(); }));
   ASSERT_TRUE(run_until(reactor, [&] { return third.called(); }))
       << "the newest address is followed in the end";
-  EXPECT_FALSE(second.called());
+  if (within_a_second) {
+    EXPECT_FALSE(second.called());
+  }
 }
 
 TEST_F(TransportTest, ANetworkThatSwallowsEverythingIsNoticedAndGottenOver) {
