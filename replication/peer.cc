@@ -95,7 +95,7 @@ struct Peer::Impl {
   void attach_again(std::uint64_t client);
   void retry_soon();
   void begin_round();
-  zmq::message_t head_of(const Pending& pending) const;
+  zmq::message_t in_this_round(const zmq::message_t& head) const;
   void resubmit_to(Executor& local);
   void resubmit_urgent_to(Executor& local);
   void finish(PendingMap::iterator which, const pb::Outcome& outcome, Bytes data);
@@ -126,7 +126,7 @@ struct Peer::Impl {
   bool sending_due = false;
   std::uint64_t round = 0;  // see Ask.round
   std::string round_bytes;  // of an Envelope that says so; empty for 0
-  // Clients attached again since the last time that everything was sent again: their Attach, by seq.
+  // Clients attached again in this round: their Attach, by seq.
   std::map<std::uint64_t, std::uint64_t> reattached;
   std::uint64_t next_attach = 1;
   Reactor::TimerId retry_timer = 0;
@@ -237,15 +237,15 @@ void Peer::Impl::send_lazy() {
 }
 
 // Of two messages in a row Protobuf makes one.
-zmq::message_t Peer::Impl::head_of(const Pending& which) const {
-  zmq::message_t head(which.head.size() + round_bytes.size());
-  std::memcpy(head.data(), which.head.data(), which.head.size());
-  std::memcpy(head.data<char>() + which.head.size(), round_bytes.data(), round_bytes.size());
-  return head;
+zmq::message_t Peer::Impl::in_this_round(const zmq::message_t& head) const {
+  zmq::message_t whole(head.size() + round_bytes.size());
+  std::memcpy(whole.data(), head.data(), head.size());
+  std::memcpy(whole.data<char>() + head.size(), round_bytes.data(), round_bytes.size());
+  return whole;
 }
 
 void Peer::Impl::send(Pending& which) {
-  zmq::message_t head = head_of(which);
+  zmq::message_t head = in_this_round(which.head);
   std::vector<zmq::message_t> parts;
   for (auto& part : which.data) parts.emplace_back().copy(part);
   which.asked |= owner_bit;
@@ -255,12 +255,12 @@ void Peer::Impl::send(Pending& which) {
 }
 
 void Peer::Impl::send_again() {
-  reattached.clear();
   begin_round();
   send_unsent_soon();
 }
 
 void Peer::Impl::begin_round() {
+  reattached.clear();
   pb::Envelope envelope;
   envelope.mutable_ask()->set_round(++round);
   round_bytes = envelope.SerializeAsString();
@@ -352,10 +352,11 @@ void Peer::Impl::fail_client(std::uint64_t client, int error) {
 void Peer::Impl::moved(const SiteName& from, const pb::Moved& moved) {
   const auto found = find(moved.client(), moved.seq());
   if (found == pending.end() || !(found->second.asked & bit_of(from))) return;
+  const bool present = from == owner && moved.round() == round;
   if (moved.owner() == from) {
-    if (from != owner || !found->second.sent) return;  // sent again in any case
-    attach_again(moved.client());
-    return send(found->second);
+    if (!present) return;  // sent again in any case
+    send_again();
+    return attach_again(moved.client());  // ahead of all that
   }
   if (moved.epoch() > epoch && transport.knows(moved.owner())) {
     set_owner(moved.owner(), moved.epoch());
@@ -363,7 +364,7 @@ void Peer::Impl::moved(const SiteName& from, const pb::Moved& moved) {
     return;
   }
   // Of an earlier owner or round: the request has been sent again, or will be when the owner is connected.
-  if (from == owner && moved.round() == round) retry_soon();
+  if (present) retry_soon();
 }
 
 void Peer::Impl::attach_again(std::uint64_t client) {
@@ -374,11 +375,11 @@ void Peer::Impl::attach_again(std::uint64_t client) {
   request.set_client(client);
   request.set_seq(known->second);
   request.mutable_attach()->set_site(transport.site());
-  transport.send(owner, Lane::requests, serialize_ask(request));
+  transport.send(owner, Lane::requests, in_this_round(serialize_ask(request)));
   if (!holdings) return;
   for (auto& held : holdings(client)) {
     held.set_seq(kPeerSeqBit | next_attach++);
-    transport.send(owner, Lane::requests, serialize_ask(held));
+    transport.send(owner, Lane::requests, in_this_round(serialize_ask(held)));
   }
 }
 

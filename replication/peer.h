@@ -10,7 +10,7 @@
 //  asked.
 //  - An owner that does not know a client (it lost its memory in a crash) says «moved» to itself: the client
 //  is attached
-//    again, and the request sent again.
+//    again, and everything sent again behind that.
 //
 // Threads: reactor thread only.
 #pragma once

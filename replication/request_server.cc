@@ -85,7 +85,7 @@ struct RequestServer::Impl {
 
   void receive(const SiteName& from, Message& message);
   void ask(const SiteName& from, Message& message);
-  void perform(const SiteName& from, const pb::Request& request, Bytes data);
+  void perform(const SiteName& from, const pb::Ask& ask, Bytes data);
   void let_in(const SiteName& from, const pb::Request& request, const std::shared_ptr<Execution>& execution);
   void execute_once(const pb::Request& request, Bytes data, Reply reply, Executor& performer);
   void run(std::shared_ptr<Execution> execution, const pb::Request& request, Bytes data);
@@ -103,7 +103,7 @@ struct RequestServer::Impl {
   void answer(const SiteName& to, std::uint64_t client, std::uint64_t seq, const pb::Outcome& outcome,
               Bytes data);
   void refuse(const SiteName& to, const pb::Request& request, int error);
-  void send_away(const SiteName& from, const pb::Ask& ask);
+  void send_away(const SiteName& from, const pb::Ask& ask, const SiteName& where);
   void say_moved(const SiteName& to, const pb::Request& request, std::uint64_t round, const SiteName& where);
 
   // constant after construction
@@ -117,9 +117,10 @@ struct RequestServer::Impl {
   std::map<SiteName, std::vector<std::weak_ptr<Execution>>> ending;  // what expired clients asked
   std::deque<Waiting> waiting;                                       // asked during a takeover
   std::size_t waited = 0, waited_bytes = 0;                          // of these, and of those sent away
-  // The last round (Ask.round) of a site in which something was sent away, and whose.
+  // The last round (Ask.round) of a site in which something was sent away, whose, and where to.
   struct SentAway {
     std::uint64_t client = 0, round = 0;
+    SiteName where;
   };
   std::map<SiteName, SentAway> sent_away;
   std::string joined;  // bytes that came in several parts
@@ -229,20 +230,21 @@ void RequestServer::Impl::receive(const SiteName& from, Message& message) {
   const pb::Ask& asked = message.head.ask();
   if (const auto found = sent_away.find(from); found != sent_away.end()) {
     if (asked.request().client() == found->second.client && asked.round() <= found->second.round)
-      return say_moved(from, asked.request(), asked.round(), owner);
+      return say_moved(from, asked.request(), asked.round(),
+                       mode == Mode::redirecting ? owner : found->second.where);
     sent_away.erase(found);
   }
   ask(from, message);
 }
 
-void RequestServer::Impl::send_away(const SiteName& from, const pb::Ask& ask) {
-  sent_away[from] = {.client = ask.request().client(), .round = ask.round()};
-  say_moved(from, ask.request(), ask.round(), owner);
+void RequestServer::Impl::send_away(const SiteName& from, const pb::Ask& ask, const SiteName& where) {
+  sent_away[from] = {.client = ask.request().client(), .round = ask.round(), .where = where};
+  say_moved(from, ask.request(), ask.round(), where);
 }
 
 void RequestServer::Impl::ask(const SiteName& from, Message& message) {
   const pb::Request& request = message.head.ask().request();
-  if (mode == Mode::redirecting) return send_away(from, message.head.ask());
+  if (mode == Mode::redirecting) return send_away(from, message.head.ask(), owner);
   const Bytes data = join_parts(message.parts, joined);
   if (const int error = check_request(request, data); error != 0) return refuse(from, request, error);
   if (mode == Mode::taking_over && op_class(request.op_case()) != OpClass::query &&
@@ -251,11 +253,12 @@ void RequestServer::Impl::ask(const SiteName& from, Message& message) {
     ++waited;
     waited_bytes += request.ByteSizeLong() + data.size();
     if (waited <= kMaxWaiting && waits && is_unanswered(from, request)) waits(request);
-    if (waited > kMaxWaiting || waited_bytes > kMaxWaitingBytes) return send_away(from, message.head.ask());
+    if (waited > kMaxWaiting || waited_bytes > kMaxWaitingBytes)
+      return send_away(from, message.head.ask(), owner);
     waiting.push_back({from, std::move(message)});
     return;
   }
-  perform(from, request, data);
+  perform(from, message.head.ask(), data);
 }
 
 // As far as the windows know: not a late copy.
@@ -265,7 +268,8 @@ bool RequestServer::Impl::is_unanswered(const SiteName& from, const pb::Request&
          request.seq() >= found->second.answered_below && !found->second.answered.contains(request.seq());
 }
 
-void RequestServer::Impl::perform(const SiteName& from, const pb::Request& request, Bytes data) {
+void RequestServer::Impl::perform(const SiteName& from, const pb::Ask& ask, Bytes data) {
+  const pb::Request& request = ask.request();
   auto found = windows.find(request.client());
   if (found != windows.end() && found->second.site != from) return refuse(from, request, EPERM);
   if (request.has_attach()) {
@@ -276,7 +280,7 @@ void RequestServer::Impl::perform(const SiteName& from, const pb::Request& reque
   if (found == windows.end()) {
     // Detached already, if that is what it asks; otherwise it is attached again first.
     if (request.has_detach()) return refuse(from, request, 0);
-    return say_moved(from, request, 0, transport.site());
+    return send_away(from, ask, transport.site());
   }
   Window& window = found->second;
   free_answered(window, request.answered_below());

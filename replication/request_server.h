@@ -8,7 +8,7 @@
 //
 // A client belongs to the site that attached it; a request of another site's client is refused (EPERM). A
 // request of an unknown client is answered «moved» to this very site: its Peer attaches it again (the owner's
-// process was another).
+// process was another), and what was on its way behind it.
 //
 // A site has one mount. Its ids grow from mount to mount: an Attach ends the clients before it, is answered
 // when what they asked has been performed, and is itself refused (ESTALE) if it comes after a later one. So

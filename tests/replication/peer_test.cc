@@ -278,6 +278,26 @@ TEST_F(PeerTest, NothingOvertakesWhatAnOwnerThatIsNotReadyHasSentAway) {
   EXPECT_TRUE(std::is_sorted(one->store.order.begin(), one->store.order.end()));
 }
 
+// The same of an owner that has forgotten the client: what is asked between two of its answers is behind
+// both.
+TEST_F(PeerTest, NothingOvertakesWhatAnOwnerThatIsAnotherProcessHasSentAway) {
+  start();
+  one->store.order.clear();
+  std::vector<Message> moved;
+  me.transport.subscribe(pb::Envelope::kMoved,
+                         [&](const SiteName&, Message message) { moved.push_back(std::move(message)); });
+  one->requests.expire("me");
+  send(write_request(kClient, 10, 0));
+  send(write_request(kClient, 12, 0));
+  ASSERT_TRUE(run_until(reactor, [&] { return moved.size() == 2; }));
+  peer->answer("one", moved[0]);
+  send(write_request(kClient, 14, 0));
+  peer->answer("one", moved[1]);
+  ASSERT_TRUE(all_answered(4));
+  EXPECT_EQ(one->store.most_times(), 1);
+  EXPECT_TRUE(std::is_sorted(one->store.order.begin() + 1, one->store.order.end())) << "the Attach is first";
+}
+
 TEST_F(PeerTest, TheOldOwnerMayAnswerWhatItHeld) {
   start();
   one->store.hold = true;

@@ -168,6 +168,22 @@ TEST_F(RequestServerTest, AnUnknownClientIsToldToAttachAgain) {
   EXPECT_EQ(store.performed(), 0u);
 }
 
+// A mount that attaches for another reason would have what it asks behind that performed first.
+TEST_F(RequestServerTest, WhatIsOnItsWayBehindWhatAnUnknownClientAskedIsSentAway) {
+  server.serve();
+  ask(write_request(kClient, 10, 0));
+  ask(attach_request(kClient, "asker"));
+  EXPECT_TRUE(answers.back().head.has_moved());
+  EXPECT_EQ(answers.back().head.moved().owner(), "owner");
+  ask(write_request(kClient, 12, 0));
+  EXPECT_TRUE(answers.back().head.has_moved());
+  EXPECT_EQ(store.performed(), 0u);
+  ++round_;
+  attach();
+  EXPECT_EQ(ask(write_request(kClient, 10, 0)).outcome().error(), 0u);
+  EXPECT_EQ(ask(write_request(kClient, 12, 0)).outcome().error(), 0u);
+}
+
 TEST_F(RequestServerTest, DetachForgetsTheClient) {
   server.serve();
   attach();
@@ -184,6 +200,7 @@ TEST_F(RequestServerTest, AnEarlierMountOfASiteIsNotServedAnyMore) {
   const auto performed = store.performed();
   ask(write_request(kClient, 10, 0));
   EXPECT_TRUE(answers.back().head.has_moved());
+  ++round_;
   EXPECT_EQ(ask(attach_request(kClient, "asker")).outcome().error(), static_cast<unsigned>(ESTALE));
   EXPECT_EQ(store.performed(), performed);
   EXPECT_FALSE(server.admit("asker", kClient));
