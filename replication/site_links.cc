@@ -245,11 +245,11 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, Gap gap)
   }
   learn(said.owner(), said.epoch());
 
-  // Another process than before: what its earlier mount had open or locked is gone.
   auto& last = incarnations[site];
   const bool another_process = last != 0 && last != said.incarnation();
   last = said.incarnation();
-  if (another_process && is_owner() && !gate.closed()) expire(site, last);
+  // What its earlier processes had open or locked is gone, also those that only an owner before has heard.
+  if (is_owner() && !gate.closed()) expire(site, last);
   if (another_process) forget_recalls(site);
 
   note_power(site, said);

@@ -842,6 +842,22 @@ def the_locks_of_a_site_that_was_restarted_are_given_up_once():
     sandbox.eventually(lambda: can_lock(alpha, 'f'), 'the lock is given up')
 
 
+def the_locks_of_a_site_that_the_new_owner_had_not_heard_are_given_up():
+    """It ended while the new owner was away, and is back without a mount when that one owns: no Attach ends what it had."""
+    cluster = Cluster(3, content=lambda store: content.write(f'{store}/f', b'data'))
+    alpha, beta, gamma = cluster
+    beta.kill()
+    holder = Actor(gamma.mountpoint)
+    assert holder.do('open', 1, 'f', os.O_RDWR)[0] == 'ok' and holder.do('flock', 1, fcntl.LOCK_EX)[0] == 'ok'
+    holder.kill()
+    gamma.kill()
+    beta.start()
+    alpha.migrate(beta, *PAUSE)
+    assert not can_lock(alpha, 'f'), 'gamma may only be cut off'
+    gamma.start(serve=True)
+    sandbox.eventually(lambda: can_lock(alpha, 'f'), 'the lock is given up')
+
+
 def what_is_given_up_before_a_restarted_target_serves_stays_given_up():
     """A site says what it holds while the old owner is away, and unlocks and closes it before that is back."""
     cluster = Cluster(3, content=lambda store: content.write(f'{store}/f', b'data'))
@@ -960,6 +976,7 @@ if __name__ == '__main__':
         what_waits_for_space_at_the_kill_is_each_performed_once,
         what_is_unlocked_while_the_owner_is_away_is_free_and_the_rest_is_not,
         the_locks_of_a_site_that_was_restarted_are_given_up_once,
+        the_locks_of_a_site_that_the_new_owner_had_not_heard_are_given_up,
         what_is_given_up_before_a_restarted_target_serves_stays_given_up,
         what_an_owner_performed_and_did_not_answer_is_known_to_the_next,
         what_an_owner_left_in_doubt_is_decided_before_others_ask,
