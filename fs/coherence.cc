@@ -269,7 +269,7 @@ void Coherence::Impl::set_lock(const pb::Request& request, Reply reply) {
   } else if (recovering && lock.range.type() != pb::LockRange::UNLOCKED) {
     asked.push_back({request, std::move(reply)});
   } else if (request.setlock().wait() && lock.range.type() != pb::LockRange::UNLOCKED) {
-    locks.wait({std::move(lock), request.seq(), std::move(reply)});
+    locks.wait({std::move(lock), request.seq(), std::move(reply), request.given_up()});
   } else {
     reply_errno(reply, locks.set(lock));
     if (recovering && !asked.empty()) asked.push_back({request, ignore});  // see release_locks

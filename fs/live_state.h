@@ -94,6 +94,7 @@ class LockTable {
     Lock lock;
     std::uint64_t seq = 0;  // of the request that waits: Cancel names it
     Reply reply;            // empty after a handoff until the client's site asks again with the same seq
+    bool given_up = false;  // only what came of it is asked: it was cancelled, perhaps at an earlier owner
   };
 
   // The first held lock that conflicts, or nullopt.
@@ -105,7 +106,8 @@ class LockTable {
   // given it up may be heard later.
   void note(const Lock& lock);
   // Waits: `reply` is called with 0, EINTR (cancelled, detached) or EDEADLK. Asked again with a known
-  // (client, seq), only the reply is replaced; a waiter that ended while it had no reply answers then.
+  // (client, seq), only the reply is replaced; a waiter that ended while it had no reply answers then. What
+  // is given up ends at once: 0 if the lock is held, EINTR otherwise.
   void wait(Waiter waiter);
   void cancel(ClientId client, std::uint64_t seq);
   // close(2) of any descriptor drops the POSIX locks of (client, owner) on the inode.
@@ -122,6 +124,7 @@ class LockTable {
   using Ended = std::vector<std::pair<Waiter, int>>;
   int try_set(const Lock& lock, bool& weakened);
   bool deadlock(const Lock& wanted) const;
+  bool holds(const Lock& lock) const;
   bool waits(ClientId client, std::uint64_t owner) const;
   void release(ClientId client, std::uint64_t owner, InodeId id, bool flock);
   void wake(InodeId id);

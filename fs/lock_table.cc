@@ -126,7 +126,23 @@ void LockTable::note(const Lock& noted) {
   if (weakened) wake(lock.id);
 }
 
+// Whether all of it is held as it was asked for.
+bool LockTable::holds(const Lock& lock) const {
+  const auto it = held_.find(lock.id);
+  return it != held_.end() && std::any_of(it->second.begin(), it->second.end(), [&](const Lock& held) {
+           return related(held, lock) && held.range.type() == lock.range.type() &&
+                  held.range.start() <= lock.range.start() && held.range.end() >= lock.range.end();
+         });
+}
+
 void LockTable::wait(Waiter waiter) {
+  if (waiter.given_up) {
+    std::erase_if(waiting_, [&](const Waiter& other) {
+      return other.lock.client == waiter.lock.client && other.seq == waiter.seq;
+    });
+    ended_.erase({waiter.lock.client, waiter.seq});
+    return reply_errno(waiter.reply, holds(whole_if_flock(waiter.lock)) ? 0 : EINTR);
+  }
   const auto known = std::find_if(waiting_.begin(), waiting_.end(), [&](const Waiter& other) {
     return other.lock.client == waiter.lock.client && other.seq == waiter.seq;
   });

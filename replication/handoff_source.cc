@@ -396,10 +396,15 @@ void HandoffSource::hand_over() {
   update_counters();
   std::vector<Gate::Record> asked_again, records;
   const auto clients = parts_.opens.clients();
-  for (auto& record : parts_.gate.surrender())
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> cancelled;
+  for (auto& record : parts_.gate.surrender()) {
+    if (record.request.has_cancel())
+      cancelled.emplace_back(record.request.client(), record.request.cancel().seq());
     (GivenRecords::is_asked_again(record.request) ? asked_again : records).push_back(std::move(record));
+  }
   give(std::move(records));
   events_.ownership_given(options_.target, record_.epoch);
+  for (const auto& [client, seq] : cancelled) parts_.peer.cancelled(client, seq);
   for (auto& record : asked_again) {
     // Those of other sites are asked again by their own Peers, which learn of the new owner.
     const auto client = clients.find(record.request.client());

@@ -81,6 +81,8 @@ void hold(const pb::Request& request, const pb::Outcome& outcome, OpenTable& ope
       locks.note(lock);
       return;
     }
+    case pb::Request::kCancel:
+      return locks.cancel(client, request.cancel().seq());
     case pb::Request::kDetach:
       opens.detach(client);
       locks.detach(client);

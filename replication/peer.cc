@@ -59,6 +59,14 @@ zmq::message_t serialize_ask(const pb::Request& request) {
   return frame;
 }
 
+// Of two messages in a row Protobuf makes one.
+zmq::message_t with(const zmq::message_t& head, const std::string& more) {
+  zmq::message_t whole(head.size() + more.size());
+  std::memcpy(whole.data(), head.data(), head.size());
+  std::memcpy(whole.data<char>() + head.size(), more.data(), more.size());
+  return whole;
+}
+
 }  // namespace
 
 struct Peer::Impl {
@@ -73,6 +81,7 @@ struct Peer::Impl {
     bool sent = false;              // to the present owner, on a connection that has not broken since
     bool lazy = false;              // not sent yet: it travels with the next request
     std::uint64_t opens = 0;        // the handle; 0: none
+    std::uint64_t cancels = 0;      // the seq; 0: none
   };
   using PendingMap = std::map<std::uint64_t, Pending>;  // by arrival
 
@@ -84,6 +93,7 @@ struct Peer::Impl {
   void send(Pending& pending);
   void delay(Pending& pending);
   bool give_up(const RequestKey& key);
+  void cancelled(const RequestKey& key);
   bool closes_unsent(const pb::Request& request);
   void send_lazy();
   void send_again();
@@ -95,7 +105,6 @@ struct Peer::Impl {
   void attach_again(std::uint64_t client);
   void retry_soon();
   void begin_round();
-  zmq::message_t in_this_round(const zmq::message_t& head) const;
   void resubmit_to(Executor& local);
   void resubmit_urgent_to(Executor& local);
   void finish(PendingMap::iterator which, const pb::Outcome& outcome, Bytes data);
@@ -166,6 +175,7 @@ void Peer::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
   added.data = copy_to_parts(data);
   added.reply = std::move(reply);
   added.waits_for_others = request.setlock().wait() || request.has_attach();
+  added.cancels = request.cancel().seq();
   added.opens = request.has_open()     ? request.open().handle()
                 : request.has_create() ? request.create().handle()
                                        : request.opendir().handle();
@@ -219,6 +229,18 @@ bool Peer::Impl::give_up(const RequestKey& key) {
   return false;
 }
 
+// The owner has performed the Cancel of a lock that waits: another one, which that had not reached, would
+// grant the lock when it is asked again, to a caller that may be gone, and has given up all that it had.
+void Peer::Impl::cancelled(const RequestKey& key) {
+  const auto found = find(key.client, key.seq);
+  if (found == pending.end()) return;
+  pb::Envelope envelope;
+  envelope.mutable_ask()->mutable_request()->set_given_up(true);
+  const std::string mark = envelope.SerializeAsString();
+  auto& head = found->second.head;
+  head = with(head, mark);
+}
+
 // Several messages sent at once wake the threads and the machine between here and the owner once.
 void Peer::Impl::delay(Pending& which) {
   which.lazy = true;
@@ -236,16 +258,8 @@ void Peer::Impl::send_lazy() {
       send(found->second);
 }
 
-// Of two messages in a row Protobuf makes one.
-zmq::message_t Peer::Impl::in_this_round(const zmq::message_t& head) const {
-  zmq::message_t whole(head.size() + round_bytes.size());
-  std::memcpy(whole.data(), head.data(), head.size());
-  std::memcpy(whole.data<char>() + head.size(), round_bytes.data(), round_bytes.size());
-  return whole;
-}
-
 void Peer::Impl::send(Pending& which) {
-  zmq::message_t head = in_this_round(which.head);
+  zmq::message_t head = with(which.head, round_bytes);
   std::vector<zmq::message_t> parts;
   for (auto& part : which.data) parts.emplace_back().copy(part);
   which.asked |= owner_bit;
@@ -335,6 +349,7 @@ void Peer::Impl::answered(const SiteName& from, const pb::Answer& answer, Bytes 
   const auto found = find(answer.client(), answer.seq());
   if (found == pending.end() && answer.outcome().promise() != 0 && on_stray_promise) on_stray_promise();
   if (found == pending.end() || !(found->second.asked & bit_of(from))) return;
+  if (found->second.cancels != 0) cancelled({answer.client(), found->second.cancels});
   finish(found, answer.outcome(), data);
 }
 
@@ -375,11 +390,11 @@ void Peer::Impl::attach_again(std::uint64_t client) {
   request.set_client(client);
   request.set_seq(known->second);
   request.mutable_attach()->set_site(transport.site());
-  transport.send(owner, Lane::requests, in_this_round(serialize_ask(request)));
+  transport.send(owner, Lane::requests, with(serialize_ask(request), round_bytes));
   if (!holdings) return;
   for (auto& held : holdings(client)) {
     held.set_seq(kPeerSeqBit | next_attach++);
-    transport.send(owner, Lane::requests, in_this_round(serialize_ask(held)));
+    transport.send(owner, Lane::requests, with(serialize_ask(held), round_bytes));
   }
 }
 
@@ -502,6 +517,7 @@ void Peer::execute(const pb::Request& request, Bytes data, Reply reply) {
   impl_->execute(request, data, std::move(reply));
 }
 
+void Peer::cancelled(std::uint64_t client, std::uint64_t seq) { impl_->cancelled({client, seq}); }
 void Peer::set_owner(const SiteName& owner, Epoch epoch) { impl_->set_owner(owner, epoch); }
 void Peer::for_each_unanswered(const std::function<void(const pb::Request&)>& visit) {
   for (const auto& [number, one] : impl_->pending) {

@@ -39,6 +39,8 @@ class Peer final : public Executor {
 
   void execute(const pb::Request& request, Bytes data, Reply reply) override;
 
+  // The new owner performs the Cancel of this lock, which is asked there, too, before it serves.
+  void cancelled(std::uint64_t client, std::uint64_t seq);
   // Who is asked from now on; whatever is unanswered is sent again to it. An older epoch than known is
   // ignored.
   void set_owner(const SiteName& owner, Epoch epoch);

@@ -295,7 +295,7 @@ void RequestServer::Impl::perform(const SiteName& from, const pb::Ask& ask, Byte
     execution->asker = from;
     return;
   }
-  if (request.given_up()) {
+  if (request.given_up() && !request.has_setlock()) {
     forestall(window, request.seq());
     return refuse(from, request, EINTR);
   }
@@ -386,7 +386,7 @@ void RequestServer::Impl::execute_once(const pb::Request& request, Bytes data, R
       return;
     }
   }
-  if (request.given_up()) {
+  if (request.given_up() && !request.has_setlock()) {
     forestall(window, request.seq());
     return reply_errno(reply, EINTR);
   }

@@ -205,6 +205,26 @@ TEST(LockTable, ARestoredWaiterAnswersWhenItIsAskedAgain) {
   EXPECT_TRUE(table.waiting().empty());
 }
 
+// Cancelled at an owner before this one, or granted there, or waiting still.
+TEST(LockTable, WhatIsGivenUpIsNotGrantedAnyMore) {
+  LockTable table;
+  const auto given_up = [&](const Lock& lock, std::uint64_t seq) {
+    int result = kWaits;
+    table.wait({lock, seq,
+                [&](const pb::Outcome& outcome, Bytes) { result = static_cast<int>(outcome.error()); },
+                true});
+    return result;
+  };
+  EXPECT_EQ(given_up(posix(1, 1, kExclusive, 0, 9), 100), EINTR);
+  EXPECT_TRUE(table.held().empty());
+  table.set(posix(1, 1, kExclusive, 0, 9));
+  EXPECT_EQ(given_up(posix(1, 1, kExclusive, 2, 4), 102), 0);
+  int other = 0;
+  ask(table, posix(2, 1, kExclusive, 5, 5), 100, other);
+  EXPECT_EQ(given_up(posix(2, 1, kExclusive, 5, 5), 100), EINTR);
+  EXPECT_TRUE(table.waiting().empty());
+}
+
 TEST(LockTable, DetachDropsLocksAndWaitersOfTheClient) {
   LockTable table;
   table.set(posix(1, 1, kExclusive, 0, 9));

@@ -159,6 +159,31 @@ TEST_F(PeerTest, WhatHasNotReachedTheOwnerIsNotDoneForACallerThatWasKilled) {
   EXPECT_EQ(answers[6], Answer(40, EINTR));
 }
 
+// As the old owner answers a Cancel that it held, and the new one the lock.
+TEST_F(PeerTest, ALockWhoseCancelWasPerformedIsNotAskedForAnyMore) {
+  start();
+  std::vector<bool> given_up;
+  one->site.transport.subscribe(pb::Envelope::kAsk, [&](const SiteName& from, const Message& message) {
+    const auto& request = message.head.ask().request();
+    if (request.has_setlock()) return given_up.push_back(request.given_up());
+    pb::Envelope answer;
+    answer.mutable_answer()->set_client(request.client());
+    answer.mutable_answer()->set_seq(request.seq());
+    answer.mutable_answer()->mutable_outcome();
+    one->site.transport.send(from, Lane::requests, answer);
+  });
+  auto lock = request_of(kClient, 10), cancel = request_of(kClient, 11);
+  lock.mutable_setlock()->set_wait(true);
+  cancel.mutable_cancel()->set_seq(10);
+  send(lock);
+  send(cancel);
+  peer->connected("one", true);  // the Cancel may not have arrived
+  ASSERT_TRUE(run_until(reactor, [&] { return peer->unanswered() == 1 && given_up.size() == 2; }));
+  peer->connected("one", true);
+  ASSERT_TRUE(run_until(reactor, [&] { return given_up.size() == 3; }));
+  EXPECT_EQ(given_up, (std::vector<bool>{false, false, true}));
+}
+
 TEST_F(PeerTest, WhatIsClosedBeforeItsOpenWasSentIsNotSent) {
   start();
   one->store.order.clear();

@@ -78,6 +78,19 @@ TEST_F(RequestServerTest, WhatIsGivenUpIsAnsweredFromTheWindowAndNeverPerformed)
   EXPECT_EQ(store.performed(), 2u) << "attached, written";
 }
 
+// Only who knows the locks can say what came of it.
+TEST_F(RequestServerTest, ALockThatIsGivenUpIsAskedFor) {
+  server.serve();
+  attach();
+  auto lock = request_of(kClient, 10);
+  lock.mutable_setlock()->set_wait(true);
+  lock.set_given_up(true);
+  EXPECT_EQ(ask(lock).outcome().error(), 0u);
+  lock.set_seq(12);
+  server.once(store)->execute(lock, {}, [](const pb::Outcome&, Bytes) {});
+  EXPECT_EQ(store.performed(), 3u);
+}
+
 TEST_F(RequestServerTest, ServesQueriesAndMutationsWithTheirData) {
   server.serve();
   attach();

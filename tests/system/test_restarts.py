@@ -783,6 +783,25 @@ def what_records_have_locked_outlives_the_process_that_performed_them():
     assert third.do('unlink', 'h')[0] == 'ok' and third.do('pread', 1, 4, 0) == ('ok', b'data')
 
 
+def who_was_killed_in_the_pause_waits_for_no_lock_at_another_process_of_the_new_owner():
+    """The wait is part of the live state, which is older than the records, and a record ends it."""
+    cluster, waiter, holder, third = before_the_pause()
+    alpha, beta = cluster
+    assert waiter.do('open', 2, 'g', os.O_RDWR)[0] == 'ok'
+    waiter.send('flock', 2, fcntl.LOCK_EX, True)
+    time.sleep(0.2)
+    migration = in_the_pause(alpha, beta, 'target.performed=kill')
+    waiter.kill()
+    time.sleep(0.1)
+    third.send('mkdir', 'last')
+    beta.wait_killed()
+    beta.start()
+    migration.finish()
+    assert third.receive()[0] == 'ok'
+    assert holder.do('flock', 1, fcntl.LOCK_UN)[0] == 'ok'
+    sandbox.eventually(lambda: can_lock(beta, 'g'), 'it is locked by nobody', 10)
+
+
 def what_is_unlocked_while_the_owner_is_away_is_free_and_the_rest_is_not():
     """Of what a site holds, its own requests on their way tell what it holds no more."""
     cluster = Cluster(3, content=lambda store: [content.write(f'{store}/{name}', b'data') for name in 'fg'])
@@ -973,6 +992,7 @@ if __name__ == '__main__':
         appends_of_the_target_are_performed_once,
         what_is_locked_in_the_pause_is_known_to_another_process_of_the_new_owner,
         what_records_have_locked_outlives_the_process_that_performed_them,
+        who_was_killed_in_the_pause_waits_for_no_lock_at_another_process_of_the_new_owner,
         what_waits_for_space_at_the_kill_is_each_performed_once,
         what_is_unlocked_while_the_owner_is_away_is_free_and_the_rest_is_not,
         the_locks_of_a_site_that_was_restarted_are_given_up_once,
