@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <cstring>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <unordered_map>
 #include <utility>
@@ -31,7 +32,6 @@ struct RequestKeyHash {
   std::size_t operator()(const RequestKey& key) const { return key.client * 0x9e3779b97f4a7c15u ^ key.seq; }
 };
 
-// The envelope of a request, without copying the request into it.
 // With --timeout. What gives something up, or was answered already, has to reach the owner: it would know of
 // open files and locks for ever that nobody has, or not of those that somebody has.
 bool may_fail(const pb::Request& request) {
@@ -50,6 +50,7 @@ bool may_fail(const pb::Request& request) {
   }
 }
 
+// The envelope of a request, without copying the request into it.
 zmq::message_t serialize_ask(const pb::Request& request) {
   pb::Envelope envelope;
   auto* ask = envelope.mutable_ask();
@@ -137,6 +138,7 @@ struct Peer::Impl {
   std::string round_bytes;  // of an Envelope that says so; empty for 0
   // Clients attached again in this round: their Attach, by seq.
   std::map<std::uint64_t, std::uint64_t> reattached;
+  std::set<std::uint64_t> to_attach;  // ahead of all that is sent in the next round
   std::uint64_t next_attach = 1;
   Reactor::TimerId retry_timer = 0;
   std::chrono::milliseconds retry_delay = kFirstRetry;
@@ -292,6 +294,7 @@ void Peer::Impl::send_unsent_soon() {
 void Peer::Impl::send_unsent() {
   sending_due = false;
   if (owner.empty() || !transport.connected(owner)) return;  // connected() or set_owner() comes
+  for (const auto client : std::exchange(to_attach, {})) attach_again(client);
   for (auto& [number, one] : pending)
     if (!one.sent) send(one);
 }
@@ -307,6 +310,7 @@ void Peer::Impl::set_owner(const SiteName& new_owner, Epoch new_epoch) {
   owner = new_owner;
   epoch = new_epoch;
   owner_bit = bit_of(owner);
+  to_attach.clear();
   send_again();
 }
 
@@ -366,12 +370,14 @@ void Peer::Impl::fail_client(std::uint64_t client, int error) {
 
 void Peer::Impl::moved(const SiteName& from, const pb::Moved& moved) {
   const auto found = find(moved.client(), moved.seq());
-  if (found == pending.end() || !(found->second.asked & bit_of(from))) return;
   const bool present = from == owner && moved.round() == round;
+  // What attaches a client again is nobody's request, but not to be lost either.
+  const bool attaches = found == pending.end() && present && reattached.contains(moved.client());
+  if (!attaches && (found == pending.end() || !(found->second.asked & bit_of(from)))) return;
   if (moved.owner() == from) {
     if (!present) return;  // sent again in any case
-    send_again();
-    return attach_again(moved.client());  // ahead of all that
+    to_attach.insert(moved.client());
+    return send_again();
   }
   if (moved.epoch() > epoch && transport.knows(moved.owner())) {
     set_owner(moved.owner(), moved.epoch());
@@ -379,7 +385,9 @@ void Peer::Impl::moved(const SiteName& from, const pb::Moved& moved) {
     return;
   }
   // Of an earlier owner or round: the request has been sent again, or will be when the owner is connected.
-  if (present) retry_soon();
+  if (!present) return;
+  if (attaches) to_attach.insert(moved.client());
+  retry_soon();
 }
 
 void Peer::Impl::attach_again(std::uint64_t client) {
@@ -416,6 +424,7 @@ void Peer::Impl::resubmit_to(Executor& local) {
   owner.clear();
   owner_bit = 0;
   reattached.clear();
+  to_attach.clear();
   numbers.clear();
   for (auto& [number, one] : std::exchange(pending, {})) {
     pb::Envelope envelope;

@@ -244,6 +244,28 @@ TEST_F(PeerTest, AnOwnerThatIsRestartedIsAskedAgainAndTheClientAttachedAgain) {
   for (const auto& [seq, error] : answers) EXPECT_EQ(error, 0);
 }
 
+// It is attached again after the takeover, too, when what attaches it found no place to wait there.
+TEST_F(PeerTest, AClientIsAttachedAgainByARestartedOwnerThatCanKeepNoMoreUntilItServes) {
+  start();
+  const std::string data(1 << 20, 'w');
+  one->store.hold = true;
+  send(read_request(kClient, 10));
+  for (std::uint64_t seq = 11; seq < 81; ++seq)
+    send(write_request(kClient, seq, static_cast<std::uint32_t>(data.size())), data);
+  const auto keys = one->site.keys;
+  const auto endpoint = one->site.transport.endpoint();
+  one.reset();
+
+  one = std::make_unique<Server>(reactor, "one", keys, endpoint);
+  one->site.knows(me);
+  one->requests.restore({});
+  ASSERT_TRUE(run_until(reactor, [&] { return one->asked > 100; }));  // more than once
+  one->requests.serve();
+  ASSERT_TRUE(all_answered(72));
+  EXPECT_EQ(one->store.most_times(), 1);
+  for (const auto& [seq, error] : answers) EXPECT_EQ(error, 0) << seq;
+}
+
 TEST_F(PeerTest, AnInterruptedConnectionDoublesNothing) {
   start();
   // The link is broken and made again, again and again, while requests are under way.
