@@ -88,7 +88,7 @@ void set_times(int fd, const Backing& backing) {
 
 struct Relocation::Impl {
   Impl(InodeTable& inode_table, const std::filesystem::path& store, Direction direction,
-       std::function<void()> when_moved);
+       std::function<void()> when_moved, Power::Interval doubtful_ctimes);
 
   bool move(const std::string& name);
   void move_some(unsigned entries);
@@ -99,6 +99,7 @@ struct Relocation::Impl {
 
   InodeTable& inodes;
   const std::function<void()> moved;
+  const Power::Interval doubtful;
   UniqueFd area, from, to;
   std::optional<mode_t> mode;                      // of the root in the end, if it is another one meanwhile
   std::optional<std::vector<std::string>> behind;  // names, once listed; some may have been pulled meanwhile
@@ -106,8 +107,8 @@ struct Relocation::Impl {
 };
 
 Relocation::Impl::Impl(InodeTable& inode_table, const std::filesystem::path& store, Direction direction,
-                       std::function<void()> when_moved)
-    : inodes(inode_table), moved(std::move(when_moved)) {
+                       std::function<void()> when_moved, Power::Interval doubtful_ctimes)
+    : inodes(inode_table), moved(std::move(when_moved)), doubtful(doubtful_ctimes) {
   become_self();
   const bool up = direction == Direction::up;
   from = open_directory(store);
@@ -157,7 +158,8 @@ bool Relocation::Impl::move(const std::string& name) {
   const auto backing = stat_name(from.get(), name);
   if (!backing) return false;
   std::optional<CtimeKeeper> ctime;
-  if (const auto id = inodes.find(*backing)) ctime.emplace(inodes, *id, *backing);
+  const auto id = inodes.find(*backing);
+  if (id && !doubtful.contains(timestamp_ns(backing->stx_ctime))) ctime.emplace(inodes, *id, *backing);
   if (!move_name(from.get(), name, to.get(), name)) {
     if (errno == EEXIST) {
       throw std::runtime_error("'" + name +
@@ -200,8 +202,8 @@ void Relocation::Impl::finish() {
 }
 
 Relocation::Relocation(InodeTable& inodes, const std::filesystem::path& store, Direction direction,
-                       std::function<void()> moved)
-    : impl_(std::make_unique<Impl>(inodes, store, direction, std::move(moved))) {}
+                       std::function<void()> moved, Power::Interval doubtful)
+    : impl_(std::make_unique<Impl>(inodes, store, direction, std::move(moved), doubtful)) {}
 
 Relocation::~Relocation() = default;
 

@@ -10,7 +10,9 @@
 //  - A name is in exactly one of the two directories: a name is created in the new root only after before()
 //  found it in
 //    neither or pulled it.
-//  - A moved entry and the root itself present the same ctime and mtime as before the move.
+//  - A moved entry and the root itself present the same ctime and mtime as before the move. But for an entry
+//    whose file may have lost bytes with the power (`doubtful`): the move ends what its own ctime tells of
+//    that, and with the ctime that it had before it would be taken for whole.
 //  - Crash-safe: the private area's symbolic link `relocation` says `up` or `down` from when the root's
 //  attributes have
 //    been copied until the last entry has been moved. A Relocation made again in the same direction goes on;
@@ -31,6 +33,7 @@
 
 #include "fs/inode_table.h"
 #include "meta/vocabulary.pb.h"
+#include "replication/power.h"
 
 namespace sharefs {
 
@@ -42,7 +45,7 @@ class Relocation {
   // `moved` is called when everything has been moved, while the link still says that it is under way; if it
   // throws it is called again.
   Relocation(InodeTable& inodes, const std::filesystem::path& store, Direction direction,
-             std::function<void()> moved = {});
+             std::function<void()> moved = {}, Power::Interval doubtful = {});
   ~Relocation();
   Relocation(const Relocation&) = delete;
   Relocation& operator=(const Relocation&) = delete;

@@ -110,7 +110,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
                            .data_set = required(state, "data_set_id"),
                            .descriptor_limit = kDescriptorLimit},
             inodes, opens, locks, *workers),
-      tree(store, inodes, state, store_path, reactor, [this] { return source || verification; }),
+      tree(store, inodes, state, power, store_path, reactor, [this] { return source || verification; }),
       once(tree, options.folder / "once.slots"),
       promises(once, log, opens, client, reactor,
                [this](const RecallOrder& order, std::function<void(bool)> done) {

@@ -71,11 +71,12 @@ std::string_view name(TreePlace::Direction direction) {
 
 }  // namespace
 
-TreePlace::TreePlace(Store& store, InodeTable& inodes, State& state, std::filesystem::path directory,
-                     Reactor& reactor, std::function<bool()> walked)
+TreePlace::TreePlace(Store& store, InodeTable& inodes, State& state, Power& power,
+                     std::filesystem::path directory, Reactor& reactor, std::function<bool()> walked)
     : store_(store),
       inodes_(inodes),
       state_(state),
+      power_(power),
       directory_(std::move(directory)),
       reactor_(reactor),
       walked_(std::move(walked)) {}
@@ -164,7 +165,8 @@ void TreePlace::move(Direction direction) {
 
 // A little at a time from now on. Throws if it cannot be begun.
 void TreePlace::begin() {
-  relocation_ = std::make_unique<Relocation>(inodes_, directory_, direction_, [this] { note(direction_); });
+  relocation_ = std::make_unique<Relocation>(
+      inodes_, directory_, direction_, [this] { note(direction_); }, power_.doubtful());
   way_ = Way::moving;
   parted_ = false;
   store_.drop_descriptors();

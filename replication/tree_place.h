@@ -24,6 +24,7 @@
 #include "fs/store.h"
 #include "meta/reactor.h"
 #include "meta/state.h"
+#include "replication/power.h"
 #include "replication/relocate.h"
 
 namespace sharefs {
@@ -32,8 +33,8 @@ class TreePlace final : public Executor {
  public:
   using Direction = Relocation::Direction;
   // `walked`: whether somebody walks the tree now, who must find it where it was.
-  TreePlace(Store& store, InodeTable& inodes, State& state, std::filesystem::path directory, Reactor& reactor,
-            std::function<bool()> walked);
+  TreePlace(Store& store, InodeTable& inodes, State& state, Power& power, std::filesystem::path directory,
+            Reactor& reactor, std::function<bool()> walked);
   ~TreePlace() override;
 
   void execute(const pb::Request& request, Bytes data, Reply reply) override;
@@ -71,6 +72,7 @@ class TreePlace final : public Executor {
   Store& store_;
   InodeTable& inodes_;
   State& state_;
+  Power& power_;
   const std::filesystem::path directory_;  // the store
   Reactor& reactor_;
   const std::function<bool()> walked_;

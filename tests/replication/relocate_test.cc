@@ -62,6 +62,25 @@ TEST_F(RelocateTest, UpAndDownChangeNothingThatCanBeSeen) {
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(copy_->store_path()), {}), 1);
 }
 
+// Its bytes may have been lost with the power: shown as before it would be taken for whole
+// (CellsApply::need).
+TEST_F(RelocateTest, WhatIsDoubtfulDoesNotGetItsCtimeBack) {
+  const auto shown = [&](const char* name) {
+    const auto backing = *stat_name(copy_->inodes->root(), name);
+    return copy_->inodes->presented_ctime(*copy_->inodes->find(backing), backing);
+  };
+  const std::int64_t one = shown("one"), two = shown("two");
+  const auto own = timestamp_ns(stat_name(copy_->inodes->root(), "one")->stx_ctime);
+  ::usleep(20'000);  // more than a tick of the clock
+  std::ofstream(copy_->tree() / "two") << "two";
+  const std::int64_t later = shown("two");
+  ASSERT_GT(later, two);
+  Relocation(*copy_->inodes, copy_->store_path(), Relocation::Direction::up, {}, {.from = own, .to = own + 1})
+      .all();
+  EXPECT_NE(shown("one"), one);
+  EXPECT_EQ(shown("two"), later) << "was not in doubt";
+}
+
 TEST_F(RelocateTest, ARequestFindsTheNameThatItMentions) {
   const auto up = relocate(Relocation::Direction::up);
   pb::Request request;

@@ -35,13 +35,16 @@ class TreePlaceTest : public testing::Test {
     reactor_.run([&] {
       copy_ = std::make_unique<Copy>(*reactor_, directory_.path() / "s", store_is_root, true);
       state_ = std::make_unique<State>(*copy_->database);
-      place_ = std::make_unique<TreePlace>(*copy_->store, *copy_->inodes, *state_, copy_->store_path(),
-                                           *reactor_, [this] { return walked_; });
+      power_ = std::make_unique<Power>(*state_);
+      power_->trust();
+      place_ = std::make_unique<TreePlace>(*copy_->store, *copy_->inodes, *state_, *power_,
+                                           copy_->store_path(), *reactor_, [this] { return walked_; });
     });
   }
   void stop() {
     reactor_.run([&] {
       place_.reset();
+      power_.reset();
       state_.reset();
       copy_.reset();
     });
@@ -56,6 +59,7 @@ class TreePlaceTest : public testing::Test {
   RunningReactor reactor_;
   std::unique_ptr<Copy> copy_;
   std::unique_ptr<State> state_;
+  std::unique_ptr<Power> power_;
   std::unique_ptr<TreePlace> place_;
   bool walked_ = false;
   std::map<std::string, std::string> before_;

@@ -99,18 +99,18 @@ def without_power_at(point):
     scene.check()
 
 
-def overwrite(site, byte):
+def overwrite(site, byte, below='below/'):
     """In place, so that size and number of blocks stay; nobody syncs it."""
     for number in range(8):
-        with open(f'{site.mountpoint}/below/big{number}', 'r+b') as f:
+        with open(f'{site.mountpoint}/{below}big{number}', 'r+b') as f:
             f.write(byte * 300_000)
 
 
-def big_files(store):
+def big_files(store, below='below/'):
     Scene.files(store)
-    os.mkdir(f'{store}/below')
+    os.makedirs(f'{store}/{below}', exist_ok=True)
     for number in range(8):
-        content.write(f'{store}/below/big{number}', b'0' * 300_000)
+        content.write(f'{store}/{below}big{number}', b'0' * 300_000)
     os.sync()
 
 
@@ -123,6 +123,25 @@ def what_an_old_image_has_lost_is_sent_again():
     power.cut(alpha)
     alpha.start()
     cluster.wait_connected()
+    beta.migrate(alpha, *MAX_PAUSE)
+    cluster.verify(alpha, beta)
+
+
+def what_an_old_image_has_lost_in_its_root_is_sent_again():
+    """As above, but the files are moved out of the store only after the loss."""
+    cluster = power.cluster(2, content=functools.partial(big_files, below=''))
+    alpha, beta = cluster
+    alpha.stop()
+    alpha.start(faults='source.after_commit=kill@1')
+    cluster.wait_connected()
+    overwrite(alpha, b'1', below='')
+    migration = beta.migrate_in_background(beta, *MAX_PAUSE)
+    alpha.process.wait(40)
+    power.cut(alpha, lost={f'{alpha.store}/big{number}': b'0' * 300_000 for number in range(8)})
+    alpha.start()
+    migration.kill()
+    cluster.wait_connected()
+    sandbox.eventually(lambda: cluster.owner() is beta, 'beta owns')
     beta.migrate(alpha, *MAX_PAUSE)
     cluster.verify(alpha, beta)
 
@@ -208,6 +227,8 @@ def a_loss_is_told_after_taking_over():
 if __name__ == '__main__':
     tests = {'owner_without_power': (owner_without_power, 120),
              'what_an_old_image_has_lost_is_sent_again': (what_an_old_image_has_lost_is_sent_again, 60),
+             'what_an_old_image_has_lost_in_its_root_is_sent_again':
+                 (what_an_old_image_has_lost_in_its_root_is_sent_again, 60),
              'what_an_owner_has_lost_is_not_kept_by_its_target': (what_an_owner_has_lost_is_not_kept_by_its_target, 60),
              'what_an_owner_has_lost_is_not_kept_by_a_target_of_its_successor':
                  (what_an_owner_has_lost_is_not_kept_by_a_target_of_its_successor, 60),
