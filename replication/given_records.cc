@@ -30,35 +30,32 @@ GivenRecords::GivenRecords(const SiteParts& parts, HandoffRecord committed, std:
 GivenRecords::~GivenRecords() { parts_.reactor.cancel(retry_timer_); }
 
 void GivenRecords::send() {
-  send_if([](Number) { return true; });
+  send_commit();
+  for (const auto& [number, record] : records_) {
+    pb::Envelope envelope;
+    envelope.mutable_record()->set_attempt(committed_.attempt);
+    envelope.mutable_record()->set_number(number);
+    *envelope.mutable_record()->mutable_request() = record.request;
+    send(envelope, record.data);
+  }
+  fault_point("source.records_sent");
 }
 
-void GivenRecords::send_if(const std::function<bool(Number)>& wanted) {
+void GivenRecords::send_commit() {
   parts_.reactor.cancel(retry_timer_);
-  const auto to_target = [this](const pb::Envelope& envelope, std::string_view part) {
-    std::vector<zmq::message_t> parts;
-    parts.emplace_back(part.data(), part.size());
-    parts_.transport.send(committed_.target, Lane::requests, envelope, std::move(parts));
-  };
   pb::Envelope envelope;
   auto* commit = envelope.mutable_commit();
   commit->set_attempt(committed_.attempt);
   commit->set_epoch(committed_.epoch);
   commit->set_records(records_.size());
-  to_target(envelope, to_line(to_json(committed_)));
-  for (const auto& [number, record] : records_) {
-    if (!wanted(number)) continue;
-    pb::Envelope one;
-    one.mutable_record()->set_attempt(committed_.attempt);
-    one.mutable_record()->set_number(number);
-    *one.mutable_record()->mutable_request() = record.request;
-    to_target(one, record.data);
-  }
-  fault_point("source.records_sent");
-  retry_timer_ = parts_.reactor.after(kResendInterval, [this] {
-    retry_timer_ = 0;
-    send_if([this](Number number) { return outstanding_.contains(number); });
-  });
+  send(envelope, to_line(to_json(committed_)));
+  retry_timer_ = parts_.reactor.after(kResendInterval, [this] { send_commit(); });
+}
+
+void GivenRecords::send(const pb::Envelope& envelope, std::string_view part) {
+  std::vector<zmq::message_t> parts;
+  parts.emplace_back(part.data(), part.size());
+  parts_.transport.send(committed_.target, Lane::requests, envelope, std::move(parts));
 }
 
 void GivenRecords::done(const pb::RecordDone& message, const Message& raw) {

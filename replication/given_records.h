@@ -1,4 +1,7 @@
-// The source's side behind the commit point: what it owes the target, sent again until all of it is answered.
+// The source's side behind the commit point: what it owes the target. The commit is sent again until the
+// target has taken over, since that may fail there (a full disk). The records arrive, unless the connection
+// breaks: on a slow link they take longer than anybody could wait before sending them again, and whatever is
+// asked next would come behind all copies.
 //
 // Promise P1: a caller whose request became a record gets the outcome that the new owner tells. All records
 // are kept until the target has taken over durably: one that loses its power may have to perform them again.
@@ -6,9 +9,9 @@
 // Threads: reactor thread.
 #pragma once
 
-#include <functional>
 #include <map>
 #include <set>
+#include <string_view>
 #include <vector>
 
 #include "replication/site_parts.h"
@@ -21,7 +24,7 @@ class GivenRecords {
   GivenRecords(const SiteParts& parts, HandoffRecord committed, std::vector<Gate::Record> records);
   ~GivenRecords();
 
-  // Commit and all records. Again whenever the target may have missed some; harmless at any time.
+  // Commit and all records. Again whenever the connection has broken or the target's process is another one.
   void send();
   void done(const pb::RecordDone& message, const Message& raw);
   bool all_answered() const { return outstanding_.empty(); }
@@ -33,7 +36,8 @@ class GivenRecords {
  private:
   using Number = std::uint64_t;
 
-  void send_if(const std::function<bool(Number)>& wanted);
+  void send_commit();
+  void send(const pb::Envelope& envelope, std::string_view part);
 
   // constant after construction
   const SiteParts& parts_;

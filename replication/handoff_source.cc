@@ -436,10 +436,6 @@ void HandoffSource::resume(const HandoffRecord& committed) {
   give(std::move(records));
 }
 
-void HandoffSource::send_records() {
-  if (given_) given_->send();
-}
-
 // Durable before the target forgets the outcomes: an old owner that lost its power asks for them again
 // otherwise. If it fails (a full disk), nothing has happened: the target is asked again.
 void HandoffSource::taken_over(const pb::TakenOver& message) {
@@ -586,8 +582,9 @@ void HandoffSource::message(const Message& message) {
 }
 
 void HandoffSource::connected(bool interrupted) {
-  if (state_ == SourceState::committed) return send_records();
-  if (waiting_) {
+  if (state_ == SourceState::committed) {
+    if (interrupted && given_) given_->send();
+  } else if (waiting_) {
     parts_.reactor.cancel(retry_timer_);
     retry_timer_ = parts_.reactor.after(kRetryDelay, [this] { begin_attempt(); });
   } else if (interrupted) {

@@ -60,8 +60,6 @@ class HandoffSource {
   // The target is connected; `interrupted`: messages may have been lost, or its process is another one.
   void connected(bool interrupted);
   void lost();
-  // After the commit point: commit and records, again. Harmless at any time.
-  void send_records();
 
   const SiteName& target() const { return options_.target; }
   std::uint64_t attempt() const { return record_.attempt; }

@@ -509,7 +509,6 @@ void Site::Impl::inquire(const SiteName& from, const pb::Inquire& inquire) {
   verdict->set_epoch(ownership.epoch);
   verdict->set_owner(ownership.owner);
   transport.send(from, Lane::requests, envelope);
-  if (source && source->attempt() == inquire.attempt()) source->send_records();
 }
 
 // The source of a handoff that has long been completed here has not heard so, or has heard it now (Abandon).

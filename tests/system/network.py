@@ -48,6 +48,11 @@ class Network:
         run(*self.inside(host), 'tc', 'qdisc', 'replace', 'dev', 'eth0', 'root', 'tbf', 'rate', f'{kbit}kbit', 'burst',
             '64kb', 'latency', '50ms')
 
+    def sent(self, host):
+        """How many bytes it has sent so far."""
+        devices = run(*self.inside(host), 'cat', '/proc/net/dev').stdout
+        return int(devices.split('eth0:')[1].split()[8])
+
     def close(self):
         for host in self._hosts:
             run('ip', 'netns', 'del', host, check=False)

@@ -654,6 +654,32 @@ while True:
     assert summary['result'] == 'done' and summary['attempts'] == 1, summary
 
 
+def records_are_sent_once_over_a_slow_link():
+    """Eight megabytes of them take four seconds, and whatever the old owner asks next comes behind."""
+    cluster = Cluster(2, content=functools.partial(content.small, files=20))
+    alpha, beta = cluster
+    beta.stop()
+    beta.start(faults='target.before_prepared=sleep:1000@1')
+    cluster.wait_connected()
+    writers = [Actor(alpha.mountpoint) for _ in range(8)]
+    for number, writer in enumerate(writers):
+        assert writer.do('open', 1, f'big{number}', os.O_RDWR | os.O_CREAT)[0] == 'ok'
+    cluster.network.slow(alpha.name, 16_000)
+    migration = alpha.migrate_in_background(beta, '--max-pause', '4s')
+    sandbox.eventually(lambda: 'fault point' in beta.tail(), 'the gate is closed', every=0.01)
+    before = cluster.network.sent(alpha.name)
+    for writer in writers:
+        writer.send('pwrite', 1, os.urandom(1 << 20), 0)
+    for writer in writers:
+        assert writer.receive(60) == ('ok', 1 << 20)
+    assert writers[0].do('put', 'behind', b'x', timeout=200)[0] == 'ok'
+    sent = (cluster.network.sent(alpha.name) - before) / (8 << 20)
+    assert migration.finish()['records'] >= 8
+    assert sent < 1.5, f'{sent:.1f} times what was written'
+    cluster.network.slow(alpha.name, 10 ** 6)
+    cluster.verify(beta, alpha)
+
+
 def a_killed_caller_ends_at_once_and_is_not_performed():
     """Processes killed while the closed gate holds their requests end before it opens; nothing is performed for them."""
     cluster = Cluster(2, content=functools.partial(content.small, files=20))
@@ -928,6 +954,7 @@ if __name__ == '__main__':
         'writers_that_outrun_the_link_are_slowed': (writers_that_outrun_the_link_are_slowed, 120),
         'who_writes_much_over_a_slow_link_is_handed_over_to_at_once':
             (who_writes_much_over_a_slow_link_is_handed_over_to_at_once, 150),
+        'records_are_sent_once_over_a_slow_link': (records_are_sent_once_over_a_slow_link, 120),
         'a_killed_caller_ends_at_once_and_is_not_performed':
             (a_killed_caller_ends_at_once_and_is_not_performed, 60),
         'a_caller_without_an_owner_can_be_killed': (a_caller_without_an_owner_can_be_killed, 60),
