@@ -48,6 +48,16 @@ TEST_F(RecordPerformerTest, ARecordIsPerformedOnceAndAnsweredAgain) {
   EXPECT_EQ(store_.calls.size(), 1U);
 }
 
+TEST_F(RecordPerformerTest, WhatNoSiteMayAskIsRefusedToAHostileSource) {
+  EXPECT_EQ(perform(1, request_of(1, 2)).error(), static_cast<unsigned>(EINVAL)) << "it asks nothing";
+  auto request = request_of(1, 3);
+  request.mutable_mkdir()->set_parent(1);
+  request.mutable_mkdir()->set_name(std::string("..\0", 3));
+  EXPECT_EQ(perform(2, request).error(), static_cast<unsigned>(EINVAL)) << "another name in a system call";
+  EXPECT_EQ(perform(2, request).error(), static_cast<unsigned>(EINVAL)) << "told again";
+  EXPECT_EQ(store_.calls.size(), 0U);
+}
+
 TEST_F(RecordPerformerTest, WhatCannotBeNotedFailsHoweverLateItIsAnswered) {
   RecordPerformer performer(state_, store_, kAttempt);
   auto request = request_of(1, 2);
