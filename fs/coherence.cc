@@ -77,6 +77,7 @@ struct Coherence::Impl {
   void release_locks(const pb::Request& request);
 
   void execute(const pb::Request& request, Bytes data, Reply reply);
+  std::optional<DataChanges::Range> changed(const pb::Request& request);
   bool waits_to_be_let_in(const pb::Request& request, Bytes data, Reply& reply);
   void attach(ClientId client, SiteName site, const Reply& reply);
   void reassert(ClientId client, const SiteName& site, const std::vector<OpenHandle>& handles,
@@ -203,12 +204,14 @@ void Coherence::Impl::create(const pb::Request& request, Reply reply) {
   }
   OpenHandle handle{request.client(), request.create().handle(), 0, request.create().flags(), false};
   store.execute(
-      request, {}, [this, handle, reply = std::move(reply)](const pb::Outcome& outcome, Bytes data) mutable {
+      request, {},
+      [this, handle, seq = request.seq(), reply = std::move(reply)](const pb::Outcome& outcome,
+                                                                    Bytes data) mutable {
         if (outcome.error() == 0) {
           handle.id = outcome.attr().id();
           opens.open(handle);
-          // It may have existed, and have been truncated.
-          if ((handle.flags & O_TRUNC) != 0) {
+          // It may have been made while this waited, and have been truncated.
+          if ((handle.flags & O_TRUNC) != 0 && !changes.performs(handle.client, seq, handle.id)) {
             changes.performed(handle.client, {handle.id, 0, 0, false}, outcome, data, std::move(reply));
             return;
           }
@@ -563,10 +566,26 @@ void Coherence::execute(const pb::Request& request, Bytes data, Reply reply) {
   impl_->execute(request, data, std::move(reply));
 }
 
+// A Create names what it may truncate by its name alone.
+std::optional<DataChanges::Range> Coherence::Impl::changed(const pb::Request& request) {
+  const pb::Create& create = request.create();
+  if (!create.has_handle() || (create.flags() & O_TRUNC) == 0 || opens.clients().size() < 2)
+    return DataChanges::changed(request);
+  pb::Request look;  // of nobody, who is promised nothing
+  look.mutable_lookup()->set_parent(create.parent());
+  look.mutable_lookup()->set_name(create.name());
+  const auto found = std::make_shared<InodeId>(0);
+  store.execute(look, {}, [found](const pb::Outcome& outcome, Bytes) {
+    if (outcome.error() == 0) *found = outcome.attr().id();
+  });
+  if (*found == 0) return std::nullopt;
+  return DataChanges::Range{*found, 0, 0, false};
+}
+
 void Coherence::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
   if (!arrivals.empty() && waits_to_be_let_in(request, data, reply)) return;
   changes.heard(request.client());
-  if (const auto range = DataChanges::changed(request)) {
+  if (const auto range = changed(request)) {
     if (changes.take(request, *range, data, reply)) return;
     // Somebody may open the inode before the change is performed, if that has to wait (for space).
     reply = [this, client = request.client(), range = *range, still = std::weak_ptr(alive),

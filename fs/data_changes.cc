@@ -10,6 +10,7 @@ namespace sharefs {
 
 struct DataChanges::Change {
   ClientId client = 0;
+  std::uint64_t seq = 0;
   Range range;
   bool append = false;
   Reply reply;
@@ -69,13 +70,14 @@ std::optional<DataChanges::Range> DataChanges::changed(const pb::Request& reques
 
 bool DataChanges::take(const pb::Request& request, const Range& range, Bytes data, Reply& reply) {
   const ClientId client = request.client();
-  not_held(client, range);
+  if (changed(request)) not_held(client, range);  // as held() has counted it
   if (!range.worker &&
       (opens_.clients().size() < 2 || opens_.openers(range.id, client, /*writable_only=*/false).empty())) {
     return false;
   }
   const auto change = std::make_shared<Change>();
   change->client = client;
+  change->seq = request.seq();
   change->range = range;
   change->append = request.op_case() == pb::Request::kWrite && request.write().append();
   change->reply = std::move(reply);
@@ -95,6 +97,14 @@ bool DataChanges::take(const pb::Request& request, const Range& range, Bytes dat
     change->data = as_text(data);
   }
   return true;
+}
+
+bool DataChanges::performs(ClientId client, std::uint64_t seq, InodeId id) const {
+  const auto it = unanswered_.find(id);
+  return it != unanswered_.end() &&
+         std::any_of(it->second.begin(), it->second.end(), [&](const ChangePtr& change) {
+           return change->stage == Stage::performing && change->client == client && change->seq == seq;
+         });
 }
 
 void DataChanges::performed(ClientId client, const Range& range, const pb::Outcome& outcome, Bytes data,
@@ -243,8 +253,7 @@ void DataChanges::answer(const ChangePtr& change) {
 bool DataChanges::cancel(ClientId client, std::uint64_t seq) {
   for (const auto& [id, changes] : unanswered_) {
     const auto found = std::find_if(changes.begin(), changes.end(), [&](const ChangePtr& change) {
-      return change->stage == Stage::recalling_dirty && change->client == client &&
-             change->request.seq() == seq;
+      return change->stage == Stage::recalling_dirty && change->client == client && change->seq == seq;
     });
     if (found == changes.end()) continue;
     // NOLINTNEXTLINE(performance-unnecessary-copy-initialization): answer() takes that one away.

@@ -46,11 +46,14 @@ class DataChanges {
   DataChanges(const DataChanges&) = delete;
   DataChanges& operator=(const DataChanges&) = delete;
 
+  // All that a request says by itself; see Coherence about a Create, which may truncate what exists.
   static std::optional<Range> changed(const pb::Request& request);
 
   // Takes the request over, or returns false: nobody need be recalled and the request goes straight to the
   // store.
   bool take(const pb::Request& request, const Range& range, Bytes data, Reply& reply);
+  // Whether the answer to this request, which is being performed, waits for what others have of the inode.
+  bool performs(ClientId client, std::uint64_t seq, InodeId id) const;
   // A request changed data of an inode that was not known before: recalls, then replies with the outcome.
   void performed(ClientId client, const Range& range, const pb::Outcome& outcome, Bytes data, Reply reply);
 

@@ -113,6 +113,33 @@ TEST_F(DataChangesTest, EveryKindOfDataChangeRecalls) {
   }
 }
 
+// What another site has stored in a mapping would be written back behind the truncation, and be there again.
+TEST_F(DataChangesTest, ACreateThatTruncatesWhatExistsHasDirtyPagesWrittenBackFirst) {
+  attach_all({kA, kB});
+  opened(kB);
+  store_.result = [](const pb::Request&) {
+    pb::Outcome outcome;
+    outcome.mutable_attr()->set_id(kFile);
+    return outcome;
+  };
+  const auto created = [this] {
+    const auto ops = store_.ops();
+    return std::count(ops.begin(), ops.end(), pb::Request::kCreate);
+  };
+  pb::Request create = request_of(kA, ++seq_);
+  create.mutable_create()->set_handle(9);
+  create.mutable_create()->set_flags(O_CREAT | O_WRONLY | O_TRUNC);
+  Answer& answer = ask(create);
+  ASSERT_EQ(ordered(), (Clients{kB}));
+  EXPECT_EQ(created(), 0);
+  ask(write_of(kB, ++seq_, kFile, 0, 4, /*writeback=*/true), "data");
+  follow(kB);
+  EXPECT_EQ(created(), 1);
+  EXPECT_FALSE(answer.given()) << "its pages are dropped first";
+  while (!orders_.empty()) follow(kB);
+  EXPECT_TRUE(answer.given());
+}
+
 TEST_F(DataChangesTest, AnAppendRecallsFromWhereItWasWritten) {
   attach_all({kA, kB});
   opened(kB, kFile, O_RDONLY);
