@@ -69,8 +69,11 @@ UniqueFd lock_area(const UniqueFd& store, const std::string& path) {
     throw std::runtime_error(
         fmt::format("{} is the store of a running daemon, which has another state folder", path));
   // Who has tidied up a store that was not mounted may have taken empty directories away.
-  if (area)
-    for (const char* part : {"tree", "parked", "orphans"}) ::mkdirat(area.get(), part, 0700);
+  // Without them nothing could be removed, on a disk without inodes.
+  for (const char* part : {"tree", "parked", "orphans"})
+    if (area && ::mkdirat(area.get(), part, 0700) != 0 && errno != EEXIST)
+      throw std::runtime_error(
+          fmt::format("cannot make {}/{}/{}: {}", path, kPrivateArea, part, std::strerror(errno)));
   return area;
 }
 

@@ -139,6 +139,39 @@ def a_takeover_needs_no_inode():
     cluster.hand_over_and_compare(alpha, '--max-pause', '2s')
 
 
+def a_removal_needs_no_inode():
+    """On a disk without inodes everything can be removed. Who has no place for what is removed is told why."""
+    disk = sandbox.ext4('64M', inodes=200)
+    cluster = Cluster(1, stores=[f'{disk}/alpha'])
+    alpha, = cluster
+    actor = Actor(alpha.mountpoint)
+    assert actor.do('mkdir', 'empty', 0o755)[0] == 'ok'
+    made = 0
+    while actor.do('put', f'f{made}', b'x') == ('ok', 1):
+        made += 1
+    assert os.statvfs(disk).f_ffree == 0
+    alpha.stop()
+    actor.close()
+    area = f'{alpha.store}/.sharefs'
+    for folder in (f'{area}/orphans', f'{area}/parked', f'{area}/tree'):
+        os.rmdir(folder)  # by somebody who tidied up
+    for i in range(3):
+        content.write(f'{disk}/other{i}', b'')
+    refused = alpha.cli('mount', DATA_SET, alpha.mountpoint, check=False)
+    assert refused.returncode == 1 and refused.stderr.startswith('sharefs: ') and refused.stderr.count('\n') == 1, refused
+    assert f'{area}/tree' in refused.stderr and 'No space left' in refused.stderr, refused
+    for i in range(3):
+        os.unlink(f'{disk}/other{i}')
+    alpha.start()
+    actor = Actor(alpha.mountpoint)
+    assert os.statvfs(disk).f_ffree == 0
+    assert actor.do('rmdir', 'empty') == ('ok', None)
+    assert actor.do('rename', 'f0', 'f1') == ('ok', None)
+    for i in range(1, made):
+        assert actor.do('unlink', f'f{i}') == ('ok', None)
+    assert actor.do('put', 'new', b'x') == ('ok', 1)
+
+
 def an_ordinary_user_moves_what_may_not_be_written():
     """Directories, and the root itself, of mode 0555: changed, moved, handed over and back."""
     def fill(store):
@@ -678,6 +711,7 @@ if __name__ == '__main__':
         'a_time_that_the_target_cannot_keep_is_refused': (functools.partial(_refuses, 'modification time', True), 60),
         'an_attribute_that_the_target_cannot_keep_is_refused': (functools.partial(_refuses, 'user.big'), 60),
         'a_takeover_needs_no_inode': (a_takeover_needs_no_inode, 90),
+        'a_removal_needs_no_inode': (a_removal_needs_no_inode, 60),
         'an_ordinary_user_moves_what_may_not_be_written': (an_ordinary_user_moves_what_may_not_be_written, 60),
         'a_target_without_privileges_is_refused': (a_target_without_privileges_is_refused, 60),
         'a_target_that_fills_up_ends_the_attempt': (a_target_that_fills_up_ends_the_attempt, 60),
