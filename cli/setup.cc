@@ -55,15 +55,59 @@ void sync_path(const fs::path& path) {
   if (!synced) fail(fmt::format("cannot sync {}: {}", path.string(), strerror(error)));
 }
 
+// What init or join makes. One that fails leaves nothing behind, so that another attempt, or another purpose,
+// finds what was there before.
+class MadeDirectories {
+ public:
+  MadeDirectories() = default;
+  ~MadeDirectories() {
+    std::error_code error;
+    for (const fs::path& path : ours_) fs::remove_all(path, error);
+    for (auto path = made_.rbegin(); path != made_.rend(); ++path) fs::remove(*path, error);
+  }
+  MadeDirectories(const MadeDirectories&) = delete;
+  MadeDirectories& operator=(const MadeDirectories&) = delete;
+
+  // A folder that nobody else has a look into, with all that is put there.
+  void make_private(const fs::path& folder) {
+    if (make(folder)) ours_.push_back(folder);
+    make_private_folder(folder);
+  }
+  void make_file(const fs::path& path, const std::string& content) {
+    std::error_code error;
+    if (!fs::exists(path, error)) ours_.push_back(path);
+    std::ofstream file(path, std::ios::trunc);
+    file << content;
+    file.close();
+    if (!file) fail(fmt::format("cannot write {}", path.string()));
+  }
+  bool make(const fs::path& folder) {
+    std::error_code error;
+    std::vector<fs::path> missing;
+    for (fs::path path = fs::absolute(folder); !fs::exists(path, error) && path.has_relative_path();
+         path = path.parent_path())
+      missing.push_back(path);
+    made_.insert(made_.end(), missing.rbegin(), missing.rend());
+    fs::create_directories(folder, error);
+    if (error) fail(fmt::format("cannot make {}: {}", folder.string(), error.message()));
+    return !missing.empty();
+  }
+  void keep() {
+    ours_.clear();
+    made_.clear();
+  }
+
+ private:
+  std::vector<fs::path> ours_;
+  std::vector<fs::path> made_;  // each after those that it lies in
+};
+
 // Puts the private area into the store, durably; whatever of it is there already stays.
-void make_private_area(const fs::path& store, const std::string& data_set_id) {
+void make_private_area(MadeDirectories& made, const fs::path& store, const std::string& data_set_id) {
   const fs::path area = store / kPrivateArea;
-  make_private_folder(area);
-  for (const char* part : {"tree", "parked", "orphans"}) make_private_folder(area / part);
-  std::ofstream marker(area / kMarker, std::ios::trunc);
-  marker << data_set_id << "\n";
-  marker.close();
-  if (!marker) fail(fmt::format("cannot write {}", (area / kMarker).string()));
+  made.make_private(area);
+  for (const char* part : {"tree", "parked", "orphans"}) made.make_private(area / part);
+  made.make_file(area / kMarker, data_set_id + "\n");
   for (const fs::path& path : {area / kMarker, area, store}) sync_path(path);
 }
 
@@ -187,45 +231,6 @@ void set_data_set(OpenState& open, const std::string& name) {
   open.state.set_setting("data_set", name);
   transaction.commit();
 }
-
-// The directories that a join makes. One that is refused leaves nothing behind, so that another attempt, or
-// another purpose, finds what was there before.
-class MadeDirectories {
- public:
-  MadeDirectories() = default;
-  ~MadeDirectories() {
-    std::error_code error;
-    for (const fs::path& folder : ours_) fs::remove_all(folder, error);
-    for (auto path = made_.rbegin(); path != made_.rend(); ++path) fs::remove(*path, error);
-  }
-  MadeDirectories(const MadeDirectories&) = delete;
-  MadeDirectories& operator=(const MadeDirectories&) = delete;
-
-  // A folder that nobody else has a look into, with all that is put there.
-  void make_private(const fs::path& folder) {
-    if (make(folder)) ours_.push_back(folder);
-    make_private_folder(folder);
-  }
-  bool make(const fs::path& folder) {
-    std::error_code error;
-    std::vector<fs::path> missing;
-    for (fs::path path = fs::absolute(folder); !fs::exists(path, error) && path.has_relative_path();
-         path = path.parent_path())
-      missing.push_back(path);
-    made_.insert(made_.end(), missing.rbegin(), missing.rend());
-    fs::create_directories(folder, error);
-    if (error) fail(fmt::format("cannot make {}: {}", folder.string(), error.message()));
-    return !missing.empty();
-  }
-  void keep() {
-    ours_.clear();
-    made_.clear();
-  }
-
- private:
-  std::vector<fs::path> ours_;
-  std::vector<fs::path> made_;  // each after those that it lies in
-};
 
 std::int64_t now_seconds() {
   return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
@@ -351,13 +356,15 @@ void init_data_set(const Home& home, const InitOptions& options) {
   }
   const bool ours = marker ? marker == id : id.empty() ? !fs::exists(area) || fs::is_empty(area) : true;
   if (!ours) refuse_used_store(store);
-  make_private_folder(paths.folder);
+  MadeDirectories made;
+  made.make_private(paths.folder);
   OpenState open(paths);
   if (id.empty()) id = random_id();
   put_settings(open.state, id, site, store, address);
-  make_private_area(store, id);
+  make_private_area(made, store, id);
   if (open.state.ownership().epoch == 0) open.state.set_ownership({1, site, 1});
   set_data_set(open, options.name);
+  made.keep();
 }
 
 Token make_invitation(const DataSetPaths& paths, const std::optional<std::string>& listen) {
@@ -431,9 +438,10 @@ Joined join_data_set(const Home& home, const JoinOptions& options) {
   }
   made.keep();
   keep_join_reply(open.state, site, reply);
-  make_private_area(store, id);
+  make_private_area(made, store, id);
   make_private_folder(store);  // what is put in there would be in the way of the data set
   set_data_set(open, token.data_set);
+  made.keep();
   return {token.data_set, site, reply.owner()};
 }
 

@@ -27,7 +27,8 @@ struct InitOptions {
   std::string site;    // empty: this machine's name
   std::string listen;  // empty: no other site can join
 };
-// Adopts a directory in place. Repeating it after an interruption completes it.
+// Adopts a directory in place. What fails leaves nothing behind; repeating it after an interruption completes
+// it.
 void init_data_set(const Home& home, const InitOptions& options);
 
 constexpr auto kInvitationLifetime = std::chrono::hours(24);

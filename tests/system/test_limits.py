@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ import time
 import content
 import sandbox
 from actor import ZERO_RANGE, Actor
-from cluster import Cluster, DATA_SET, Site
+from cluster import Cluster, DATA_SET, SHAREFS, Site
 from loads import Load, once
 from tree import SAME_CONTENT, assert_same, digest
 
@@ -137,6 +138,24 @@ def a_takeover_needs_no_inode():
     for site in cluster:
         assert Actor(site.mountpoint).do('content', 'd/f0', timeout=10) == ('ok', b'x')
     cluster.hand_over_and_compare(alpha, '--max-pause', '2s')
+
+
+def a_failed_init_leaves_nothing():
+    """It can be repeated at once, here or for another directory."""
+    for disk, size in ('size=64m,nr_inodes=20', '64m'), ('size=64m', '64k'):
+        store, home = sandbox.tmpfs(disk), sandbox.tmpfs(f'size={size}')
+        content.write(f'{store}/f', b'x')
+        if 'nr_inodes' in disk:
+            for i in range(os.statvfs(store).f_favail - 3):
+                content.write(f'{store}/f{i}', b'x')
+        before = os.listdir(store)
+        command = [SHAREFS, '--home', f'{home}/deep/home', 'init', 'd', '--store', store, '--site', 'alpha']
+        failed = subprocess.run(command, capture_output=True, text=True)
+        assert failed.returncode == 1 and failed.stderr.startswith('sharefs: ') and failed.stderr.count('\n') == 1, failed
+        assert os.listdir(store) == before and os.listdir(home) == [], (os.listdir(store), os.listdir(home))
+        sandbox.run('mount', '-o', 'remount,size=64m,nr_inodes=1000', store)
+        sandbox.run('mount', '-o', 'remount,size=64m', home)
+        sandbox.run(*command)
 
 
 def a_removal_needs_no_inode():
@@ -711,6 +730,7 @@ if __name__ == '__main__':
         'a_time_that_the_target_cannot_keep_is_refused': (functools.partial(_refuses, 'modification time', True), 60),
         'an_attribute_that_the_target_cannot_keep_is_refused': (functools.partial(_refuses, 'user.big'), 60),
         'a_takeover_needs_no_inode': (a_takeover_needs_no_inode, 90),
+        'a_failed_init_leaves_nothing': (a_failed_init_leaves_nothing, 60),
         'a_removal_needs_no_inode': (a_removal_needs_no_inode, 60),
         'an_ordinary_user_moves_what_may_not_be_written': (an_ordinary_user_moves_what_may_not_be_written, 60),
         'a_target_without_privileges_is_refused': (a_target_without_privileges_is_refused, 60),
