@@ -32,17 +32,19 @@ std::string losses_of(const pb::Prepare& prepare) {
   return fmt::format("{} {} {}", prepare.power(), prepare.lost_from(), prepare.lost_to());
 }
 
-// Whether an ordinary user can make files of all these owners and groups.
-bool owns_all(const pb::Prepare& prepare) {
+// What an ordinary user cannot make of it, and how it is found; empty: nothing.
+std::string only_roots(const pb::Prepare& prepare) {
+  if (prepare.privileged()) return "devices, or files of very many owners";
   std::vector<gid_t> groups(static_cast<std::size_t>(std::max(::getgroups(0, nullptr), 0)));
   groups.resize(
       static_cast<std::size_t>(std::max(::getgroups(static_cast<int>(groups.size()), groups.data()), 0)));
   groups.push_back(::getegid());
-  return std::all_of(prepare.owners().begin(), prepare.owners().end(),
-                     [](uid_t owner) { return owner == ::geteuid(); }) &&
-         std::all_of(prepare.groups().begin(), prepare.groups().end(), [&](gid_t group) {
-           return std::find(groups.begin(), groups.end(), group) != groups.end();
-         });
+  for (const uid_t owner : prepare.owners())
+    if (owner != ::geteuid()) return fmt::format("files of user {0} (find -uid {0})", owner);
+  for (const gid_t group : prepare.groups())
+    if (std::find(groups.begin(), groups.end(), group) == groups.end())
+      return fmt::format("files of group {0} (find -gid {0})", group);
+  return {};
 }
 
 std::set<InodeId> orphans_of(const pb::LiveState& live) {
@@ -68,9 +70,8 @@ std::string HandoffTarget::refusal(const SiteParts& parts, const pb::Prepare& pr
   if (prepare.epoch() <= now.epoch || prepare.epoch() <= now.burnt)
     return fmt::format("epoch {} is not newer than {} known to {}", prepare.epoch(),
                        std::max(now.epoch, now.burnt), parts.self);
-  if (::geteuid() != 0 && (prepare.privileged() || !owns_all(prepare)))
-    return fmt::format("the data set holds devices or files of other owners, and {} does not run as root",
-                       parts.self);
+  if (const std::string what = ::geteuid() != 0 ? only_roots(prepare) : ""; !what.empty())
+    return fmt::format("the data set holds {}, and {} does not run as root", what, parts.self);
   return {};
 }
 

@@ -216,9 +216,10 @@ void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
   if (target && target->state() == TargetState::performing)
     return reply(failure(fmt::format("{} is just taking over: try again", parts.self)));
   if (!transport.connected(to)) return wait_for(to, request, reply);
-  HandoffSource::Options wanted{.target = to,
-                                .max_pause = std::chrono::milliseconds(request.value("max_pause_ms", 100)),
-                                .rate = request.value("rate", std::uint64_t{0})};
+  HandoffSource::Options wanted{
+      .target = to,
+      .max_pause = std::chrono::milliseconds(request.value("max_pause_ms", std::int64_t{100})),
+      .rate = request.value("rate", std::uint64_t{0})};
   if (wanted.max_pause.count() <= 0) return reply(failure("--max-pause must be positive"));
   const double least = 3 * std::chrono::duration<double, std::milli>(transport.round_trip(to)).count();
   if (least > static_cast<double>(wanted.max_pause.count()))  // the first answers may have come late

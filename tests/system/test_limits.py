@@ -254,12 +254,15 @@ def a_target_without_privileges_is_refused():
         f.write('x')
     for options in ((), ('--dry-run',)):
         refused = alpha.cli('migrate', 'd', '--to', 'beta', *options, check=False)
-        assert refused.returncode != 0 and 'does not run as root' in refused.stderr, refused
+        assert refused.returncode != 0 and 'does not run as root' in refused.stderr and 'find -uid 0' in refused.stderr, refused
         assert sum(line.startswith('sharefs:') for line in refused.stderr.splitlines()) == 1, refused
     assert cluster.owner() is alpha
     for path in (alpha.mountpoint, f'{alpha.mountpoint}/of-root'):
         os.chown(path, sandbox.TESTER, sandbox.TESTER)
-    alpha.migrate(beta, '--max-pause', '2s')
+    os.chown(f'{alpha.mountpoint}/of-root', sandbox.TESTER, 0)
+    assert 'find -gid 0' in alpha.cli('migrate', 'd', '--to', 'beta', check=False).stderr
+    os.chown(f'{alpha.mountpoint}/of-root', sandbox.TESTER, sandbox.TESTER)
+    alpha.migrate(beta, '--max-pause', '1000h')
     cluster.verify(beta, alpha)
 
 
