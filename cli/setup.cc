@@ -81,6 +81,7 @@ class MadeDirectories {
     file.close();
     if (!file) fail(fmt::format("cannot write {}", path.string()));
   }
+  // True: by this process, and no other one that does the same at this instant.
   bool make(const fs::path& folder) {
     std::error_code error;
     std::vector<fs::path> missing;
@@ -88,9 +89,9 @@ class MadeDirectories {
          path = path.parent_path())
       missing.push_back(path);
     made_.insert(made_.end(), missing.rbegin(), missing.rend());
-    fs::create_directories(folder, error);
+    const bool made = fs::create_directories(folder, error);
     if (error) fail(fmt::format("cannot make {}: {}", folder.string(), error.message()));
-    return !missing.empty();
+    return made;
   }
   void keep() {
     ours_.clear();

@@ -104,9 +104,9 @@ TEST_F(ControlTest, ClientsDoNotWaitForEachOther) {
     EXPECT_THROW(waiting.ask({{"command", "never"}}, std::chrono::milliseconds(200)),
                  ControlClient::ConnectionLost);
   });
-  std::vector<std::thread> others;
-  for (int i = 0; i < 8; ++i) {
-    others.emplace_back([&] { EXPECT_EQ(connect().ask({{"command", "echo"}})["command"], "echo"); });
+  std::vector<std::thread> others(8);
+  for (auto& other : others) {
+    other = std::thread([&] { EXPECT_EQ(connect().ask({{"command", "echo"}})["command"], "echo"); });
   }
   for (auto& other : others) other.join();
   waiter.join();
