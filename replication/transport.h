@@ -23,7 +23,7 @@
 namespace sharefs {
 
 // What this site speaks. Thousands are the major part: sites of different major parts refuse each other.
-constexpr std::uint32_t kProtocolVersion = 1000;
+constexpr std::uint32_t kProtocolVersion = 2000;
 constexpr std::uint32_t protocol_major(std::uint32_t version) { return version / 1000; }
 
 // A frame larger than this ends the connection that it came on.
