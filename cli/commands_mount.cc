@@ -49,12 +49,13 @@ struct UmountArguments {
 
 // Without the words of an fstab that are not for file systems (see mount(8)).
 std::vector<std::string> split_options(const std::string& text) {
-  constexpr std::array<std::string_view, 5> kOfFstab{"defaults", "_netdev", "nofail", "auto", "noauto"};
+  constexpr std::array<std::string_view, 7> kOfFstab{"defaults", "_netdev", "nofail", "auto",
+                                                     "noauto",   "user",    "users"};
   std::vector<std::string> options;
   std::istringstream words(text);
   for (std::string word; std::getline(words, word, ',');) {
-    const bool for_others =
-        word.starts_with("x-") || std::find(kOfFstab.begin(), kOfFstab.end(), word) != kOfFstab.end();
+    const bool for_others = word.starts_with("x-") || word.starts_with("user=") ||
+                            std::find(kOfFstab.begin(), kOfFstab.end(), word) != kOfFstab.end();
     if (!word.empty() && !for_others) options.push_back(word);
   }
   return options;

@@ -350,7 +350,7 @@ def mount_8_mounts_it():
     for name in ('mount.sharefs', 'mount.fuse.sharefs'):
         os.symlink(f'{sandbox.WORK}/prefix/sbin/mount.sharefs', f'/usr/sbin/{name}')
     with open(f'{sandbox.WORK}/fstab', 'w') as f:
-        f.write(f'{DATA_SET} {alpha.mountpoint} sharefs nosuid,_netdev,nofail,x-systemd.automount 0 0\n')
+        f.write(f'{DATA_SET} {alpha.mountpoint} sharefs nosuid,user,_netdev,nofail,x-systemd.automount 0 0\n')
 
     def mount(*words, check=True):
         command = [*cluster.network.inside(alpha.name), 'mount', '--fstab', f'{sandbox.WORK}/fstab', *words]
