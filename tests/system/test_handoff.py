@@ -246,7 +246,6 @@ def what_a_handoff_changes_is_not_compared():
     beta.migrate(alpha, *PAUSE)
     for i in range(8):
         os.utime(f'{alpha.mountpoint}/f{i}')
-    assert verify.poll() is None, 'it was too fast'
     out, err = verify.communicate(timeout=60 * sandbox.PATIENCE)
     assert verify.returncode == 1 and 'verify again when the handoff has ended' in err, f'{out} {err}'
     cluster.verify(alpha, beta)

