@@ -440,8 +440,9 @@ def malformed_messages_of_a_known_site_break_nothing():
     cluster.wait_connected()
     assert Actor(beta.mountpoint).do('put', 'after', b'all is well')[0] == 'ok'
 
-    def handed_over():  # perhaps already: the nested command of beta asks for that
-        return beta.status()['role'] == 'owner' or alpha.migrate(beta, '--max-pause', '2s', check=False) is None
+    def handed_over():  # the nested command asks for that, too, which may be under way
+        alpha.migrate(beta, '--max-pause', '2s', check=False)
+        return beta.status()['role'] == 'owner'
     sandbox.eventually(handed_over, 'the handoff to beta')
 
 
