@@ -95,6 +95,7 @@ void on_flush(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
     return;
   }
   auto [pending, request] = server.begin(caller, Op::kFlush, id);
+  pending.gives_up = true;
   pb::Flush& flush = *request.mutable_flush();
   flush.set_id(id);
   flush.set_handle(file->fh);
@@ -217,6 +218,7 @@ void set_lock(fuse_req_t caller, fuse_ino_t id, const fuse_file_info& file, cons
   pending.owner = file.lock_owner;
   const bool locks = lock.l_type != F_UNLCK;
   pending.posix_lock = !flock && locks;
+  pending.gives_up = !locks;
   pending.handle = file.fh;
   if (pending.posix_lock) server.note_posix_lock(id, pending.owner, pending.handle);
   pending.waits_for_lock = wait && locks;

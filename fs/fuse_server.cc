@@ -294,7 +294,8 @@ void FuseServer::look_at_interrupted() {
     interrupt_timer_ = reactor_.after(kDyingInterval, [this] { look_at_interrupted(); });
 }
 
-// Its caller ends now, whatever the request waits for.
+// Its caller ends now, whatever the request waits for. The Flush of a killed process is interrupted by the
+// same signal, and nothing else gives up the locks that it had.
 void FuseServer::give_up(PendingRequest& pending) {
   // The kernel would go on believing that there is no such name.
   const bool makes_name =
@@ -303,7 +304,7 @@ void FuseServer::give_up(PendingRequest& pending) {
   fuse_reply_err(std::exchange(pending.caller, nullptr), EINTR);
   pages_unlocked(pending.seq);
   pending.given_up = true;
-  if (!std::exchange(pending.cancelled, true)) ask_cancel(pending.seq);
+  if (!pending.gives_up && !std::exchange(pending.cancelled, true)) ask_cancel(pending.seq);
 }
 
 // The request of a killed caller was performed all the same.

@@ -68,6 +68,7 @@ struct PendingRequest {
   bool plus = false;  // readdirplus
   bool waits_for_lock = false;
   bool posix_lock = false;   // setlk: of `owner`
+  bool gives_up = false;     // a lock: performed also for a caller that was killed
   bool interrupted = false;  // a signal for the caller
   bool cancelled = false;    // Cancel was sent
   bool given_up = false;     // the caller was killed, and answered

@@ -602,6 +602,33 @@ TEST_F(KilledCaller, leaves_no_stale_cache) {
   EXPECT_EQ(look(m().path("f")).st_size, 5);
 }
 
+// The signal that kills a process interrupts also the Flush with which it ends.
+TEST_F(KilledCaller, gives_its_locks_up_all_the_same) {
+  write_file(m().path("f"), "x");
+  EXPECT_TRUE(soon([&] { return m().spy().seen(pb::Request::kRelease).size() == 1; }));
+  m().spy().clear();
+  m().spy().hold(pb::Request::kFlush);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::close_range(3, ~0U, 0);
+    const int fd = ::open(m().path("f").c_str(), O_RDWR);
+    struct flock lock {};
+    lock.l_type = F_WRLCK;
+    ::fcntl(fd, F_SETLK, &lock);
+    ::pause();
+  }
+  EXPECT_TRUE(soon([&] { return m().spy().seen(pb::Request::kSetlock).size() == 1; }));
+  std::this_thread::sleep_for(50ms);
+  ::kill(child, SIGKILL);
+  int status = 0;
+  bool ended = false;
+  EXPECT_TRUE(soon([&] { return ended = ended || ::waitpid(child, &status, WNOHANG) == child; }));
+  EXPECT_TRUE(soon([&] { return m().spy().seen(pb::Request::kRelease).size() == 1; }));
+  EXPECT_EQ(m().spy().held(), 1U);
+  EXPECT_EQ(m().spy().seen(pb::Request::kCancel).size(), 0U);
+  m().on_reactor([&] { m().spy().let_go(); });
+}
+
 TEST_F(KilledCaller, whose_name_the_kernel_may_keep_as_missing_waits) {
   m().on_reactor([&] { m().front_end().set_policy(kSoleMount); });
   EXPECT_FALSE(fs::exists(m().path("d")));

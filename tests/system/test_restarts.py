@@ -804,6 +804,24 @@ def who_was_killed_in_the_pause_waits_for_no_lock_at_another_process_of_the_new_
     sandbox.eventually(lambda: can_lock(beta, 'g'), 'it is locked by nobody', 10)
 
 
+def who_is_killed_in_the_pause_gives_up_its_locks():
+    """The close with which a killed process ends is interrupted by the same signal: it releases the locks all the same."""
+    cluster, holder, _, third = before_the_pause()
+    alpha, beta = cluster
+    remote = Actor(beta.mountpoint)
+    for actor, name in ((holder, 'f'), (remote, 'h')):
+        assert actor.do('open', 2, name, os.O_RDWR)[0] == 'ok' and actor.do('lock', 2, 'w', 0, 0)[0] == 'ok'
+    migration = in_the_pause(alpha, beta)
+    holder.kill()
+    remote.kill()
+    time.sleep(0.2)
+    assert is_in_the_pause(beta), 'they were to end in the pause'
+    migration.finish()
+    for handle, name in ((3, 'f'), (4, 'h')):
+        assert third.do('open', handle, name, os.O_RDWR)[0] == 'ok'
+        sandbox.eventually(lambda fd=handle: third.do('lock', fd, 'w', 0, 0)[0] == 'ok', f'{name} is locked by nobody', 10)
+
+
 def what_is_unlocked_while_the_owner_is_away_is_free_and_the_rest_is_not():
     """Of what a site holds, its own requests on their way tell what it holds no more."""
     cluster = Cluster(3, content=lambda store: [content.write(f'{store}/{name}', b'data') for name in 'fg'])
@@ -995,6 +1013,7 @@ if __name__ == '__main__':
         what_is_locked_in_the_pause_is_known_to_another_process_of_the_new_owner,
         what_records_have_locked_outlives_the_process_that_performed_them,
         who_was_killed_in_the_pause_waits_for_no_lock_at_another_process_of_the_new_owner,
+        who_is_killed_in_the_pause_gives_up_its_locks,
         what_waits_for_space_at_the_kill_is_each_performed_once,
         what_is_unlocked_while_the_owner_is_away_is_free_and_the_rest_is_not,
         the_locks_of_a_site_that_was_restarted_are_given_up_once,
