@@ -328,17 +328,18 @@ void Site::Impl::verify_next() {
   const bool there_wanted =
       now.other_is_owner ? now.comparison.owner_wanted() : now.comparison.other_wanted();
   pb::VerifyAsk ask;
-  ask.set_number(now.number);
   ask.set_count(kVerifyPage);
   if (there_wanted && !now.asked_there) {
-    now.asked_there = true;
+    now.asked_there = next_number++;
+    ask.set_number(*now.asked_there);
     ask.set_after(now.other_is_owner ? now.comparison.owner_next() : now.comparison.other_next());
     pb::Envelope envelope;
     *envelope.mutable_verify_ask() = ask;
     transport.send(now.with, Lane::requests, envelope);
   }
   if (here_wanted && !now.asked_here) {
-    now.asked_here = true;
+    now.asked_here = next_number++;
+    ask.set_number(*now.asked_here);
     ask.set_after(now.other_is_owner ? now.comparison.other_next() : now.comparison.owner_next());
     const auto page = std::make_shared<pb::VerifyReply>();
     workers->submit(
@@ -353,7 +354,7 @@ void Site::Impl::verify_next() {
         },
         [this, page] {
           page_read(*page);
-          if (verification && verification->number == page->number()) verify_page(true, *page);
+          if (verification && verification->asked_here == page->number()) verify_page(true, *page);
         });
   }
 }
@@ -393,15 +394,25 @@ void Site::Impl::verify_ends(nlohmann::json result) {
   reply(std::move(result));
 }
 
-// A page that was asked for may never come.
 void Site::Impl::verify_lost(const SiteName& site) {
-  if (verification && verification->with == site)
-    verify_ends(failure(fmt::format("the connection to {} was lost: verify again when it is back", site)));
+  if (!verification || verification->with != site) return;
+  reactor.after(kAnswerPatience, [this, site, number = verification->number] {
+    if (verification && verification->number == number && !transport.connected(site))
+      verify_ends(failure(fmt::format("the connection to {} was lost: verify again when it is back", site)));
+  });
+}
+
+// The page that was asked for over the connection before may never come. If it does, nobody waits for its
+// number.
+void Site::Impl::verify_goes_on(const SiteName& site) {
+  if (!verification || verification->with != site || !verification->asked_there) return;
+  verification->asked_there.reset();
+  verify_next();
 }
 
 void Site::Impl::verify_page(bool here, const pb::VerifyReply& page) {
   auto& now = *verification;
-  (here ? now.asked_here : now.asked_there) = false;
+  (here ? now.asked_here : now.asked_there).reset();
   if (!page.error().empty()) return verify_ends(failure(page.error()));
   if (page.epoch() != now.epoch)
     return verify_ends(failure("ownership has moved meanwhile: verify again when the handoff has ended"));

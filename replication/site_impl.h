@@ -33,7 +33,7 @@ struct Verification {
   DigestComparison comparison;
   std::uint64_t number = 0;
   Epoch epoch = 0;  // of the ownership when it began: no page of another one is compared
-  bool asked_here = false, asked_there = false;
+  std::optional<std::uint64_t> asked_here, asked_there;  // numbers of the pages that are awaited
   std::function<void(nlohmann::json)> reply;
 };
 
@@ -129,6 +129,7 @@ struct Site::Impl {
   void page_read(pb::VerifyReply& page);
   void verify_ends(nlohmann::json result);
   void verify_lost(const SiteName& site);
+  void verify_goes_on(const SiteName& site);
   void verify_page(bool here, const pb::VerifyReply& page);
 
   // constant after construction

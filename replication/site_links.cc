@@ -108,7 +108,7 @@ void Site::Impl::subscribe() {
   });
   transport.subscribe(E::kVerifyAsk, [this](const SiteName& from, const Message& message) {
     const auto reply = std::make_shared<pb::VerifyReply>();
-    if (message.head.verify_ask().after() == 0) reply->set_error(prepare_verify());
+    reply->set_error(prepare_verify());
     workers->submit(
         [this, ask = message.head.verify_ask(), reply] {
           try {
@@ -129,7 +129,7 @@ void Site::Impl::subscribe() {
   });
   transport.subscribe(E::kVerifyReply, [this](const SiteName& from, const Message& message) {
     if (verification && verification->with == from &&
-        verification->number == message.head.verify_reply().number())
+        verification->asked_there == message.head.verify_reply().number())
       verify_page(false, message.head.verify_reply());
   });
 }
@@ -229,7 +229,8 @@ void Site::Impl::drop_site(const SiteName& site) {
   transport.remove_site(site);
   expire(site, 0);
   forget_recalls(site);
-  verify_lost(site);
+  if (verification && verification->with == site)
+    verify_ends({{"error", fmt::format("{} is not part of the data set any more", site)}});
   forget_handoffs_from(site);
   incarnations.erase(site);
   powers.erase(site);
@@ -269,7 +270,7 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, Gap gap)
   }
   if (gap == Gap::broken) {
     send_recalls_again(site);
-    verify_lost(site);
+    verify_goes_on(site);
     end_commands(site);
   }
   if (source && source->target() == site) source->connected(gap == Gap::broken);

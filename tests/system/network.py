@@ -10,7 +10,6 @@ class Network:
 
     def __init__(self):
         self._hosts = {}
-        self.was_cut = False
         run('ip', 'link', 'add', 'br0', 'type', 'bridge')
         run('ip', 'addr', 'add', '10.77.0.254/24', 'dev', 'br0')
         run('ip', 'link', 'set', 'br0', 'up')
@@ -33,7 +32,6 @@ class Network:
 
     def cut(self, host, other=None, one_way=False):
         """Packets between `host` and `other` (everybody by default) vanish; one way: only those that `host` receives."""
-        self.was_cut = True
         peers = [self._hosts[other]] if other else [a for h, a in self._hosts.items() if h != host]
         rules = ['table inet cut {', 'chain input { type filter hook input priority 0;']
         rules += [f'ip saddr {peer} drop;' for peer in peers]

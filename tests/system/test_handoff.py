@@ -220,29 +220,55 @@ def slow_to_read(store, size):
             f.truncate(size)
 
 
+def compare_in_background(site, other):
+    """It has begun to read the copies when this returns."""
+    before = site.bytes_read()
+    verify = subprocess.Popen(site.command('verify', DATA_SET, '--with', other.name), env=site.environment(),
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    sandbox.eventually(lambda: site.bytes_read() > before + (64 << 20), 'a copy is read', every=0.02)
+    return verify
+
+
 def a_site_ends_while_copies_are_compared():
     cluster = Cluster(2, content=functools.partial(slow_to_read, size=8 << 30))
     alpha, beta = cluster
     alpha.migrate(beta, *PAUSE)
-    for leaves in cluster:
+    verify = compare_in_background(alpha, beta)
+    start = time.monotonic()
+    alpha.stop()
+    assert time.monotonic() - start < 8
+    out, err = verify.communicate(timeout=20)
+    assert verify.returncode == 1 and out == '' and err.count('\n') == 1, f'{out} {err}'
+
+
+def a_comparison_goes_on_with_a_site_that_comes_back():
+    """Over the next connection, and with the next process, what was asked for is asked for again."""
+    cluster = Cluster(2, content=functools.partial(slow_to_read, size=1 << 30))
+    alpha, beta = cluster
+    alpha.migrate(beta, *PAUSE)
+
+    def is_cut_off():
+        cluster.network.cut('beta')
+        sandbox.eventually(lambda: not any(site['connected'] for site in alpha.status()['sites']), 'alpha notices', 30)
+        cluster.network.heal('beta')
+
+    def is_killed():
+        beta.kill()
+        beta.start()
+
+    for goes in (is_cut_off, is_killed):
         cluster.wait_connected()
-        verify = subprocess.Popen(alpha.command('verify', DATA_SET, '--with', 'beta'), env=alpha.environment(),
-                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        time.sleep(0.5)
-        assert verify.poll() is None, 'it was too fast'
-        start = time.monotonic()
-        leaves.stop()
-        assert time.monotonic() - start < 8
-        verify.communicate(timeout=20)
-        leaves.start()
+        verify = compare_in_background(alpha, beta)
+        goes()
+        out, err = verify.communicate(timeout=60 * sandbox.PATIENCE)
+        assert verify.returncode == 0 and 'equal\n' in out, f'{goes.__name__}: {out} {err}'
 
 
 def what_a_handoff_changes_is_not_compared():
     cluster = Cluster(2, content=functools.partial(slow_to_read, size=1 << 30))
     alpha, beta = cluster
     alpha.migrate(beta, *PAUSE)
-    verify = subprocess.Popen(alpha.command('verify', DATA_SET, '--with', 'beta'), env=alpha.environment(),
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    verify = compare_in_background(alpha, beta)
     beta.migrate(alpha, *PAUSE)
     for i in range(8):
         os.utime(f'{alpha.mountpoint}/f{i}')
@@ -923,6 +949,7 @@ if __name__ == '__main__':
         'verify_knows_who_has_a_copy': (verify_knows_who_has_a_copy, 60),
         'what_a_handoff_changes_is_not_compared': (what_a_handoff_changes_is_not_compared, 120),
         'a_site_ends_while_copies_are_compared': (a_site_ends_while_copies_are_compared, 90),
+        'a_comparison_goes_on_with_a_site_that_comes_back': (a_comparison_goes_on_with_a_site_that_comes_back, 180),
         'a_broken_connection_resumes': (a_broken_connection_resumes, 90),
         'an_attempt_takes_the_place_of_one_that_its_target_has_not_seen_end':
             (an_attempt_takes_the_place_of_one_that_its_target_has_not_seen_end, 90),
