@@ -108,6 +108,7 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, SiteName source, const pb::
   record_.target = parts_.self;
   record_.role = "target";
   record_.started = record_.t0 = wall_clock_ns();
+  parts_.disk.note_failure([this] { parts_.power.sync_failed(); });  // of an attempt that has ended since
   image_ = std::make_unique<ImageTarget>(
       ImageTarget::Options{.attempt = prepare.attempt(),
                            .source = source_,
@@ -116,7 +117,7 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, SiteName source, const pb::
                            .lost = parts_.state.setting(received_key(source_)) == source_losses_
                                        ? Power::Interval{}
                                        : source_lost_},
-      parts_.inodes, parts_.reactor, [this](const pb::Envelope& envelope) { send(envelope); },
+      parts_.inodes, parts_.disk, parts_.reactor, [this](const pb::Envelope& envelope) { send(envelope); },
       [this](const std::string& reason) { fail(reason); });
   persist(Durability::normal);
   pb::Envelope reply;
@@ -137,7 +138,7 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, const HandoffRecord& stored
                            .private_area = parts_.store_directory / kPrivateArea,
                            .doubtful = {},
                            .lost = {}},
-      parts_.inodes, parts_.reactor, [this](const pb::Envelope& envelope) { send(envelope); },
+      parts_.inodes, parts_.disk, parts_.reactor, [this](const pb::Envelope& envelope) { send(envelope); },
       [this](const std::string& reason) { fail(reason); });
   state_ = record_.phase == name(TargetState::performing) ? TargetState::performing : TargetState::prepared;
   if (state_ == TargetState::performing) {
@@ -517,6 +518,7 @@ void HandoffTarget::abandon(const std::string& reason) {
   record_.error = reason;
   record_.ended = wall_clock_ns();
   try {
+    parts_.disk.note_failure([this] { parts_.power.sync_failed(); });
     forget(parts_.state, record_.attempt);
     persist(Durability::normal);
   } catch (const std::exception& failure) {

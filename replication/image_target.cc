@@ -10,6 +10,7 @@
 #include <deque>
 #include <exception>
 #include <mutex>
+#include <stop_token>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -18,7 +19,6 @@
 #include "meta/fault.h"
 #include "replication/cells_apply.h"
 #include "replication/checksum.h"
-#include "replication/disk_sync.h"
 #include "replication/target_tree.h"
 
 namespace sharefs {
@@ -52,15 +52,15 @@ void take_own_identity() {
 }  // namespace
 
 struct ImageTarget::Impl {
-  Impl(Options given, InodeTable& inode_table, Reactor& the_reactor, std::function<void(pb::Envelope)> send,
-       std::function<void(std::string)> failed)
+  Impl(Options given, InodeTable& inode_table, DiskSync& disk_sync, Reactor& the_reactor,
+       std::function<void(pb::Envelope)> send, std::function<void(std::string)> failed)
       : options(std::move(given)),
         inodes(inode_table),
+        disk(disk_sync),
         reactor(the_reactor),
         outlet(std::make_shared<Outlet>(Outlet{std::move(send), std::move(failed)})),
         tree(inodes, options.private_area),
-        cells(inodes, tree, options.doubtful, options.lost),
-        disk(tree.private_area()) {
+        cells(inodes, tree, options.doubtful, options.lost) {
     thread = std::thread([this] { serve(); });
   }
 
@@ -81,12 +81,12 @@ struct ImageTarget::Impl {
   // constant after construction
   const Options options;
   InodeTable& inodes;
+  DiskSync& disk;
   Reactor& reactor;
   const std::shared_ptr<Outlet> outlet;
   // applying thread
   TargetTree tree;
   CellsApply cells;
-  DiskSync disk;
   std::uint64_t batches = 0;
   std::uint64_t applying_bytes = 0;  // of the batch at hand
   bool failed = false;
@@ -97,6 +97,7 @@ struct ImageTarget::Impl {
   std::deque<std::function<void()>> tasks;
   bool stopping = false;
 
+  std::stop_source interrupted;  // any thread
   std::thread thread;
 };
 
@@ -110,7 +111,7 @@ void ImageTarget::Impl::queue(std::function<void()> task) {
 void ImageTarget::Impl::stop() {
   outlet->open = false;
   tree.interrupt();
-  disk.interrupt();
+  interrupted.request_stop();
   {
     const std::lock_guard lock(mutex);
     stopping = true;
@@ -201,14 +202,14 @@ void ImageTarget::Impl::settle() {
 // Everything applied so far is on stable storage when it returns. Tells how long that took, in nanoseconds.
 std::uint64_t ImageTarget::Impl::sync() {
   const auto began = Clock::now();
-  disk.sync();
+  disk.sync(interrupted.get_token());
   inodes.flush();
   return static_cast<std::uint64_t>(std::chrono::nanoseconds(Clock::now() - began).count());
 }
 
-ImageTarget::ImageTarget(Options options, InodeTable& inodes, Reactor& reactor,
+ImageTarget::ImageTarget(Options options, InodeTable& inodes, DiskSync& disk, Reactor& reactor,
                          std::function<void(pb::Envelope)> send, std::function<void(std::string)> failed)
-    : impl_((become_self(), std::make_unique<Impl>(std::move(options), inodes, reactor, std::move(send),
+    : impl_((become_self(), std::make_unique<Impl>(std::move(options), inodes, disk, reactor, std::move(send),
                                                    std::move(failed)))) {}
 
 ImageTarget::~ImageTarget() { impl_->stop(); }

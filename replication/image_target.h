@@ -24,6 +24,7 @@
 #include <string>
 
 #include "fs/inode_table.h"
+#include "replication/disk_sync.h"
 #include "replication/power.h"
 #include "replication/transport.h"
 
@@ -41,8 +42,8 @@ class ImageTarget {
   };
   // `send` posts an answer to the source (called on the reactor thread); `failed` is called once, on the
   // reactor thread, with one clear line when the attempt cannot go on (disk full, malformed batch, checksum).
-  ImageTarget(Options options, InodeTable& inodes, Reactor& reactor, std::function<void(pb::Envelope)> send,
-              std::function<void(std::string)> failed);
+  ImageTarget(Options options, InodeTable& inodes, DiskSync& disk, Reactor& reactor,
+              std::function<void(pb::Envelope)> send, std::function<void(std::string)> failed);
   ~ImageTarget();
 
   // --- reactor thread; each queues behind what came before

@@ -3,6 +3,7 @@
 #include <sys/random.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <string>
@@ -55,6 +56,8 @@ void Power::synced(std::int64_t when) {
   if (when > number_in(state_.setting(kSynced))) state_.set_setting(kSynced, std::to_string(when));
 }
 
+void Power::sync_failed() { extend(kDoubtful, number_in(state_.setting(kSynced))); }
+
 void Power::ends_synced() { state_.set_setting(kEnded, "1"); }
 
 Power::Interval Power::doubtful() { return interval(kDoubtful); }
@@ -69,10 +72,11 @@ Power::Interval Power::interval(const char* setting) {
   return interval;
 }
 
-// To now.
+// Up to the last stamp that a file may have now (ctime_floor() is the first one that it may get).
 void Power::extend(const char* setting, std::int64_t from) {
   const Interval before = interval(setting);
-  const std::int64_t to = std::max(before.to, ctime_floor());
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  const std::int64_t to = std::max<std::int64_t>(before.to, std::chrono::nanoseconds(now).count() + 1);
   set(setting, {.from = before.to > 0 ? std::min(before.from, from) : from, .to = to});
 }
 

@@ -5,6 +5,8 @@
 // was written last without its bytes: journals keep attributes, bytes are written back later. Such files are
 // not taken for what their attributes say, but compared.
 //
+// A sync that fails does the second of them, too.
+//
 // Threads: that of the State.
 #pragma once
 
@@ -25,6 +27,8 @@ class Power {
   // Whatever of the store was stamped before `when` (ns since 1970) is on the disk. As durable as a later
   // commit.
   void synced(std::int64_t when);
+  // A sync has failed: what was stamped since the last one that did not is doubtful, as after a power cut.
+  void sync_failed();
   // The process ends, and everything is on the disk.
   void ends_synced();
 

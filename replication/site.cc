@@ -63,6 +63,16 @@ UniqueFd open_store(const std::filesystem::path& path) {
   return open_directory(path);
 }
 
+bool sync_store(DiskSync& disk) {
+  try {
+    disk.sync();
+    return true;
+  } catch (const std::exception& error) {
+    spdlog::error(error.what());
+    return false;
+  }
+}
+
 UniqueFd lock_area(const UniqueFd& store, const std::string& path) {
   UniqueFd area = open_private_area(store.get());
   if (area && !lock_private_area(area.get()))
@@ -145,6 +155,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
             .reactor = reactor,
             .state = state,
             .power = power,
+            .disk = disk,
             .transport = transport,
             .inodes = inodes,
             .store = store,
@@ -230,7 +241,7 @@ Site::Impl::~Impl() {
     for (const auto& [mount, site] : opens.clients())
       if (site != parts.self) sites.insert(site);
     const std::int64_t now = ctime_floor();
-    const bool synced = ::syncfs(store_fd.get()) == 0;
+    const bool synced = sync_store(disk);
     inodes.flush();
     Transaction transaction(database, Durability::full);
     if (is_owner()) state.set_setting(kMountsSetting, fmt::format("{}", fmt::join(sites, " ")));
@@ -238,6 +249,7 @@ Site::Impl::~Impl() {
       power.synced(now);
       power.ends_synced();
     }
+    disk.note_failure([this] { power.sync_failed(); });
     transaction.commit();
   } catch (const std::exception& error) {
     spdlog::warn("all sites will be asked at the next start: {}", error.what());
@@ -353,7 +365,7 @@ void Site::Impl::delete_leftovers() {
   try {
     leftovers = std::make_unique<ImageTarget>(
         ImageTarget::Options{.attempt = 0, .source = {}, .private_area = area, .doubtful = {}, .lost = {}},
-        inodes, reactor, [](const pb::Envelope&) {}, failed);
+        inodes, disk, reactor, [](const pb::Envelope&) {}, failed);
     const auto orphans = store.orphans();
     leftovers->finish({orphans.begin(), orphans.end()}, [this] { leftovers.reset(); });
   } catch (const std::exception& error) {
@@ -416,9 +428,10 @@ void Site::Impl::give_ownership(const SiteName& owner, Epoch epoch) {
   transport.greet_all();
   // The new owner has it all on its disk; as an old image this store is worth what is on this one's.
   const auto synced = std::make_shared<bool>(false);
-  workers->submit([synced, fd = store_fd.get()] { *synced = ::syncfs(fd) == 0; },
+  workers->submit([this, synced] { *synced = sync_store(disk); },
                   [this, synced, now = ctime_floor()] {
                     if (*synced) power.synced(now);
+                    disk.note_failure([this] { power.sync_failed(); });
                   });
 }
 

@@ -146,6 +146,7 @@ struct Site::Impl {
   Power power;
   // The store, opened before anything is mounted over it: its path would lead back into our own mount.
   UniqueFd store_fd;
+  DiskSync disk{store_fd.get()};
   UniqueFd area_fd;                  // locked
   std::filesystem::path store_path;  // leads through store_fd
   std::atomic<bool> ending{false};   // any thread

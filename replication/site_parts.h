@@ -18,6 +18,7 @@
 #include "meta/change_log.h"
 #include "meta/reactor.h"
 #include "meta/state.h"
+#include "replication/disk_sync.h"
 #include "replication/peer.h"
 #include "replication/power.h"
 #include "replication/request_server.h"
@@ -44,6 +45,7 @@ struct SiteParts {
   Reactor& reactor;
   State& state;
   Power& power;
+  DiskSync& disk;
   Transport& transport;
   InodeTable& inodes;
   Store& store;

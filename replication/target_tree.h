@@ -85,8 +85,6 @@ class TargetTree {
   void interrupt() { interrupted_ = true; }
   bool interrupted() const { return interrupted_; }  // any thread
 
-  int private_area() const { return area_.get(); }
-
  private:
   using Directory = std::shared_ptr<const UniqueFd>;
   using NameHash = std::pair<std::uint64_t, std::uint64_t>;  // 128 bits: what tells names apart

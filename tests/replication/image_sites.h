@@ -83,6 +83,7 @@ struct Copy {
     options.use_handles = handles;
     inodes = std::make_unique<InodeTable>(home / "state.db", home / "journal",
                                           open_path(owner ? store_path() : area() / "tree"), options);
+    disk = std::make_unique<DiskSync>(open_path(store_path()).get());
     inodes->set_epoch(epoch != 0 ? epoch : owner ? 1 : 2);
     store = std::make_unique<Store>(Store::Options{.directory = store_path(), .data_set = "test"}, *inodes,
                                     opens, locks, workers);
@@ -100,6 +101,7 @@ struct Copy {
   std::unique_ptr<Database> database;
   std::unique_ptr<ChangeLog> log;
   std::unique_ptr<InodeTable> inodes;
+  std::unique_ptr<DiskSync> disk;
   std::unique_ptr<Store> store;
 };
 
@@ -111,7 +113,7 @@ class Attempt {
     reactor_.run([&] {
       target_ = std::make_unique<ImageTarget>(
           ImageTarget::Options{.attempt = number, .source = "source", .private_area = to.area()}, *to.inodes,
-          *reactor_, [this](const pb::Envelope& answer) { to_source(answer); },
+          *to.disk, *reactor_, [this](const pb::Envelope& answer) { to_source(answer); },
           [this](const std::string& reason) {
             error_ = reason;
             source_->cancel(reason);

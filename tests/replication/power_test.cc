@@ -1,7 +1,12 @@
 #include "replication/power.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <thread>
+
+#include "replication/inode_io.h"
 #include "tests/fs/temporary_directory.h"
 
 namespace sharefs {
@@ -22,6 +27,31 @@ TEST(PowerTest, WhatThePreviousOwnerHadLostIsHandedOn) {
   power.inherit({.from = 20, .to = 30});
   EXPECT_EQ(power.lost().from, 20);
   EXPECT_EQ(power.lost().to, 60);
+}
+
+TEST(PowerTest, WhatASyncMayHaveLostIsDoubtful) {
+  const TemporaryDirectory directory;
+  Database database(directory.path() / "state.db");
+  State state(database);
+  Power power(state);
+  power.trust();
+  const std::filesystem::path store = directory.path() / "store";
+  const auto stamped = [&] {
+    std::filesystem::create_directory(store);
+    const UniqueFd fd(::open(store.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    std::filesystem::remove(store);
+    return timestamp_ns(stat_inode(fd.get()).stx_ctime);
+  };
+  const std::int64_t before = stamped();
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  power.synced(ctime_floor());
+  for (int i = 0; i < 20; ++i) {
+    const std::int64_t last = stamped();
+    power.sync_failed();
+    EXPECT_TRUE(power.doubtful().contains(last)) << "what was stamped just now";
+  }
+  EXPECT_FALSE(power.doubtful().contains(before)) << "what a sync has written";
+  EXPECT_EQ(power.lost().to, 0) << "a store that is no authority has lost nothing";
 }
 
 }  // namespace

@@ -69,12 +69,12 @@ def prepare():
 _ext4_count = 0
 
 
-def ext4(size='6G', inodes=None, reserved=0, coarse=False, block=None):
+def ext4(size='6G', inodes=None, reserved=0, coarse=False, block=None, image=None):
     """A new ext4 file system in memory; returns its mount point. `reserved`: percent that only root gets. `coarse`:
-    its inodes keep whole seconds, and none after 2038."""
+    its inodes keep whole seconds, and none after 2038. `image`: the file that it is in."""
     global _ext4_count
     _ext4_count += 1
-    image = f'{WORK}/image{_ext4_count}'
+    image = image or f'{WORK}/image{_ext4_count}'
     where = f'{WORK}/disk{_ext4_count}'
     with open(image, 'wb') as f:
         f.truncate(int(size[:-1]) << {'M': 20, 'G': 30}[size[-1]])
@@ -94,6 +94,13 @@ def tmpfs(options):
     os.mkdir(where)
     run('mount', '-t', 'tmpfs', '-o', options, 'tmpfs', where)
     return where
+
+
+def drop_caches():
+    """What is on the disk is read from there again."""
+    os.sync()
+    with open('/proc/sys/vm/drop_caches', 'w') as f:
+        f.write('3')
 
 
 def overlay(directory):

@@ -5,6 +5,7 @@ import errno
 import functools
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -263,6 +264,57 @@ def a_target_without_privileges_is_refused():
     assert 'find -gid 0' in alpha.cli('migrate', 'd', '--to', 'beta', check=False).stderr
     os.chown(f'{alpha.mountpoint}/of-root', sandbox.TESTER, sandbox.TESTER)
     alpha.migrate(beta, '--max-pause', '1000h')
+    cluster.verify(beta, alpha)
+
+
+class ThinDisk:
+    """A file system that promises more than it has: what is written where nothing was before fails."""
+
+    BLOCK = 4096
+    MEGABYTES = 192
+
+    def __init__(self):
+        self._pool = sandbox.tmpfs('size=96m')
+        image = f'{self._pool}/image'
+        self.where = sandbox.ext4(f'{self.MEGABYTES}M', block=self.BLOCK, image=image)
+        # Not what it keeps of itself.
+        told = sandbox.run('dumpe2fs', image).stdout
+        free = [[int(n) for n in found.split('-')] for line in re.findall(r'^  Free blocks: (.*)$', told, re.MULTILINE)
+                for found in line.split(', ') if found]
+        with open(image, 'r+b') as f:
+            after = 0
+            for first, *last in [*free, [(self.MEGABYTES << 20) // self.BLOCK]]:
+                if first > after:
+                    os.posix_fallocate(f.fileno(), after * self.BLOCK, (first - after) * self.BLOCK)
+                after = (last or [first])[0] + 1
+
+    def has_nothing_left(self):
+        with open(f'{self._pool}/ballast', 'wb') as f:
+            status = os.fstatvfs(f.fileno())
+            os.posix_fallocate(f.fileno(), 0, status.f_bavail * status.f_frsize)
+
+    def has_more(self):
+        os.remove(f'{self._pool}/ballast')
+
+
+def what_a_disk_failed_to_write_is_not_believed():
+    """The next attempt finds the file with all its attributes, and for a while its bytes, but those are not on the disk."""
+    disk = ThinDisk()
+    cluster = Cluster(2, stores=[sandbox.ext4() + '/alpha', disk.where + '/beta'], content=content.small)
+    alpha, beta = cluster
+    alpha.migrate(beta, '--max-pause', '2s')
+    beta.migrate(alpha, '--max-pause', '2s')
+    disk.has_nothing_left()
+    written = os.urandom(4 << 20)
+    with open(f'{alpha.mountpoint}/new', 'wb') as f:
+        f.write(written)
+    failed = alpha.migrate(beta, '--max-pause', '2s', check=False)
+    assert failed['result'] == 'failed', failed
+    disk.has_more()
+    alpha.migrate(beta, '--max-pause', '2s')
+    sandbox.drop_caches()
+    with open(f'{beta.store}/new', 'rb') as f:
+        assert f.read() == written
     cluster.verify(beta, alpha)
 
 
@@ -607,7 +659,7 @@ def a_data_set_leaves_a_full_disk_while_somebody_goes_on_writing():
     try:
         for thread in threads:
             thread.start()
-        summary = alpha.migrate(beta)
+        summary = alpha.migrate(beta, '--max-pause', '500ms')
     finally:
         stop.set()
         for thread in threads:
@@ -737,6 +789,7 @@ if __name__ == '__main__':
         'a_removal_needs_no_inode': (a_removal_needs_no_inode, 60),
         'an_ordinary_user_moves_what_may_not_be_written': (an_ordinary_user_moves_what_may_not_be_written, 60),
         'a_target_without_privileges_is_refused': (a_target_without_privileges_is_refused, 60),
+        'what_a_disk_failed_to_write_is_not_believed': (what_a_disk_failed_to_write_is_not_believed, 60),
         'a_target_that_fills_up_ends_the_attempt': (a_target_that_fills_up_ends_the_attempt, 60),
         'a_store_that_cannot_be_put_away_keeps_nobody_waiting': (a_store_that_cannot_be_put_away_keeps_nobody_waiting, 60),
         'a_full_state_folder_of_the_target_ends_the_handoff': (a_full_state_folder_of_the_target_ends_the_handoff, 60),
