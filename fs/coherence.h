@@ -70,7 +70,7 @@ struct CoherenceTiming {
   Reactor::Clock::duration lease = kLease;
   Reactor::Clock::duration sole_timeout = std::max(kSoleMount.entry_timeout, kSoleMount.attr_timeout);
   // For how long a client is waited for beyond the lease that it was given so long ago: its kernel shows what
-  // it has as long as it hears the owner, so not before the order has arrived.
+  // it has as long as it hears the owner, so its lease begins when the order has arrived.
   std::function<Reactor::Clock::duration(ClientId, Reactor::Clock::duration ago)> extension = {};
 };
 

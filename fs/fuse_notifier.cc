@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "fs/fuse_session.h"
+#include "meta/fault.h"
 
 namespace sharefs {
 
@@ -66,6 +67,7 @@ void FuseNotifier::work(Queue& queue) {
     ++queue.busy;
     lock.unlock();
     // Whatever it says (ENOENT: the kernel does not know the inode), nothing is cached afterwards.
+    fault_point("fuse.dropping");
     FuseSession::invalidate(device, order.id, static_cast<std::int64_t>(order.offset),
                             static_cast<std::int64_t>(order.length));
     lock.lock();

@@ -129,16 +129,26 @@ void Liveness::doubt(Clock::time_point now) {
   if (proven_) doubted_ = now;
   proven_ = false;
   proof_from_ = now;
+  answered_.clear();
 }
 
 bool Liveness::pong(Clock::time_point sent, Clock::time_point now) {
   if (sent > now || now - sent > kPlausibleRoundTrip) return false;
   // Those that come late over a connection that has been replaced say nothing of the present one.
   if (sent >= asked_) samples_[sampled_++ % samples_.size()] = now - sent;
+  if (sent > asked_) answered_.push_back({.sent = sent, .came = now});
+  while (answered_.size() > 1 && now - answered_[1].came > kRemembered) answered_.pop_front();
   asked_ = std::max(asked_, sent);
   if (proven_ || sent < proof_from_) return false;
   proven_ = announced_ = true;
   return true;
+}
+
+std::optional<Clock::duration> Liveness::arrived(Clock::time_point then, Clock::time_point now) const {
+  const auto first =
+      std::ranges::find_if(answered_, [&](const Answered& answered) { return answered.sent >= then; });
+  if (first == answered_.end()) return std::nullopt;
+  return now - first->came;
 }
 
 Clock::duration Liveness::round_trip() const {

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <array>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -73,6 +74,10 @@ class Liveness {
 
   bool proven() const { return proven_; }
   Clock::time_point asked() const { return asked_; }  // when the latest ping that was answered was sent
+  // For how long it is known that what was sent at `then` has arrived; nothing: it is not known. What has
+  // been known for longer than kRemembered is known for that long.
+  std::optional<Clock::duration> arrived(Clock::time_point then, Clock::time_point now) const;
+  static constexpr std::chrono::seconds kRemembered{10};
   Clock::duration silence(Clock::time_point now) const { return now - last_heard_; }
   // The shortest of the last few: one that waited in a queue, or out a broken connection, says nothing of the
   // link.
@@ -83,6 +88,10 @@ class Liveness {
   bool announced_ = false;
   Clock::time_point last_heard_{};
   Clock::time_point asked_{};
+  struct Answered {
+    Clock::time_point sent, came;
+  };
+  std::deque<Answered> answered_;  // pings, in the order in which they were sent
   Clock::time_point proof_from_{};
   Clock::time_point doubted_{};
   std::array<Clock::duration, 8> samples_{};

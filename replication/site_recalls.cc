@@ -37,11 +37,12 @@ void Site::Impl::recall_at(const SiteName& site, const RecallOrder& order, std::
 }
 
 // On a slow link a recall may be behind what the site reads for longer than its lease. It has arrived when a
-// ping sent after it was answered; a site that is not heard drops what it shows by itself (lost()).
+// ping sent after it was answered, and has the whole lease from then on; a site that is not heard drops what
+// it shows by itself (lost()).
 Reactor::Clock::duration Site::Impl::extension(ClientId holder, Reactor::Clock::duration ago) {
   const auto found = opens.clients().find(holder);
-  if (found == opens.clients().end() || transport.trusted_for(found->second, ago) > ago.zero()) return {};
-  return kLease - transport.silence(found->second);
+  if (found == opens.clients().end()) return {};
+  return kLease - transport.arrived(found->second, ago).value_or(transport.silence(found->second));
 }
 
 // Whoever is heard does not drop what it shows by itself.

@@ -556,6 +556,13 @@ Reactor::Clock::duration Transport::trusted_for(const SiteName& site, Reactor::C
   return std::max(within - (Reactor::Clock::now() - liveness.asked()), Reactor::Clock::duration::zero());
 }
 
+std::optional<Reactor::Clock::duration> Transport::arrived(const SiteName& site,
+                                                           Reactor::Clock::duration ago) const {
+  if (trusted_for(site, ago) == ago.zero()) return std::nullopt;
+  const auto now = Reactor::Clock::now();
+  return impl_->links.at(site)->liveness.arrived(now - ago, now);
+}
+
 Reactor::Clock::duration Transport::silence(const SiteName& site) const {
   const auto found = impl_->links.find(site);
   return found == impl_->links.end() ? Reactor::Clock::duration::max()

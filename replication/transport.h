@@ -12,6 +12,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 #include <zmq.hpp>
@@ -138,6 +139,9 @@ class Transport {
   // Whether both directions work, and a question that was asked less than `within` ago has been answered.
   // Never true of a time at which this machine slept.
   Reactor::Clock::duration trusted_for(const SiteName& site, Reactor::Clock::duration within) const;
+  // For how long it is known that what was sent `ago` ago has arrived (Liveness::arrived); nothing: it is not
+  // known.
+  std::optional<Reactor::Clock::duration> arrived(const SiteName& site, Reactor::Clock::duration ago) const;
   Reactor::Clock::duration silence(const SiteName& site) const;     // since it was last heard
   Reactor::Clock::duration round_trip(const SiteName& site) const;  // shortest of the last few; zero: unknown
   std::string endpoint() const;                                     // with the port that was bound

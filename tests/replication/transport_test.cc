@@ -9,6 +9,7 @@
 
 #include "fs/inode_table.h"
 #include "relay.h"
+#include "replication/link.h"
 #include "sites.h"
 
 namespace sharefs::testing {
@@ -326,6 +327,25 @@ TEST_F(TransportTest, ASiteMovesOnceASecond) {
   if (within_a_second) {
     EXPECT_FALSE(second.called());
   }
+}
+
+TEST(LivenessTest, ItIsKnownSinceWhenAMessageHasArrived) {
+  using std::chrono::seconds;
+  Liveness liveness;
+  const auto start = Reactor::Clock::now();
+  const auto at = [&](int second) { return start + seconds(second); };
+  EXPECT_FALSE(liveness.arrived(at(1), at(3)));
+  liveness.pong(at(0), at(3));
+  EXPECT_FALSE(liveness.arrived(at(1), at(3))) << "this ping was before it";
+  liveness.pong(at(2), at(5));
+  liveness.pong(at(4), at(6));
+  EXPECT_EQ(liveness.arrived(at(1), at(9)), seconds(4)) << "the first ping behind it counts";
+  EXPECT_EQ(liveness.arrived(at(4), at(9)), seconds(3));
+  for (int second = 7; second < 60; ++second) liveness.pong(at(second), at(second));
+  EXPECT_GT(liveness.arrived(at(1), at(60)), Liveness::kRemembered);
+  EXPECT_EQ(liveness.arrived(at(57), at(60)), seconds(3));
+  liveness.doubt(at(60));
+  EXPECT_FALSE(liveness.arrived(at(57), at(60))) << "it is sent again over the next connection";
 }
 
 TEST_F(TransportTest, ANetworkThatSwallowsEverythingIsNoticedAndGottenOver) {

@@ -52,8 +52,8 @@ REQUEST = {'once.intent': 300, 'once.effect': 300, 'once.outcome': 300, 'store-o
            'store-rename-kept': 20, 'store-delete-orphans': 1}
 # Passed after a roll-back.
 ROLL_BACK = ['gate.reopened']
-# What another kernel would do, and when: used by test_restarts.py.
-KERNEL = ['fuse.prune', 'fuse.pruning']
+# What another kernel would do, and when: used by test_restarts.py and test_mount.py.
+KERNEL = ['fuse.dropping', 'fuse.prune', 'fuse.pruning']
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
 
