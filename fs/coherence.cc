@@ -271,7 +271,8 @@ void Coherence::Impl::set_lock(const pb::Request& request, Reply reply) {
     reply_errno(reply, EINVAL);
   } else if (recovering && lock.range.type() != pb::LockRange::UNLOCKED) {
     asked.push_back({request, std::move(reply)});
-  } else if (request.setlock().wait() && lock.range.type() != pb::LockRange::UNLOCKED) {
+  } else if ((request.setlock().wait() || request.given_up()) &&
+             lock.range.type() != pb::LockRange::UNLOCKED) {
     locks.wait({std::move(lock), request.seq(), std::move(reply), request.given_up()});
   } else {
     reply_errno(reply, locks.set(lock));
@@ -313,7 +314,11 @@ void Coherence::Impl::attach(ClientId client, SiteName site, const Reply& reply)
     tell_sole();
     return;
   }
-  arrivals.push_back({client, std::move(site), reply, {}});
+  // What the client has asked meanwhile comes behind all its words of what it holds, which do not know of it.
+  const auto same = std::ranges::find(arrivals, client, &Arrival::client);
+  Arrival arrival{client, std::move(site), reply, {}};
+  if (same != arrivals.end()) arrival.waiting.swap(same->waiting);
+  arrivals.insert(same, std::move(arrival));
   if (!taking_back) take_back_sole();
 }
 

@@ -413,6 +413,17 @@ void FuseServer::ask_cancel(std::uint64_t seq) {
   ask(request);
 }
 
+// One that is asked for may be granted behind the release: whoever closes the file next gives it up, and be
+// it the kernel for a process that was killed.
+bool FuseServer::take_posix_locks(InodeId id, std::uint64_t owner) {
+  const auto noted = posix_locks_.find({id, owner});
+  if (noted == posix_locks_.end()) return false;
+  posix_locks_.erase(noted);
+  for (const PendingRequest* one = oldest_; one != nullptr; one = one->next)
+    if (one->posix_lock && one->id == id && one->owner == owner) note_posix_lock(id, owner, one->handle);
+  return true;
+}
+
 std::uint64_t FuseServer::take_description_locks(InodeId id, std::uint64_t handle) {
   auto one = posix_locks_.lower_bound({id, 0});
   while (one != posix_locks_.end() && one->first.first == id && one->second != handle) ++one;

@@ -171,7 +171,7 @@ class FuseServer {
     return opens_at_once_ && opens_at_once_(id, type);
   }
   // Did this mount take POSIX locks on the inode for this owner since? Forgets about them.
-  bool take_posix_locks(InodeId id, std::uint64_t owner) { return posix_locks_.erase({id, owner}) != 0; }
+  bool take_posix_locks(InodeId id, std::uint64_t owner);
   void note_posix_lock(InodeId id, std::uint64_t owner, std::uint64_t handle) {
     posix_locks_[{id, owner}] = handle;
   }

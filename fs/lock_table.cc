@@ -141,7 +141,11 @@ void LockTable::wait(Waiter waiter) {
       return other.lock.client == waiter.lock.client && other.seq == waiter.seq;
     });
     ended_.erase({waiter.lock.client, waiter.seq});
-    return reply_errno(waiter.reply, holds(whole_if_flock(waiter.lock)) ? 0 : EINTR);
+    const Lock lock = whole_if_flock(std::move(waiter.lock));
+    const bool held = holds(lock);
+    // As on a local disk: who asks for another kind of flock gives the one it has up first.
+    if (lock.flock && !held) release(lock.client, lock.owner, lock.id, true);
+    return reply_errno(waiter.reply, held ? 0 : EINTR);
   }
   const auto known = std::find_if(waiting_.begin(), waiting_.end(), [&](const Waiter& other) {
     return other.lock.client == waiter.lock.client && other.seq == waiter.seq;

@@ -81,6 +81,7 @@ struct Peer::Impl {
     bool waits_for_others = false;  // a lock that somebody has; to be let in beside the only mount
     bool sent = false;              // to the present owner, on a connection that has not broken since
     bool lazy = false;              // not sent yet: it travels with the next request
+    bool unwanted = false;          // a lock that is given up: not to be granted when it is asked again
     std::uint64_t opens = 0;        // the handle; 0: none
     std::uint64_t cancels = 0;      // the seq; 0: none
   };
@@ -213,7 +214,8 @@ bool Peer::Impl::closes_unsent(const pb::Request& request) {
 }
 
 // The caller of this request was killed. True: it was sent to nobody, and is not going to be. A lock is asked
-// for in any case: what gives it up follows, and of a flock the old one may be gone.
+// for in any case: what gives it up follows, and of a flock the old one may be gone. Asked again, it is not
+// granted any more: what gives it up may be known there as performed, and the lock not.
 bool Peer::Impl::give_up(const RequestKey& key) {
   const auto found = find(key.client, key.seq);
   if (found == pending.end()) return false;
@@ -221,7 +223,10 @@ bool Peer::Impl::give_up(const RequestKey& key) {
   pb::Envelope envelope;
   if (!envelope.ParseFromArray(head.data(), static_cast<int>(head.size()))) return false;
   pb::Request& request = *envelope.mutable_ask()->mutable_request();
-  if (request.has_setlock()) return false;
+  if (request.has_setlock()) {
+    found->second.unwanted = true;
+    return false;
+  }
   if (found->second.asked == 0) {
     fail(found, EINTR);
     return true;
@@ -241,6 +246,7 @@ void Peer::Impl::cancelled(const RequestKey& key) {
   const std::string mark = envelope.SerializeAsString();
   auto& head = found->second.head;
   head = with(head, mark);
+  found->second.unwanted = false;
 }
 
 // Several messages sent at once wake the threads and the machine between here and the owner once.
@@ -261,6 +267,7 @@ void Peer::Impl::send_lazy() {
 }
 
 void Peer::Impl::send(Pending& which) {
+  if (which.unwanted && which.asked != 0) cancelled(which.key);
   zmq::message_t head = with(which.head, round_bytes);
   std::vector<zmq::message_t> parts;
   for (auto& part : which.data) parts.emplace_back().copy(part);

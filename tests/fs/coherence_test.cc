@@ -348,6 +348,38 @@ TEST_F(CoherenceTest, WhatGivesUpALockDoesNotOvertakeIt) {
   EXPECT_TRUE(locks_.held().empty());
 }
 
+// Its Attach may come before its word of what it holds, and what it closes and unlocks between them and its
+// being let in.
+TEST_F(CoherenceTest, WhatIsGivenUpBeforeOneIsLetInIsNotHeldBehindIt) {
+  coherence_.recover({}, {"site2"});
+  attach(kA);
+  coherence_.recovered();
+  follow(kA);  // it is the only mount
+  attach(kB);
+  pb::LockRange range;
+  range.set_type(pb::LockRange::EXCLUSIVE);
+  range.set_end(9);
+  coherence_.reassert(kB, "site2", {{0, kFile * 10, kFile, O_RDWR, false}}, {{0, 7, kFile, range, false}});
+  const Answer& unlocked = lock(kB, 7, pb::LockRange::UNLOCKED, false);
+  const Answer& closed = release(kB);
+  follow(kA);
+  pass_time(milliseconds(150));
+  EXPECT_TRUE(unlocked.given() && closed.given());
+  EXPECT_TRUE(locks_.held().empty());
+  EXPECT_TRUE(opens_.openers(kFile, kA, false).empty());
+}
+
+// Of a caller that was killed: what gives it up may have been performed by an owner before this one.
+TEST_F(CoherenceTest, ALockThatIsGivenUpIsNotGrantedToWhoWouldNotHaveWaited) {
+  attach_all({kA});
+  pb::Request request = request_of(kA, ++seq_);
+  request.mutable_setlock()->set_id(kFile);
+  request.mutable_setlock()->mutable_range()->set_type(pb::LockRange::EXCLUSIVE);
+  request.set_given_up(true);
+  EXPECT_EQ(ask(request).error(), EINTR);
+  EXPECT_TRUE(locks_.held().empty());
+}
+
 TEST_F(CoherenceTest, LocksWaitUntilSitesHaveSaidWhatTheyHold) {
   coherence_.recover({}, {"site2"});
   attach(kA);

@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/file.h>
@@ -626,6 +627,47 @@ TEST_F(KilledCaller, gives_its_locks_up_all_the_same) {
   EXPECT_TRUE(soon([&] { return m().spy().seen(pb::Request::kRelease).size() == 1; }));
   EXPECT_EQ(m().spy().held(), 1U);
   EXPECT_EQ(m().spy().seen(pb::Request::kCancel).size(), 0U);
+  m().on_reactor([&] { m().spy().let_go(); });
+}
+
+// A close of another descriptor of the file gives up what the process has, not what one of its threads waits
+// for.
+TEST_F(KilledCaller, that_waits_for_a_lock_gives_it_up_though_the_file_was_closed_once_meanwhile) {
+  write_file(m().path("f"), "x");
+  EXPECT_TRUE(soon([&] { return m().spy().seen(pb::Request::kRelease).size() == 1; }));
+  m().spy().clear();
+  m().spy().hold(pb::Request::kSetlock);
+  int go[2];
+  ASSERT_EQ(::pipe(go), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::close_range(3, static_cast<unsigned>(go[0]) - 1, 0);
+    static int fd = ::open(m().path("f").c_str(), O_RDWR);
+    pthread_t waiter{};
+    ::pthread_create(
+        &waiter, nullptr,
+        [](void*) -> void* {
+          struct flock lock {};
+          lock.l_type = F_WRLCK;
+          ::fcntl(fd, F_SETLKW, &lock);
+          return nullptr;
+        },
+        nullptr);
+    char sent = 0;
+    [[maybe_unused]] const auto count = ::read(go[0], &sent, 1);
+    ::close(::open(m().path("f").c_str(), O_RDWR));
+    ::pause();
+  }
+  ::close(go[0]);
+  EXPECT_TRUE(soon([&] { return m().spy().held() == 1; }));
+  EXPECT_EQ(::write(go[1], "g", 1), 1);
+  ::close(go[1]);
+  EXPECT_TRUE(soon([&] { return m().spy().seen(pb::Request::kFlush).size() == 1; }));
+  ::kill(child, SIGKILL);
+  int status = 0;
+  bool ended = false;
+  EXPECT_TRUE(soon([&] { return ended = ended || ::waitpid(child, &status, WNOHANG) == child; }));
+  EXPECT_TRUE(soon([&] { return m().spy().seen(pb::Request::kFlush).size() == 2; }));
   m().on_reactor([&] { m().spy().let_go(); });
 }
 

@@ -225,6 +225,20 @@ TEST(LockTable, WhatIsGivenUpIsNotGrantedAnyMore) {
   EXPECT_TRUE(table.waiting().empty());
 }
 
+// The client takes the old one for lost, and nothing else would give it up before the file is closed.
+TEST(LockTable, AFlockThatIsGivenUpForAnotherKindIsGone) {
+  LockTable table;
+  ASSERT_EQ(table.set(whole(1, 1, kShared)), 0);
+  int other = 0, converted = kWaits;
+  ask(table, whole(2, 1, kExclusive), 100, other);
+  ASSERT_EQ(other, kWaits);
+  table.wait({whole(1, 1, kExclusive), 101,
+              [&](const pb::Outcome& outcome, Bytes) { converted = static_cast<int>(outcome.error()); },
+              true});
+  EXPECT_EQ(converted, EINTR);
+  EXPECT_EQ(other, 0) << "granted to who has waited for it";
+}
+
 TEST(LockTable, DetachDropsLocksAndWaitersOfTheClient) {
   LockTable table;
   table.set(posix(1, 1, kExclusive, 0, 9));
