@@ -490,13 +490,22 @@ void Peer::Impl::check_timeouts() {
 }
 
 // What the owner may perform all the same leaves nothing open there: an Open is waited for, though its caller
-// has its answer. What is sent again for it is not performed any more.
+// has its answer. What is sent again for it is not performed any more. Nor does it leave a lock that waits,
+// and would be granted to nobody: that is cancelled. (One that was granted goes when its file is closed.)
 void Peer::Impl::time_out(PendingMap::iterator which) {
   Pending& one = which->second;
   pb::Envelope envelope;
-  if (one.opens == 0 || one.asked == 0 ||
-      !envelope.ParseFromArray(one.head.data(), static_cast<int>(one.head.size())))
-    return fail(which, ETIMEDOUT);
+  const bool known = envelope.ParseFromArray(one.head.data(), static_cast<int>(one.head.size()));
+  const bool locks = envelope.ask().request().has_setlock();
+  if ((one.opens == 0 && !locks) || one.asked == 0 || !known) return fail(which, ETIMEDOUT);
+  if (locks) {
+    pb::Request cancel;
+    cancel.set_client(one.key.client);
+    cancel.set_seq(kPeerSeqBit | next_attach++);
+    cancel.mutable_cancel()->set_seq(one.key.seq);
+    fail(which, ETIMEDOUT);
+    return execute(cancel, {}, [](const pb::Outcome&, Bytes) {});
+  }
   give_up(one.key);
   one.deadline = Reactor::Clock::time_point::max();
   const Reply reply =

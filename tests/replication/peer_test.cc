@@ -433,6 +433,34 @@ TEST_F(PeerTest, WaitingForALockOfAConnectedOwnerDoesNotTimeOut) {
   EXPECT_EQ(answers.back(), (std::pair<std::uint64_t, int>(10, 0)));
 }
 
+// It would be granted to nobody, some time after its file was closed.
+TEST_F(PeerTest, ALockThatWaitsAtAnOwnerWhichIsOutOfReachIsCancelledThere) {
+  start({.timeout = 100ms});
+  const auto keys = one->site.keys;
+  const auto endpoint = one->site.transport.endpoint();
+  one->store.hold = true;
+  auto lock = request_of(kClient, 10);
+  lock.mutable_setlock()->set_wait(true);
+  lock.mutable_setlock()->mutable_range()->set_type(pb::LockRange::EXCLUSIVE);
+  send(lock);
+  ASSERT_TRUE(run_until(reactor, [&] { return one->store.held() == 1; }));
+  one.reset();
+  ASSERT_TRUE(run_until(reactor, [&] { return answers.size() == 2; }));
+  EXPECT_EQ(answers.back(), (std::pair<std::uint64_t, int>(10, ETIMEDOUT)));
+  EXPECT_EQ(peer->unanswered(), 1u) << "the Cancel";
+
+  one = std::make_unique<Server>(reactor, "one", keys, endpoint);
+  std::vector<std::uint64_t> cancelled;
+  one->site.transport.subscribe(pb::Envelope::kAsk, [&](const SiteName&, const Message& message) {
+    const auto& request = message.head.ask().request();
+    EXPECT_FALSE(request.has_setlock());
+    if (request.has_cancel()) cancelled.push_back(request.cancel().seq());
+  });
+  one->site.knows(me);
+  ASSERT_TRUE(run_until(reactor, [&] { return !cancelled.empty(); }));
+  EXPECT_EQ(cancelled, (std::vector<std::uint64_t>{10}));
+}
+
 // The kernel asks for it as for a lock, waiting.
 TEST_F(PeerTest, GivingUpALockDoesNotTimeOut) {
   start({.timeout = 100ms});
