@@ -271,19 +271,18 @@ pb::Need::Inode CellsApply::need_of(const pb::Attr& attr, std::uint64_t& room) {
   if (!path) return need;
   const Backing here = stat_inode(path.get());
   const bool regular = is_regular(here);
-  const bool doubtful = doubtful_.contains(timestamp_ns(here.stx_ctime));
   if (here.stx_mode == attr.mode() && here.stx_uid == attr.uid() && here.stx_gid == attr.gid() &&
       (!regular || here.stx_size == attr.size()) && timestamp_ns(here.stx_mtime) == attr.mtime() &&
-      inodes_.presented_ctime(attr.id(), here) == attr.ctime() && !doubtful &&
-      !lost_.contains(attr.ctime())) {
+      inodes_.presented_ctime(attr.id(), here) == attr.ctime() &&
+      !doubtful_.contains(timestamp_ns(here.stx_ctime)) && !lost_.contains(attr.ctime())) {
     need.set_what(pb::Need::HAVE);
     return need;
   }
   if (!regular || here.stx_size == 0 || !S_ISREG(attr.mode())) return need;
   const UniqueFd fd = inodes_.open(attr.id(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
   if (!fd) return need;
-  // What could not be written may still be there in memory, for a while.
-  if (doubtful) ::posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED);
+  // What could not be written may still be there in memory, for a while, whatever its stamp is by now.
+  if (doubtful_.to != 0) ::posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED);
   const std::uint64_t blocks = here.stx_size / kBlockBytes + 1;
   if (blocks > room) return need;
   room -= blocks;
@@ -297,7 +296,12 @@ pb::Need::Inode CellsApply::need_of(const pb::Attr& attr, std::uint64_t& room) {
     while (filled < wanted) {
       const ssize_t count =
           pread(fd.get(), block.data() + filled, wanted - filled, static_cast<off_t>(at + filled));
-      if (count < 0) throw_errno("cannot read inode " + std::to_string(attr.id()));
+      if (count < 0) {  // what comes instead is written over it
+        need.clear_blocks();
+        need.clear_size();
+        need.set_what(pb::Need::ALL);
+        return need;
+      }
       if (count == 0) break;
       filled += static_cast<std::uint64_t>(count);
     }

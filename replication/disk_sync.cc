@@ -4,8 +4,8 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 #include <condition_variable>
+#include <cstring>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -30,7 +30,11 @@ struct DiskSync::Shared {
   std::uint64_t wanted = 0;  // counts syncs
   std::uint64_t done = 0;
   bool ending = false;
-  int error = 0;  // not noted
+  int error = 0;  // the last one
+  std::uint64_t failures = 0;
+  std::uint64_t noted = 0;  // of them
+
+  void check(std::uint64_t known) const;
 };
 
 void DiskSync::Shared::serve() {
@@ -42,10 +46,19 @@ void DiskSync::Shared::serve() {
     lock.unlock();
     const int failed = syncfs(fd.get()) == 0 ? 0 : errno;
     lock.lock();
-    if (failed != 0) error = failed;
+    if (failed != 0) {
+      error = failed;
+      ++failures;
+    }
     done = number;
     changed.notify_all();
   }
+}
+
+// Not as if a write had found the disk full: it is no matter of room for what comes next.
+void DiskSync::Shared::check(std::uint64_t known) const {
+  if (failures != known)
+    throw std::runtime_error(std::string("cannot sync the store: ") + std::strerror(error));
 }
 
 DiskSync::DiskSync(int file_system) : shared_(std::make_shared<Shared>(file_system)) {
@@ -58,8 +71,9 @@ DiskSync::~DiskSync() {
   shared_->changed.notify_all();
 }
 
-void DiskSync::written(std::uint64_t bytes) {
+void DiskSync::written(std::uint64_t bytes, std::uint64_t known) {
   const std::lock_guard lock(shared_->mutex);
+  shared_->check(known);
   shared_->since += bytes;
   if (shared_->since < kEvery) return;
   shared_->since = 0;
@@ -67,22 +81,19 @@ void DiskSync::written(std::uint64_t bytes) {
   shared_->changed.notify_all();
 }
 
-void DiskSync::sync(const std::stop_token& interrupted) {
+void DiskSync::sync(std::uint64_t known, const std::stop_token& interrupted) {
   std::unique_lock lock(shared_->mutex);
   const std::uint64_t number = ++shared_->wanted;
   shared_->changed.notify_all();
   const bool done = shared_->changed.wait(lock, interrupted, [&] { return shared_->done >= number; });
-  // Not as if a write had found the disk full: it is no matter of room for what comes next.
-  if (shared_->error != 0)
-    throw std::runtime_error(std::string("cannot sync the store: ") + std::strerror(shared_->error));
+  shared_->check(known);
   if (!done) throw std::runtime_error("the attempt has ended");
 }
 
-void DiskSync::note_failure(const std::function<void()>& note) {
+std::uint64_t DiskSync::note_failure(const std::function<void()>& note) {
   const std::lock_guard lock(shared_->mutex);
-  if (shared_->error == 0) return;
-  note();
-  shared_->error = 0;
+  if (shared_->noted != shared_->failures) note();
+  return shared_->noted = shared_->failures;
 }
 
 }  // namespace sharefs

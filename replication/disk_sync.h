@@ -2,9 +2,10 @@
 // and whenever that is asked for.
 //
 // A sync that fails has lost something, and no later one tells of it: the kernel takes those pages for
-// written. So the failure stays until it is noted what is not believed from now on (note_failure). And there
-// is one object for as long as the process lives, with one open description: a later one would not hear of
-// what this one has heard.
+// written. So it is noted what is not believed from then on (note_failure), and who relies on what is there
+// says of how many failures it knows: after another one, whoever has asked for that sync, it cannot go on.
+// And there is one object for as long as the process lives, with one open description: a later one would not
+// hear of what this one has heard.
 //
 // A sync cannot be interrupted, and may take as long as the disk likes. Whoever ends this does not wait for
 // it: the thread that is in it has a descriptor of its own, and touches nothing else.
@@ -26,12 +27,14 @@ class DiskSync {
   DiskSync(const DiskSync&) = delete;
   DiskSync& operator=(const DiskSync&) = delete;
 
-  void written(std::uint64_t bytes);  // starts a sync now and then; never waits for one
-  // Everything written before is on the disk when it returns. Throws if this sync has failed, or
-  // one before that is not noted; also when it is interrupted.
-  void sync(const std::stop_token& interrupted = {});
-  // Calls `note`, which may throw, if a sync has failed since that was noted last.
-  void note_failure(const std::function<void()>& note);
+  // Starts a sync now and then, and never waits for one. Throws if not just `known` have failed.
+  void written(std::uint64_t bytes, std::uint64_t known);
+  // Everything written before is on the disk when it returns. Throws if not just `known` have failed; also
+  // when it is interrupted.
+  void sync(std::uint64_t known, const std::stop_token& interrupted = {});
+  // Calls `note`, which may throw, if a sync has failed since that was noted last. How many have failed, all
+  // of them noted.
+  std::uint64_t note_failure(const std::function<void()>& note);
 
  private:
   static constexpr std::uint64_t kEvery = std::uint64_t{128} << 20;

@@ -108,7 +108,7 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, SiteName source, const pb::
   record_.target = parts_.self;
   record_.role = "target";
   record_.started = record_.t0 = wall_clock_ns();
-  parts_.disk.note_failure([this] { parts_.power.sync_failed(); });  // of an attempt that has ended since
+  const auto failed_syncs = note_failed_syncs(parts_);
   image_ = std::make_unique<ImageTarget>(
       ImageTarget::Options{.attempt = prepare.attempt(),
                            .source = source_,
@@ -116,7 +116,8 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, SiteName source, const pb::
                            .doubtful = parts_.power.doubtful(),
                            .lost = parts_.state.setting(received_key(source_)) == source_losses_
                                        ? Power::Interval{}
-                                       : source_lost_},
+                                       : source_lost_,
+                           .failed_syncs = failed_syncs},
       parts_.inodes, parts_.disk, parts_.reactor, [this](const pb::Envelope& envelope) { send(envelope); },
       [this](const std::string& reason) { fail(reason); });
   persist(Durability::normal);
@@ -137,7 +138,8 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, const HandoffRecord& stored
                            .source = source_,
                            .private_area = parts_.store_directory / kPrivateArea,
                            .doubtful = {},
-                           .lost = {}},
+                           .lost = {},
+                           .failed_syncs = 0},
       parts_.inodes, parts_.disk, parts_.reactor, [this](const pb::Envelope& envelope) { send(envelope); },
       [this](const std::string& reason) { fail(reason); });
   state_ = record_.phase == name(TargetState::performing) ? TargetState::performing : TargetState::prepared;
@@ -271,7 +273,7 @@ void HandoffTarget::everything_applied(std::int64_t synced) {
     find_orphans();
     become_prepared();
   } catch (const std::exception& error) {  // a full disk under the state folder
-    return fail(fmt::format("{}: {}", parts_.self, error.what()));
+    return fail(error.what());
   }
   say_log_applied(0);
 }
@@ -507,7 +509,7 @@ void HandoffTarget::fail(const std::string& reason) {
   if (state_ != TargetState::receiving && state_ != TargetState::finishing) return;
   pb::Envelope envelope;
   envelope.mutable_refused()->set_attempt(record_.attempt);
-  envelope.mutable_refused()->set_error(reason);
+  envelope.mutable_refused()->set_error(fmt::format("{}: {}", parts_.self, reason));
   send(envelope);
   abandon(reason);
 }
@@ -518,7 +520,7 @@ void HandoffTarget::abandon(const std::string& reason) {
   record_.error = reason;
   record_.ended = wall_clock_ns();
   try {
-    parts_.disk.note_failure([this] { parts_.power.sync_failed(); });
+    note_failed_syncs(parts_);
     forget(parts_.state, record_.attempt);
     persist(Durability::normal);
   } catch (const std::exception& failure) {

@@ -175,7 +175,7 @@ void ImageTarget::Impl::apply(const Message& message) {
   }
   applying_bytes = head.size() + body.size();
   apply_with_room(Bytes(static_cast<const std::byte*>(body.data()), body.size()));
-  disk.written(applying_bytes);
+  disk.written(applying_bytes, options.failed_syncs);
   ++batches;
   pb::Envelope envelope;
   envelope.mutable_credit()->set_attempt(options.attempt);
@@ -189,7 +189,11 @@ void ImageTarget::Impl::apply_with_room(Bytes data) {
     cells.apply(decoded, data);
   } catch (const std::system_error& error) {
     if (!means_full(error) || !tree.make_room()) throw;
-    cells.apply(decoded, data);
+    try {
+      cells.apply(decoded, data);
+    } catch (const Malformed&) {  // part of a listing is not taken twice
+      throw std::system_error(error.code(), error.what());
+    }
   }
 }
 
@@ -202,7 +206,7 @@ void ImageTarget::Impl::settle() {
 // Everything applied so far is on stable storage when it returns. Tells how long that took, in nanoseconds.
 std::uint64_t ImageTarget::Impl::sync() {
   const auto began = Clock::now();
-  disk.sync(interrupted.get_token());
+  disk.sync(options.failed_syncs, interrupted.get_token());
   inodes.flush();
   return static_cast<std::uint64_t>(std::chrono::nanoseconds(Clock::now() - began).count());
 }

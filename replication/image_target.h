@@ -39,6 +39,7 @@ class ImageTarget {
     Power::Interval doubtful{};  // ctimes of files that are not believed to have what their attributes say
     // Ctimes, as the source shows them, of files that it may have lost what was received of before.
     Power::Interval lost{};
+    std::uint64_t failed_syncs = 0;  // that `doubtful` knows of
   };
   // `send` posts an answer to the source (called on the reactor thread); `failed` is called once, on the
   // reactor thread, with one clear line when the attempt cannot go on (disk full, malformed batch, checksum).

@@ -29,6 +29,10 @@ LockTable::Lock from_wire(const pb::Lock& wire) {
 
 }  // namespace
 
+std::uint64_t note_failed_syncs(const SiteParts& parts) {
+  return parts.disk.note_failure([&] { parts.power.sync_failed(); });
+}
+
 std::int64_t wall_clock_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(
              std::chrono::system_clock::now().time_since_epoch())

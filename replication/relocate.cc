@@ -88,8 +88,9 @@ void set_times(int fd, const Backing& backing) {
 
 struct Relocation::Impl {
   Impl(InodeTable& inode_table, const std::filesystem::path& store, Direction direction,
-       std::function<void()> when_moved, Power::Interval doubtful_ctimes);
+       std::function<void()> when_moved, std::function<Power::Interval()> doubtful_ctimes);
 
+  void look_for_doubts();
   bool move(const std::string& name);
   void move_some(unsigned entries);
   // Moves within one change of the root's times, which is undone.
@@ -99,7 +100,8 @@ struct Relocation::Impl {
 
   InodeTable& inodes;
   const std::function<void()> moved;
-  const Power::Interval doubtful;
+  const std::function<Power::Interval()> doubtful;
+  Power::Interval doubted;  // what that said last
   UniqueFd area, from, to;
   std::optional<mode_t> mode;                      // of the root in the end, if it is another one meanwhile
   std::optional<std::vector<std::string>> behind;  // names, once listed; some may have been pulled meanwhile
@@ -107,8 +109,8 @@ struct Relocation::Impl {
 };
 
 Relocation::Impl::Impl(InodeTable& inode_table, const std::filesystem::path& store, Direction direction,
-                       std::function<void()> when_moved, Power::Interval doubtful_ctimes)
-    : inodes(inode_table), moved(std::move(when_moved)), doubtful(doubtful_ctimes) {
+                       std::function<void()> when_moved, std::function<Power::Interval()> doubtful_ctimes)
+    : inodes(inode_table), moved(std::move(when_moved)), doubtful(std::move(doubtful_ctimes)) {
   become_self();
   const bool up = direction == Direction::up;
   from = open_directory(store);
@@ -153,13 +155,18 @@ void Relocation::Impl::quietly(const Moves& moves) {
   ctime.restore(stat_inode(to.get()));
 }
 
+// A sync may have failed since the last time.
+void Relocation::Impl::look_for_doubts() {
+  if (doubtful) doubted = doubtful();
+}
+
 bool Relocation::Impl::move(const std::string& name) {
   if (name == kPrivateArea) return false;
   const auto backing = stat_name(from.get(), name);
   if (!backing) return false;
   std::optional<CtimeKeeper> ctime;
   const auto id = inodes.find(*backing);
-  if (id && !doubtful.contains(timestamp_ns(backing->stx_ctime))) ctime.emplace(inodes, *id, *backing);
+  if (id && !doubted.contains(timestamp_ns(backing->stx_ctime))) ctime.emplace(inodes, *id, *backing);
   if (!move_name(from.get(), name, to.get(), name)) {
     if (errno == EEXIST) {
       throw std::runtime_error("'" + name +
@@ -175,6 +182,7 @@ bool Relocation::Impl::move(const std::string& name) {
 // What cannot be moved keeps nothing else from its place: it is tried last, and again. Throws what the first
 // said.
 void Relocation::Impl::move_some(unsigned entries) {
+  look_for_doubts();
   std::vector<std::string> stuck;
   std::exception_ptr trouble;
   quietly([&] {
@@ -202,8 +210,8 @@ void Relocation::Impl::finish() {
 }
 
 Relocation::Relocation(InodeTable& inodes, const std::filesystem::path& store, Direction direction,
-                       std::function<void()> moved, Power::Interval doubtful)
-    : impl_(std::make_unique<Impl>(inodes, store, direction, std::move(moved), doubtful)) {}
+                       std::function<void()> moved, std::function<Power::Interval()> doubtful)
+    : impl_(std::make_unique<Impl>(inodes, store, direction, std::move(moved), std::move(doubtful))) {}
 
 Relocation::~Relocation() = default;
 
@@ -231,6 +239,7 @@ bool Relocation::pull(const std::string& name) {
     return false;
   }
   bool moved = false;
+  impl_->look_for_doubts();
   impl_->quietly([&] { moved = impl_->move(name); });
   return moved;
 }

@@ -45,7 +45,7 @@ class Relocation {
   // `moved` is called when everything has been moved, while the link still says that it is under way; if it
   // throws it is called again.
   Relocation(InodeTable& inodes, const std::filesystem::path& store, Direction direction,
-             std::function<void()> moved = {}, Power::Interval doubtful = {});
+             std::function<void()> moved = {}, std::function<Power::Interval()> doubtful = {});
   ~Relocation();
   Relocation(const Relocation&) = delete;
   Relocation& operator=(const Relocation&) = delete;

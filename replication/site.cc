@@ -63,9 +63,9 @@ UniqueFd open_store(const std::filesystem::path& path) {
   return open_directory(path);
 }
 
-bool sync_store(DiskSync& disk) {
+bool sync_store(DiskSync& disk, std::uint64_t known_failures) {
   try {
-    disk.sync();
+    disk.sync(known_failures);
     return true;
   } catch (const std::exception& error) {
     spdlog::error(error.what());
@@ -241,7 +241,8 @@ Site::Impl::~Impl() {
     for (const auto& [mount, site] : opens.clients())
       if (site != parts.self) sites.insert(site);
     const std::int64_t now = ctime_floor();
-    const bool synced = sync_store(disk);
+    const bool synced = sync_store(disk, note_failed_syncs(parts));
+    note_failed_syncs(parts);
     inodes.flush();
     Transaction transaction(database, Durability::full);
     if (is_owner()) state.set_setting(kMountsSetting, fmt::format("{}", fmt::join(sites, " ")));
@@ -249,7 +250,6 @@ Site::Impl::~Impl() {
       power.synced(now);
       power.ends_synced();
     }
-    disk.note_failure([this] { power.sync_failed(); });
     transaction.commit();
   } catch (const std::exception& error) {
     spdlog::warn("all sites will be asked at the next start: {}", error.what());
@@ -426,13 +426,31 @@ void Site::Impl::give_ownership(const SiteName& owner, Epoch epoch) {
   drop_live_state(parts);
   follow(owner, epoch, true);
   transport.greet_all();
-  // The new owner has it all on its disk; as an old image this store is worth what is on this one's.
-  const auto synced = std::make_shared<bool>(false);
-  workers->submit([this, synced] { *synced = sync_store(disk); },
-                  [this, synced, now = ctime_floor()] {
-                    if (*synced) power.synced(now);
-                    disk.note_failure([this] { power.sync_failed(); });
-                  });
+  sync_old_image();
+}
+
+// The new owner has it all on its disk; as an old image this store is worth what is on this one's. What
+// cannot be noted now (a full disk under the state folder) will be by the next attempt, or when the process
+// ends.
+void Site::Impl::sync_old_image() {
+  const auto quietly = [](const auto& note) {
+    try {
+      note();
+    } catch (const std::exception& error) {
+      spdlog::warn("it is not noted what is on the disk: {}", error.what());
+    }
+  };
+  quietly([&] {
+    const auto synced = std::make_shared<bool>(false);
+    const auto known = note_failed_syncs(parts);
+    workers->submit([this, synced, known] { *synced = sync_store(disk, known); },
+                    [this, synced, quietly, now = ctime_floor()] {
+                      quietly([&] {
+                        note_failed_syncs(parts);
+                        if (*synced) power.synced(now);
+                      });
+                    });
+  });
 }
 
 // A site is said to own at a later epoch, and this one, which would have given ownership up itself, has

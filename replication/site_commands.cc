@@ -78,7 +78,12 @@ void Site::Impl::try_again(nlohmann::json request, const JsonReply& reply, const
   if (polls >= kConnectionPolls) return reply(failure(why));
   request["polls"] = polls + 1;
   reactor.after(kConnectionPoll, [this, request, reply, watch = std::weak_ptr(alive)] {
-    if (!watch.expired()) command(request, reply);
+    if (watch.expired()) return;
+    try {
+      command(request, reply);
+    } catch (const std::exception& error) {
+      reply(failure(error.what()));
+    }
   });
 }
 
@@ -267,7 +272,11 @@ void Site::Impl::measured(const HandoffSource::Options& wanted, const std::share
 void Site::Impl::dry_run(const HandoffSource::Options& wanted, JsonReply reply) {
   // The other site's disk is taken to be like this one's.
   const auto began = Reactor::Clock::now();
-  state.set_ownership(ownership);
+  try {
+    state.set_ownership(ownership);
+  } catch (const std::exception& error) {  // a full disk
+    return reply(failure(fmt::format("{}: {}", parts.self, error.what())));
+  }
   const std::chrono::duration<double, std::milli> sync = Reactor::Clock::now() - began;
   const std::chrono::duration<double, std::milli> round_trip = transport.round_trip(wanted.target);
   const nlohmann::json found{{"dry_run", true},
@@ -381,10 +390,10 @@ std::string Site::Impl::prepare_verify() {
   if (auto why_not = no_copy(); !why_not.empty()) return why_not;
   try {
     tree.finish();
+    inodes.flush();
   } catch (const std::exception& error) {
     return error.what();
   }
-  inodes.flush();
   return "";
 }
 

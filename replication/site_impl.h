@@ -64,6 +64,7 @@ struct Site::Impl {
   HandoffTarget::Events target_events();
   void take_ownership(Epoch epoch);
   void give_ownership(const SiteName& owner, Epoch epoch);
+  void sync_old_image();
   void attach(std::function<void(int)> attached);
   pb::Request own_request();
   void recall(const RecallOrder& order, std::function<void(bool)> done);

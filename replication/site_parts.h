@@ -62,6 +62,9 @@ struct SiteParts {
   Router& router;
 };
 
+// How many syncs of the store have failed; Power knows of all of them when it returns. Throws DatabaseError.
+std::uint64_t note_failed_syncs(const SiteParts& parts);
+
 // Nanoseconds since 1970: what SQLite and JSON keep.
 std::int64_t wall_clock_ns();
 

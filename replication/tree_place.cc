@@ -166,7 +166,7 @@ void TreePlace::move(Direction direction) {
 // A little at a time from now on. Throws if it cannot be begun.
 void TreePlace::begin() {
   relocation_ = std::make_unique<Relocation>(
-      inodes_, directory_, direction_, [this] { note(direction_); }, power_.doubtful());
+      inodes_, directory_, direction_, [this] { note(direction_); }, [this] { return power_.doubtful(); });
   way_ = Way::moving;
   parted_ = false;
   store_.drop_descriptors();

@@ -18,14 +18,36 @@
 
 namespace {
 
-std::atomic<bool> disk_hangs{false};
+std::atomic<bool> disk_hangs{false}, disk_fails{false};
+std::atomic<const char*> unreadable{nullptr};  // a part of the path
+
+ssize_t read_at(int fd, void* to, std::size_t size, off_t offset) {
+  std::error_code none;
+  if (unreadable != nullptr &&
+      std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd), none).string().find(unreadable) !=
+          std::string::npos) {
+    errno = EIO;
+    return -1;
+  }
+  return ::syscall(SYS_pread64, fd, to, size, offset);
+}
 
 }  // namespace
 
-// In place of the one of the C library.
+// In place of those of the C library.
 extern "C" int syncfs(int fd) noexcept {
   while (disk_hangs) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  if (disk_fails) {
+    errno = EIO;
+    return -1;
+  }
   return static_cast<int>(::syscall(SYS_syncfs, fd));
+}
+extern "C" ssize_t pread(int fd, void* to, std::size_t size, off_t offset) {
+  return read_at(fd, to, size, offset);
+}
+extern "C" ssize_t pread64(int fd, void* to, std::size_t size, off64_t offset) {
+  return read_at(fd, to, size, offset);
 }
 
 namespace sharefs {
@@ -311,6 +333,38 @@ TEST_P(ImageTest, ATargetEndsThoughItsDiskHangs) {
   disk_hangs = false;
   end.join();
   send_all(true);
+  expect_equal();
+}
+
+TEST(DiskSyncTest, AFailureEndsWhatHasBegunBeforeItWasNoted) {
+  const TemporaryDirectory directory;
+  DiskSync disk(open_path(directory.path()).get());
+  disk.sync(0);
+  disk_fails = true;
+  EXPECT_THROW(disk.sync(0), std::runtime_error);
+  disk_fails = false;
+  EXPECT_THROW(disk.sync(0), std::runtime_error)
+      << "this sync has not failed, and does not tell what the other one has lost";
+  EXPECT_THROW(disk.written(1, 0), std::runtime_error);
+  EXPECT_THROW(disk.note_failure([] { throw std::runtime_error("a full disk"); }), std::runtime_error);
+  int noted = 0;
+  EXPECT_EQ(disk.note_failure([&] { ++noted; }), 1u);
+  EXPECT_EQ(disk.note_failure([&] { ++noted; }), 1u);
+  EXPECT_EQ(noted, 1);
+  EXPECT_THROW(disk.sync(0), std::runtime_error) << "it was noted when this attempt had begun already";
+  EXPECT_NO_THROW(disk.sync(1));
+  EXPECT_NO_THROW(disk.written(1, 1));
+}
+
+TEST_P(ImageTest, WhatTheTargetCannotReadIsSentAsAWhole) {
+  write_file(a("f"), std::string(100'000, 'o'));
+  send_all();
+  change_owner();
+  std::swap(a_, b_);
+  write_file(a("f"), std::string(100'000, 'n'));
+  unreadable = "/a/store/";  // the old image, moved back
+  send_all(true);
+  unreadable = nullptr;
   expect_equal();
 }
 

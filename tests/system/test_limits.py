@@ -267,6 +267,29 @@ def a_target_without_privileges_is_refused():
     cluster.verify(beta, alpha)
 
 
+def what_cannot_be_noted_is_only_told():
+    """Questions before a handoff, and comparisons, are answered by an owner whose state folder is full."""
+    state = SmallState('alpha')
+    cluster = Cluster(2, content=content.small)
+    alpha, beta = cluster
+    alpha.migrate(beta, '--max-pause', '2s')
+    beta.migrate(alpha, '--max-pause', '2s')
+    state.fill()
+    for i in range(400):  # whatever room its database has in itself
+        asked = alpha.cli('migrate', 'd', '--to', 'beta', '--dry-run', check=False)
+        assert alpha.running(), 'the daemon has ended'
+        if asked.returncode != 0:
+            break
+    assert asked.stderr.startswith('sharefs: alpha: ') and asked.stderr.count('\n') == 1, asked
+    for i in range(20):
+        assert Actor(alpha.mountpoint).do('put', f'new{i}', b'')[0] == 'ok'
+    for site in (beta, alpha):
+        site.cli('verify', 'd', check=False, timeout=30)
+        assert alpha.running(), 'the daemon has ended'
+    state.make_room()
+    cluster.hand_over_and_compare(beta, '--max-pause', '2s')
+
+
 class ThinDisk:
     """A file system that promises more than it has: what is written where nothing was before fails."""
 
@@ -309,7 +332,7 @@ def what_a_disk_failed_to_write_is_not_believed():
     with open(f'{alpha.mountpoint}/new', 'wb') as f:
         f.write(written)
     failed = alpha.migrate(beta, '--max-pause', '2s', check=False)
-    assert failed['result'] == 'failed', failed
+    assert failed['result'] == 'failed' and failed['error'].startswith('beta: cannot sync the store'), failed
     disk.has_more()
     alpha.migrate(beta, '--max-pause', '2s')
     sandbox.drop_caches()
@@ -789,6 +812,7 @@ if __name__ == '__main__':
         'a_removal_needs_no_inode': (a_removal_needs_no_inode, 60),
         'an_ordinary_user_moves_what_may_not_be_written': (an_ordinary_user_moves_what_may_not_be_written, 60),
         'a_target_without_privileges_is_refused': (a_target_without_privileges_is_refused, 60),
+        'what_cannot_be_noted_is_only_told': (what_cannot_be_noted_is_only_told, 90),
         'what_a_disk_failed_to_write_is_not_believed': (what_a_disk_failed_to_write_is_not_believed, 60),
         'a_target_that_fills_up_ends_the_attempt': (a_target_that_fills_up_ends_the_attempt, 60),
         'a_store_that_cannot_be_put_away_keeps_nobody_waiting': (a_store_that_cannot_be_put_away_keeps_nobody_waiting, 60),
