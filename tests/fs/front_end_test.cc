@@ -4,7 +4,6 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/file.h>
@@ -12,6 +11,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -642,17 +642,15 @@ TEST_F(KilledCaller, that_waits_for_a_lock_gives_it_up_though_the_file_was_close
   const pid_t child = ::fork();
   if (child == 0) {
     ::close_range(3, static_cast<unsigned>(go[0]) - 1, 0);
-    static int fd = ::open(m().path("f").c_str(), O_RDWR);
-    pthread_t waiter{};
-    ::pthread_create(
-        &waiter, nullptr,
-        [](void*) -> void* {
-          struct flock lock {};
-          lock.l_type = F_WRLCK;
-          ::fcntl(fd, F_SETLKW, &lock);
-          return nullptr;
-        },
-        nullptr);
+    ::setpgid(0, 0);
+    const int fd = ::open(m().path("f").c_str(), O_RDWR);
+    // As a thread it has the same descriptors, by which the kernel tells the owners of locks apart.
+    if (::syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0) == 0) {
+      struct flock lock {};
+      lock.l_type = F_WRLCK;
+      ::fcntl(fd, F_SETLKW, &lock);
+      ::pause();
+    }
     char sent = 0;
     [[maybe_unused]] const auto count = ::read(go[0], &sent, 1);
     ::close(::open(m().path("f").c_str(), O_RDWR));
@@ -663,7 +661,7 @@ TEST_F(KilledCaller, that_waits_for_a_lock_gives_it_up_though_the_file_was_close
   EXPECT_EQ(::write(go[1], "g", 1), 1);
   ::close(go[1]);
   EXPECT_TRUE(soon([&] { return m().spy().seen(pb::Request::kFlush).size() == 1; }));
-  ::kill(child, SIGKILL);
+  ::kill(-child, SIGKILL);
   int status = 0;
   bool ended = false;
   EXPECT_TRUE(soon([&] { return ended = ended || ::waitpid(child, &status, WNOHANG) == child; }));

@@ -46,9 +46,6 @@ extern "C" int syncfs(int fd) noexcept {
 extern "C" ssize_t pread(int fd, void* to, std::size_t size, off_t offset) {
   return read_at(fd, to, size, offset);
 }
-extern "C" ssize_t pread64(int fd, void* to, std::size_t size, off64_t offset) {
-  return read_at(fd, to, size, offset);
-}
 
 namespace sharefs {
 namespace {
