@@ -437,7 +437,9 @@ void Peer::Impl::resubmit_to(Executor& local) {
     pb::Envelope envelope;
     if (!envelope.ParseFromArray(one.head.data(), static_cast<int>(one.head.size())))
       throw std::logic_error("a kept request cannot be read");
-    local.execute(envelope.ask().request(), join_parts(one.data, joined), std::move(one.reply));
+    pb::Request& request = *envelope.mutable_ask()->mutable_request();
+    if (one.unwanted && one.asked != 0) request.set_given_up(true);
+    local.execute(request, join_parts(one.data, joined), std::move(one.reply));
   }
 }
 

@@ -184,6 +184,27 @@ TEST_F(PeerTest, ALockThatIsGivenUpIsNotAskedForAnyMore) {
   EXPECT_EQ(given_up, (std::vector<bool>{false, true, true}));
 }
 
+TEST_F(PeerTest, ALockThatIsGivenUpIsNotAskedForWhenThisSiteBecomesTheOwner) {
+  struct Local final : Executor {
+    void execute(const pb::Request& request, Bytes, Reply) override {
+      if (request.has_setlock()) given_up.push_back(request.given_up());
+    }
+    std::vector<bool> given_up;
+  } local;
+  start();
+  one->store.hold = true;
+  for (const std::uint64_t seq : {10u, 20u}) {
+    auto lock = request_of(kClient, seq);
+    lock.mutable_setlock()->set_wait(true);
+    send(lock);
+  }
+  auto cancel = request_of(kClient, 21);
+  cancel.mutable_cancel()->set_seq(20);
+  send(cancel);
+  peer->resubmit_to(local);
+  EXPECT_EQ(local.given_up, (std::vector<bool>{false, true}));
+}
+
 TEST_F(PeerTest, WhatIsClosedBeforeItsOpenWasSentIsNotSent) {
   start();
   one->store.order.clear();
