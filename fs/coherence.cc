@@ -666,6 +666,7 @@ void Coherence::reassert(ClientId client, const SiteName& site, const std::vecto
 
 void Coherence::recovered() { impl_->recovered(); }
 bool Coherence::recovering() const { return impl_->recovering; }
+bool Coherence::letting_in() const { return !impl_->arrivals.empty(); }
 
 void Coherence::away(const SiteName& site) {
   impl_->away.insert(site);

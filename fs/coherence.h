@@ -107,6 +107,9 @@ class Coherence final : public Executor {
   // All sites have said what they hold, or are not waited for any longer.
   void recovered();
   bool recovering() const;
+  // A mount has attached, or said what it holds, and waits until the one that cached alone has forgotten
+  // that: for a second, or a lease and a second if that one is silent.
+  bool letting_in() const;
 
   // The site is away, for longer than it is waited for; it is back. Its mount does not count as referring to
   // orphans meanwhile, but for what it has open: otherwise nothing that is deleted would make room.

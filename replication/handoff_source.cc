@@ -22,6 +22,7 @@ constexpr unsigned kMaxOverruns = 6;
 constexpr unsigned kMaxAttempts = 50;
 constexpr auto kRetryDelay = std::chrono::milliseconds(300);
 constexpr auto kLongestRetryDelay = std::chrono::milliseconds(3000);
+constexpr auto kLettingInPoll = std::chrono::milliseconds(20);
 // How long a lost connection is waited for before the handoff fails (the data set goes on being served here).
 constexpr auto kConnectionPatience = std::chrono::seconds(60);
 // The question whose answer allows the commit must not be older than this, and a few round trips, at the
@@ -240,6 +241,13 @@ std::vector<InodeId> HandoffSource::open_inodes() const {
 
 void HandoffSource::next_round() {
   if (state_ != SourceState::catching_up) return;
+  if (parts_.coherence.letting_in()) {
+    // The closed gate would wait for that mount, and applications for the gate.
+    parts_.reactor.after(kLettingInPoll, [this, attempt = record_.attempt, alive = std::weak_ptr(alive_)] {
+      if (!alive.expired() && attempt == record_.attempt) try_step([this] { next_round(); });
+    });
+    return;
+  }
   const auto through = parts_.log.flush();
   const auto cut = std::min(ctime_floor(), parts_.store.oldest_change() - 1);
   const auto entries = parts_.log.entries() - entries_at_cut_;
@@ -267,7 +275,8 @@ void HandoffSource::round_done(const CatchUp::Round& round) {
   const auto verdict = catch_up_.judge(round, rest(), costs(), options_.target);
   using Next = CatchUp::Verdict::Next;
   if (verdict.next == Next::give_up) return give_up(verdict.why, false);
-  if (verdict.next == Next::close_gate) return handle(SourceEvent::rest_is_small);
+  if (verdict.next == Next::close_gate && !parts_.coherence.letting_in())
+    return handle(SourceEvent::rest_is_small);
   if (verdict.writers_rate > 0) {
     if (!slowed) spdlog::info("handoff {}: applications are slowed down", record_.attempt);
     // None of their requests waits longer than it would in the pause.

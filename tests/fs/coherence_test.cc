@@ -302,8 +302,10 @@ TEST_F(CoherenceTest, WhoeverIsNotLetInYetIsServedLater) {
   const Answer& attached = attach(kB);
   const Answer& written = write(kB);
   EXPECT_EQ(writes_performed(), 0U) << "the only mount may still answer by itself";
+  EXPECT_TRUE(coherence_.letting_in());
   follow(kA);
   pass_time(milliseconds(150));
+  EXPECT_FALSE(coherence_.letting_in());
   EXPECT_TRUE(attached.given() && written.given());
   EXPECT_EQ(writes_performed(), 1U);
 }

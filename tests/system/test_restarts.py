@@ -138,6 +138,26 @@ def the_only_mount_learns_that_it_is_not_any_more():
         assert one.do('content', 'f') == ('ok', b'%d' % i), 'the pages of a closed file were kept'
 
 
+def a_mount_that_comes_during_a_handoff_does_not_make_the_pause_longer():
+    """The only one so far is given a second to forget what it caches alone: the gate is not closed meanwhile."""
+    cluster = Cluster(3, mount=False)
+    alpha, beta, gamma = cluster
+    alpha.start('round.source=sleep:1100@1')
+    for site in (beta, gamma):
+        cluster.join(site)
+    gamma.start(serve=True)
+    cluster.wait_connected()
+    application = Actor(alpha.mountpoint)
+    assert application.do('put', 'f', b'x')[0] == 'ok'
+    time.sleep(1.5)  # it is told that it is the only one
+    migration = alpha.migrate_in_background(gamma)
+    sandbox.eventually(lambda: 'round.source fires' in alpha.tail(), 'the first round', every=0.01)
+    beta.start()
+    summary = migration.finish()
+    assert summary['attempts'] == 1, summary
+    assert Actor(beta.mountpoint).do('content', 'f') == ('ok', b'x')
+
+
 def a_site_that_is_heard_late_is_told_what_it_missed():
     """It was frozen for longer than a restarted owner waits, whose own mount was the only one meanwhile."""
     cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{name}', b'old') for name in ('f', 'gone')])
@@ -991,6 +1011,7 @@ if __name__ == '__main__':
         a_flock_that_is_being_converted_is_not_taken_back,
         a_restart_waits_only_for_sites_that_had_a_mount,
         the_only_mount_learns_that_it_is_not_any_more,
+        a_mount_that_comes_during_a_handoff_does_not_make_the_pause_longer,
         a_site_that_is_heard_late_is_told_what_it_missed,
         a_site_that_slept_through_handoffs_is_shown_nothing_old,
         a_site_whose_word_is_behind_what_it_writes_is_shown_nothing_old,
