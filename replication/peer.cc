@@ -512,7 +512,8 @@ void Peer::Impl::time_out(PendingMap::iterator which) {
   one.deadline = Reactor::Clock::time_point::max();
   const Reply reply =
       std::exchange(one.reply, [this, opened = envelope.ask().request()](const pb::Outcome& outcome, Bytes) {
-        if (outcome.error() == 0) close_late(opened, outcome);
+        // It may have been performed, and the answer be lost and no longer known there (ESTALE).
+        if (outcome.error() == 0 || outcome.error() == ESTALE) close_late(opened, outcome);
       });
   reply_errno(reply, ETIMEDOUT);
 }

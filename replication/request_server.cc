@@ -60,6 +60,7 @@ struct RequestServer::Impl {
     SiteName site;
     std::uint64_t answered_below = 0;
     std::map<std::uint64_t, Kept> answered;
+    std::deque<std::uint64_t> kept;  // of the kernel's, in the order in which they were kept; some are freed
     std::unordered_map<std::uint64_t, std::weak_ptr<Execution>> running;
   };
   struct Waiting {
@@ -176,15 +177,20 @@ void RequestServer::Impl::settle(Execution& execution, const pb::Outcome& outcom
 // ---- windows
 
 void RequestServer::Impl::keep(Window& window, std::uint64_t seq, const pb::Outcome& outcome, Bytes data) {
-  auto& kept = window.answered[seq];
-  kept.outcome = outcome;
-  kept.data = as_text(data);
-  const auto first_own = window.answered.lower_bound(kOwnSeqs);
-  const bool own = seq >= kOwnSeqs;
-  if (own && static_cast<std::size_t>(std::distance(first_own, window.answered.end())) > kMaxOwnAnswered)
-    window.answered.erase(first_own);
-  else if (!own && window.answered.size() > kMaxAnswered)
-    window.answered.erase(window.answered.begin());
+  const auto [kept, first_time] = window.answered.try_emplace(seq);
+  kept->second = {.outcome = outcome, .data = std::string(as_text(data))};
+  if (seq >= kOwnSeqs) {
+    const auto first = window.answered.lower_bound(kOwnSeqs);
+    if (static_cast<std::size_t>(std::distance(first, window.answered.end())) > kMaxOwnAnswered)
+      window.answered.erase(first);
+    return;
+  }
+  // The oldest answer goes, which need not be that to the oldest request: it may have taken long.
+  if (!first_time) return;
+  window.kept.push_back(seq);
+  if (window.kept.size() <= kMaxAnswered - kMaxOwnAnswered) return;
+  window.answered.erase(window.kept.front());
+  window.kept.pop_front();
 }
 
 // The request has not come before. It is not performed for a caller that was killed, nor is a copy that a
@@ -200,6 +206,7 @@ void RequestServer::Impl::free_answered(Window& window, std::uint64_t below) {
   if (below <= window.answered_below) return;
   window.answered_below = below;
   window.answered.erase(window.answered.begin(), window.answered.lower_bound(below));
+  while (!window.kept.empty() && window.kept.front() < below) window.kept.pop_front();
 }
 
 // False: the site has had a later mount, or the client is another site's.
@@ -287,20 +294,21 @@ void RequestServer::Impl::perform(const SiteName& from, const pb::Ask& ask, Byte
   if (op_class(request.op_case()) == OpClass::query) {
     return run(new_execution(from, request), request, data);
   }
-  if (request.seq() < window.answered_below) return refuse(from, request, ESTALE);
   if (const auto kept = window.answered.find(request.seq()); kept != window.answered.end())
     return answer(from, request.client(), request.seq(), kept->second.outcome, as_bytes(kept->second.data));
-  std::weak_ptr<Execution>& running = window.running[request.seq()];
-  if (const auto execution = running.lock()) {
-    execution->asker = from;
-    return;
+  if (const auto running = window.running.find(request.seq()); running != window.running.end()) {
+    if (const auto execution = running->second.lock()) {
+      execution->asker = from;
+      return;
+    }
   }
+  if (request.seq() < window.answered_below) return refuse(from, request, ESTALE);
   if (request.given_up() && !request.has_setlock()) {
     forestall(window, request.seq());
     return refuse(from, request, EINTR);
   }
   const auto execution = new_execution(from, request);
-  running = execution;
+  window.running[request.seq()] = execution;
   if (request.has_attach()) return let_in(from, request, execution);
   run(execution, request, data);
 }
@@ -468,7 +476,7 @@ void RequestServer::restore(const std::vector<pb::Client>& windows) {
     window.site = client.site();
     window.answered_below = client.answered_below();
     for (const auto& answered : client.answered())
-      window.answered[answered.seq()] = {.outcome = answered.outcome(), .data = answered.data()};
+      impl_->keep(window, answered.seq(), answered.outcome(), as_bytes(answered.data()));
   }
 }
 

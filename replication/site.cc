@@ -534,7 +534,8 @@ void Site::Impl::end_sole() {
 
 // A site that is away for longer than others wait for it does not keep what is deleted.
 void Site::Impl::watch_absence(const SiteName& site) {
-  reactor.after(kLease, [this, site, watch = std::weak_ptr(alive)] {
+  reactor.cancel(absences[site]);
+  absences[site] = reactor.after(kLease, [this, site, watch = std::weak_ptr(alive)] {
     if (watch.expired() || transport.connected(site)) return;
     coherence.away(site);
     std::vector<std::function<void(bool)>> unasked;

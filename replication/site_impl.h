@@ -197,6 +197,7 @@ struct Site::Impl {
   std::map<std::uint64_t, Command> commands;
   std::map<SiteName, ClientId> incarnations;  // the present processes of other sites, as last heard
   std::map<SiteName, std::uint64_t> powers;   // Hello.power of other sites, as last heard
+  std::map<SiteName, Reactor::TimerId> absences;  // of watch_absence
   std::map<SiteName, Reactor::Clock::time_point> doubted;  // when it was last logged that one is not believed
   std::shared_ptr<int> alive = std::make_shared<int>();
 };

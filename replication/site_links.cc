@@ -235,6 +235,7 @@ void Site::Impl::drop_site(const SiteName& site) {
   incarnations.erase(site);
   powers.erase(site);
   doubted.erase(site);
+  if (const auto absence = absences.extract(site)) reactor.cancel(absence.mapped());
 }
 
 void Site::Impl::connected(const SiteName& site, const pb::Hello& said, Gap gap) {
@@ -336,7 +337,12 @@ void Site::Impl::recall_done(const SiteName& from, const pb::RecallDone& answer)
 void Site::Impl::lost(const SiteName& site) {
   spdlog::info("{} is not reachable", site);
   watch_absence(site);
-  if (site == ownership.owner) show_nothing_old();
+  if (site == ownership.owner) {
+    show_nothing_old();
+    // What the kernel keeps by itself runs out while a site is found silent, and nothing is added: so nobody
+    // need wait with a signal that kills (FuseServer::give_up).
+    if (front_end) front_end->set_policy(kSharedMount);
+  }
   if (source && source->target() == site) source->lost();
   verify_lost(site);
   end_commands(site);

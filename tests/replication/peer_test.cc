@@ -40,7 +40,9 @@ class PeerTest : public ::testing::Test {
     peer = std::make_unique<Peer>(options, me.transport, reactor);
     for (auto kind : {pb::Envelope::kAnswer, pb::Envelope::kMoved})
       me.transport.subscribe(
-          kind, [this](const SiteName& from, Message message) { peer->answer(from, std::move(message)); });
+          kind, [this](const SiteName& from, Message message) {
+            if (!deaf) peer->answer(from, std::move(message));
+          });
     me.on_connected = [this](const SiteName& site, Gap gap) {
       if (gap != Gap::none) peer->connected(site, gap == Gap::broken);
     };
@@ -84,6 +86,7 @@ class PeerTest : public ::testing::Test {
   TestSite me{reactor, "me"};
   std::unique_ptr<Server> one = std::make_unique<Server>(reactor, "one");
   std::unique_ptr<Server> two = std::make_unique<Server>(reactor, "two");
+  bool deaf = false;  // to answers
   std::unique_ptr<Peer> peer;
   std::vector<std::pair<std::uint64_t, int>> answers;
   std::string answer_data;
@@ -425,6 +428,25 @@ TEST_F(PeerTest, WhatIsOpenedTooLateIsClosed) {
   ASSERT_TRUE(all_answered(3));
   EXPECT_EQ(one->store.performed(), 4u) << "two that open, two that close";
   EXPECT_EQ(answers.size(), 3u);
+}
+
+TEST_F(PeerTest, WhatIsOpenedTooLateIsClosedThoughTheAnswerWasLost) {
+  start({.timeout = 100ms});
+  one->store.hold = true;
+  auto open = request_of(kClient, 10);
+  open.mutable_open()->set_handle(7);
+  EXPECT_EQ(ask(open), ETIMEDOUT);
+  one->store.hold = false;
+  deaf = true;
+  one->store.release();
+  run_for(reactor, 50ms);
+  deaf = false;
+  auto later = write_request(kClient, 12, 0);
+  later.set_answered_below(12);
+  EXPECT_EQ(ask(later), 0);
+  peer->connected("one", true);
+  ASSERT_TRUE(run_until(reactor, [&] { return peer->unanswered() == 0; }));
+  EXPECT_EQ(one->store.performed(), 4u) << "what attaches, opens, came later, and closes";
 }
 
 TEST_F(PeerTest, WhatIsOpenedTooLateIsNotAskedForAgain) {

@@ -161,6 +161,42 @@ TEST_F(RequestServerTest, TheWindowIsBounded) {
   EXPECT_LE(server.windows().at(0).answered_size(), 4096);
 }
 
+TEST_F(RequestServerTest, WhatTookLongIsKnownForAsLongAsWhatDidNot) {
+  server.serve();
+  attach();
+  store.hold = true;
+  send(asker, write_request(kClient, 1, 0));
+  ASSERT_TRUE(run_until(reactor, [&] { return store.held() == 1; }));
+  store.hold = false;
+  const auto before = answers.size();
+  for (std::uint64_t seq = 2; seq <= 5000; ++seq) send(asker, write_request(kClient, seq, 0));
+  ASSERT_TRUE(run_until(reactor, [&] { return answers.size() == before + 4999; }));
+  store.release();
+  ask(write_request(kClient, 5001, 0));
+  const auto performed = store.performed();
+  EXPECT_EQ(ask(write_request(kClient, 1, 0)).outcome().error(), 0u);
+  EXPECT_EQ(store.performed(), performed);
+}
+
+// As when its caller has given it up (--timeout): its site goes on waiting for what it opens.
+TEST_F(RequestServerTest, WhatIsUnderWayIsAnsweredThoughItsCallerHasBeen) {
+  server.serve();
+  attach();
+  const auto before = answers.size();
+  store.hold = true;
+  send(asker, write_request(kClient, 1, 0));
+  auto later = write_request(kClient, 2, 0);
+  later.set_answered_below(2);
+  send(asker, later);
+  send(asker, write_request(kClient, 1, 0));
+  ASSERT_TRUE(run_until(reactor, [&] { return store.held() == 2; }));
+  run_for(reactor, std::chrono::milliseconds(50));
+  store.release();
+  ASSERT_TRUE(run_until(reactor, [&] { return answers.size() == before + 2; }));
+  for (std::size_t i = before; i < answers.size(); ++i)
+    EXPECT_EQ(answers[i].head.answer().outcome().error(), 0u);
+}
+
 TEST_F(RequestServerTest, AClientBelongsToTheSiteThatAttachedIt) {
   server.serve();
   attach();
