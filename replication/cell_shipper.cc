@@ -107,6 +107,7 @@ void CellShipper::whole(InodeId id, const OpenedInode& opened, const EntryName* 
     }
     const int fd = opened.fd.get();
     data(id, fd, has_no_holes(fd, backing), 0, size, holes);
+    if (holes == Holes::send) nothing_behind(id, size);
   }
   state(id, opened, as_of);
   if (entry != nullptr && !announced) {
@@ -149,9 +150,14 @@ void CellShipper::changed_blocks(InodeId id, const OpenedInode& opened, const pb
       from = next.end;
     }
   }
+  if (need.size() > size) nothing_behind(id, size);
   state(id, opened, as_of);
   sender_.checkpoint();
 }
+
+// The target's copy may be longer. The file, which ended here, may have grown over that before its state is
+// read, by a gap of which the log says nothing.
+void CellShipper::nothing_behind(InodeId id, std::uint64_t end) { hole(id, end, kMaxFileSize); }
 
 void CellShipper::extent(InodeId id, const OpenedInode& opened, std::uint64_t from, std::uint64_t to) {
   const std::uint64_t size = opened.backing.stx_size;

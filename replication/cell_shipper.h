@@ -72,6 +72,7 @@ class CellShipper {
   void data(InodeId id, int fd, bool dense, std::uint64_t from, std::uint64_t to, Holes holes);
   std::uint64_t bytes(InodeId id, int fd, std::uint64_t from, std::uint64_t to);
   void hole(InodeId id, std::uint64_t from, std::uint64_t to);
+  void nothing_behind(InodeId id, std::uint64_t end);
 
   InodeTable& inodes_;
   Store& store_;

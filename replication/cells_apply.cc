@@ -8,7 +8,6 @@
 #include <array>
 #include <cerrno>
 #include <climits>
-#include <limits>
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
@@ -20,7 +19,6 @@ namespace sharefs {
 
 namespace {
 
-constexpr std::uint64_t kMaxFileSize = std::numeric_limits<std::int64_t>::max();
 constexpr std::uint32_t kTypeBits = S_IFMT;
 constexpr std::uint32_t kPermissionBits = 07777;
 

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <optional>
 #include <string>
@@ -18,6 +19,8 @@
 #include "fs/stamps.h"
 
 namespace sharefs {
+
+constexpr std::uint64_t kMaxFileSize = std::numeric_limits<std::int64_t>::max();
 
 [[noreturn]] void throw_errno(const std::string& what);  // of the current errno
 [[noreturn]] void throw_errno(int error, const std::string& what);

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <limits>
 #include <optional>
 
 namespace sharefs {
@@ -16,7 +15,6 @@ namespace {
 // Changed ranges this close to each other are shipped as one.
 constexpr std::uint64_t kMergeGap = 4096;
 // Files have no bytes from here on; an entry that runs "to the end" ends here.
-constexpr std::uint64_t kMaxFileSize = std::numeric_limits<std::int64_t>::max();
 
 }  // namespace
 

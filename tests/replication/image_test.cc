@@ -449,6 +449,34 @@ TEST_P(ImageTest, ABrokenImageIsResumedWithoutSendingItAgain) {
   expect_equal();
 }
 
+// Of its old image the target has more than the file that is being read, which then grows beyond its end.
+TEST_P(ImageTest, NothingOldIsLeftWhereAFileGrowsByAGap) {
+  constexpr std::size_t kPiece = BatchSender::kBatchBytes;
+  constexpr std::size_t kPieces = 2 * ImageTarget::kCredit / kPiece;
+  write_file(a("f"), std::string((kPieces + 8) * kPiece, 'o'));
+  send_all();
+  write_file(a("f"), std::string(kPieces * kPiece, 'n'));
+  const InodeId id = id_of("f");
+  begin(true);
+  bool written = false;
+  attempt_->on_message = [&](const pb::Envelope& message) {
+    if (message.has_batch() && message.batch().number() == 3 && !written) {
+      written = true;
+      pb::Request write;
+      write.mutable_write()->set_id(id);
+      write.mutable_write()->set_offset((kPieces + 4) * kPiece);
+      write.mutable_write()->set_size(1);
+      a_->store->execute(write, as_bytes("x"),
+                         [](const pb::Outcome& outcome, Bytes) { EXPECT_EQ(outcome.error(), 0u); });
+    }
+    return true;
+  };
+  attempt_->image();
+  finish();
+  EXPECT_TRUE(written);
+  expect_equal();
+}
+
 // Without file handles only some of them are kept in reach, and the log says nothing of their other names.
 TEST_P(ImageTest, ManyFilesMayLoseTheNameByWhichTheyAreReachedBetweenTwoRounds) {
   constexpr int kFiles = 3 * InodeTable::kKeptInodes;
