@@ -270,13 +270,14 @@ void Once::answer(const pb::Request& request, const pb::Outcome& outcome, Bytes 
   });
 }
 
-std::vector<Once::Known> Once::left(const std::function<bool(std::uint64_t)>& missed) {
+std::vector<Once::Known> Once::left(const std::function<bool(std::uint64_t, std::uint64_t)>& may_be_asked) {
   std::vector<Known> all;
   for (const auto& [key, index] : slots_) {
     const Slot& slot = at(index);
     Known known{.client = key.client, .seq = key.seq, .outcome = {}};
     pb::Request ignored;
-    if (slot.state == Slot::kOutcome && missed(key.client) && get(slot, ignored, known.outcome))
+    if (slot.state == Slot::kOutcome && may_be_asked(key.client, key.seq) &&
+        get(slot, ignored, known.outcome))
       all.push_back(std::move(known));
   }
   return all;

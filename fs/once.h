@@ -52,9 +52,8 @@ class Once final : public Executor {
     std::uint64_t client = 0, seq = 0;
     pb::Outcome outcome;
   };
-  // For the next owner, whom they may be asked again: those of clients that `missed` says have not been back
-  // since this process began. Others have windows of replies (replication/request_server.h).
-  std::vector<Known> left(const std::function<bool(std::uint64_t client)>& missed);
+  // For the next owner: of those that `may_be_asked` again.
+  std::vector<Known> left(const std::function<bool(std::uint64_t client, std::uint64_t seq)>& may_be_asked);
   // What the last owner knew, whose names, ids and sizes are those of this store.
   void adopt(const Known& known);
 

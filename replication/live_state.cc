@@ -105,15 +105,23 @@ pb::LiveState take_live_state(const SiteParts& parts) {
     missed->mutable_ids()->Add(ids.begin(), ids.end());
   }
   for (const auto& site : parts.coherence.unheard()) live.add_unheard(site);
-  if (!parts.coherence.unheard().empty()) {
-    const auto& back = parts.opens.clients();
-    for (auto& known : parts.once.left([&](ClientId client) { return !back.contains(client); })) {
-      auto* slot = live.add_slots();
-      slot->set_client(known.client);
-      slot->set_seq(known.seq);
-      slot->set_done(true);
-      slot->mutable_body()->Swap(&known.outcome);
-    }
+  // What may be asked again, also of another process of the next owner, which has no windows: by a site that
+  // has not said to have the answer, or that this process has not heard at all.
+  std::map<ClientId, std::uint64_t> answered_below;
+  for (const auto& client : live.clients())
+    if (client.site() != parts.self) answered_below[client.client()] = client.answered_below();
+  const bool more_may_come = !parts.coherence.unheard().empty();
+  const auto may_be_asked = [&](ClientId client, std::uint64_t seq) {
+    const auto back = answered_below.find(client);
+    if (back != answered_below.end()) return seq >= back->second;
+    return more_may_come && !parts.opens.clients().contains(client);
+  };
+  for (auto& known : parts.once.left(may_be_asked)) {
+    auto* slot = live.add_slots();
+    slot->set_client(known.client);
+    slot->set_seq(known.seq);
+    slot->set_done(true);
+    slot->mutable_body()->Swap(&known.outcome);
   }
   return live;
 }

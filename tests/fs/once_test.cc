@@ -196,9 +196,9 @@ TEST_P(OnceTest, of_requests_that_waited_with_one_intent_each_is_performed) {
 TEST_P(OnceTest, the_next_owner_knows_what_its_site_may_be_asked_again) {
   const auto all = requests();
   for (const auto& [name, one] : all) through(once(), one.first, one.second);
-  const auto left = once().left([](std::uint64_t client) { return client == kClient; });
+  const auto left = once().left([](std::uint64_t client, std::uint64_t) { return client == kClient; });
   EXPECT_EQ(left.size(), all.size());
-  EXPECT_TRUE(once().left([](std::uint64_t) { return false; }).empty());
+  EXPECT_TRUE(once().left([](std::uint64_t, std::uint64_t) { return false; }).empty());
   Once other(killed_, directory_.path() / "other.slots");
   for (const auto& known : left) other.adopt(known);
   for (const auto& known : left) other.adopt(known);

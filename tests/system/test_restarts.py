@@ -959,6 +959,26 @@ def what_an_owner_performed_and_did_not_answer_is_known_to_the_next():
     assert asker.receive() == ('ok', None), 'it was performed twice'
 
 
+def what_was_performed_before_a_handoff_is_known_to_another_process_of_the_new_owner():
+    """The answer was lost on its way, and the site asks again when the new owner has been restarted."""
+    cluster = Cluster(3)
+    alpha, beta, gamma = cluster
+    asker = Actor(gamma.mountpoint)
+    alpha.restart('once.outcome=sleep:1000@1')
+    cluster.wait_connected()
+    asker.send('mkdir', 'made')
+    sandbox.eventually(lambda: 'once.outcome fires' in alpha.tail(), 'it is performed', every=0.01)
+    cluster.network.cut('gamma')
+    alpha.migrate(beta, *PAUSE)
+    assert os.path.isdir(f'{beta.mountpoint}/made')
+    sandbox.eventually(lambda: not gamma.status()['sites'][0]['connected'], 'gamma hears nobody')
+    alpha.kill()
+    cluster.network.cut('alpha')  # its kernel may send the answer yet
+    beta.restart()
+    cluster.network.heal('gamma')
+    assert asker.receive() == ('ok', None), 'it was performed twice'
+
+
 def what_an_owner_left_in_doubt_is_decided_before_others_ask():
     """The site that asked comes back behind another one, whose append makes the file as long as its own would have."""
     cluster = Cluster(3, content=lambda store: content.write(f'{store}/log', b''))
@@ -1041,6 +1061,7 @@ if __name__ == '__main__':
         the_locks_of_a_site_that_the_new_owner_had_not_heard_are_given_up,
         what_is_given_up_before_a_restarted_target_serves_stays_given_up,
         what_an_owner_performed_and_did_not_answer_is_known_to_the_next,
+        what_was_performed_before_a_handoff_is_known_to_another_process_of_the_new_owner,
         what_an_owner_left_in_doubt_is_decided_before_others_ask,
         what_a_killed_caller_asked_is_not_taken_for_the_newest_word,
         a_write_that_waits_for_space_is_seen_by_who_opened_meanwhile)}))
