@@ -6,6 +6,7 @@
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -23,6 +24,7 @@ namespace {
 constexpr std::size_t kLongestRequest = 1u << 20;
 constexpr std::size_t kMostUnsent = 16u << 20;
 constexpr int kLookAgainMs = 100;
+constexpr auto kAccepts = std::chrono::seconds(5);
 constexpr auto kSendAgain = std::chrono::milliseconds(5);
 
 // A socket address holds 107 characters, a path more: it is named through a descriptor of its folder.
@@ -183,8 +185,12 @@ std::optional<ControlClient> ControlClient::connect(const std::filesystem::path&
   const SocketAddress address(socket);
   const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (fd < 0) throw std::runtime_error(fmt::format("cannot make a socket: {}", strerror(errno)));
+  const timeval patience{.tv_sec = kAccepts.count(), .tv_usec = 0};
+  setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
   if (::connect(fd, address.get(), SocketAddress::size()) == 0) return ControlClient(fd);
   const int error = errno;
+  // One that hangs has not taken up those before this one: ask() tells.
+  if (error == EAGAIN || error == EINTR) return ControlClient(fd);
   close(fd);
   if (error == ENOENT || error == ECONNREFUSED || error == ENOTDIR) return std::nullopt;
   throw std::runtime_error(
@@ -211,6 +217,8 @@ nlohmann::json ControlClient::ask(const nlohmann::json& request,
   for (std::size_t done = 0; done < line.size();) {
     const ssize_t sent = send(fd_, line.data() + done, line.size() - done, MSG_NOSIGNAL);
     if (sent < 0 && errno == EINTR) continue;
+    if (sent < 0 && (errno == EAGAIN || errno == ENOTCONN))
+      throw ConnectionLost("the daemon does not answer");
     if (sent < 0) throw ConnectionLost("the daemon has ended");
     done += static_cast<std::size_t>(sent);
   }

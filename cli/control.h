@@ -36,7 +36,8 @@ class ControlServer {
 // Blocking.
 class ControlClient {
  public:
-  // nullopt: no daemon listens there.
+  // nullopt: no daemon listens there. One that does not take up the connection in time is one that does not
+  // answer (ask).
   static std::optional<ControlClient> connect(const std::filesystem::path& socket);
   ControlClient(ControlClient&& other) noexcept;
   ControlClient& operator=(ControlClient&& other) noexcept;

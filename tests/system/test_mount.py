@@ -394,25 +394,60 @@ def a_mount_point_is_his_who_has_it_now():
 
 
 def a_daemon_that_hangs_holds_nobody_up():
-    """Its mount covers the store, where status must not look."""
+    """Its mount covers the store, where status must not look. In the end it has as many callers as may wait for it."""
     cluster = Cluster(2, mount=False)
     alpha, _ = cluster
     alpha.start(at=alpha.store)
     alpha.signal(signal.SIGSTOP)
     try:
-        shown = alpha.cli('status', DATA_SET, timeout=30).stdout
-        assert f'process {alpha.process.pid} ' in shown, shown
-        result = alpha.cli('umount', DATA_SET, check=False)
-        assert result.returncode == 1 and f'kill process {alpha.process.pid} ' in result.stderr, result
-        migration = alpha.migrate_in_background(alpha)
-        time.sleep(1)
-        migration.process.send_signal(signal.SIGINT)
-        summary = migration.finish(check=False, timeout=5)
-        assert summary['exit'] == 1 and 'interrupted before anything was begun' in summary['error'], summary
-        result = alpha.cli('verify', DATA_SET, '--with', 'beta', check=False, timeout=30)
-        assert result.returncode == 1 and 'does not answer' in result.stderr, result
+        for _ in range(2):
+            shown = alpha.cli('status', DATA_SET, timeout=30).stdout
+            assert f'process {alpha.process.pid} ' in shown, shown
+            result = alpha.cli('umount', DATA_SET, check=False)
+            assert result.returncode == 1 and f'kill process {alpha.process.pid} ' in result.stderr, result
+            migration = alpha.migrate_in_background(alpha)
+            time.sleep(1)
+            migration.process.send_signal(signal.SIGINT)
+            summary = migration.finish(check=False, timeout=5)
+            assert summary['exit'] == 1 and 'interrupted before anything was begun' in summary['error'], summary
+            result = alpha.cli('verify', DATA_SET, '--with', 'beta', check=False, timeout=30)
+            assert result.returncode == 1 and 'does not answer' in result.stderr, result
+            _call_until_nobody_can(f'{alpha.home}/{DATA_SET}/control.sock')
     finally:
         alpha.signal(signal.SIGCONT)
+
+
+def _call_until_nobody_can(path):
+    """A caller that has gone keeps its place among those that wait."""
+    for _ in range(1000):
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.setblocking(False)
+            try:
+                caller.connect(path)
+            except BlockingIOError:
+                return
+    raise AssertionError('any number of callers may wait')
+
+
+def who_ignores_the_end_of_children_is_told_the_truth():
+    """As the starter's disposition of SIGCHLD is inherited, what a child of a command came to could not be known."""
+    cluster = Cluster(1, user=sandbox.TESTER)
+    alpha = cluster[0]
+    alpha.stop()
+
+    def ignoring(*words):
+        return sandbox.run(*alpha.command(*words), env=alpha.environment(), check=False,
+                           preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+
+    mounted = ignoring('mount', DATA_SET, alpha.mountpoint)
+    assert mounted.returncode == 0 and mounted.stderr == '', mounted
+    actor = Actor(alpha.mountpoint, sandbox.TESTER)
+    assert actor.do('put', 'f', b'x')[0] == actor.do('open', 1, 'f', os.O_RDONLY)[0] == 'ok'
+    refused = ignoring('umount', DATA_SET)
+    assert refused.returncode == 1 and 'is busy' in refused.stderr, refused
+    actor.close()
+    ended = ignoring('umount', DATA_SET)
+    assert ended.returncode == 0 and ended.stderr == '', ended
 
 
 def a_store_has_one_daemon():
