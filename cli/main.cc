@@ -1,6 +1,7 @@
 // sharefs: one directory on several machines, whose ownership can move while applications write.
 
 #include <CLI/CLI.hpp>
+#include <csignal>
 #include <exception>
 #include <filesystem>
 #include <iostream>
@@ -105,6 +106,8 @@ Home CommandLine::home() const {
 }  // namespace sharefs
 
 int main(int argc, char** argv) {
+  // Where the starter ignores it, no child could be waited for, and every one counted as successful.
+  std::signal(SIGCHLD, SIG_DFL);
   try {
     return sharefs::check_output(sharefs::run(argc, argv));
   } catch (const sharefs::UsageError& error) {

@@ -1116,6 +1116,7 @@ if __name__ == '__main__':
         'a_mount_waits_for_the_end_of_the_one_before': (a_mount_waits_for_the_end_of_the_one_before, 60),
         'a_mount_point_is_his_who_has_it_now': (a_mount_point_is_his_who_has_it_now, 30),
         'a_daemon_that_hangs_holds_nobody_up': (a_daemon_that_hangs_holds_nobody_up, 90),
+        'who_ignores_the_end_of_children_is_told_the_truth': (who_ignores_the_end_of_children_is_told_the_truth, 60),
         'a_store_has_one_daemon': (a_store_has_one_daemon, 60),
         'what_is_stored_in_a_mapping_is_seen_everywhere_after_msync':
             (what_is_stored_in_a_mapping_is_seen_everywhere_after_msync, 60),
