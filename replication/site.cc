@@ -617,9 +617,13 @@ void Site::Impl::start(const std::function<void(std::string)>& ready) {
   const auto answered = std::make_shared<bool>(false);
   const auto timer = reactor.after(kAttachPatience, [this, answered, ready] {
     if (*answered) return;
-    if (options.patient) return spdlog::warn("waiting: {}", why_not_connected(ownership.owner));
+    const std::string why =
+        transport.connected(ownership.owner)
+            ? fmt::format("the owner {} is connected, but has not let this mount in yet", ownership.owner)
+            : why_not_connected(ownership.owner);
+    if (options.patient) return spdlog::warn("waiting: {}", why);
     *answered = true;
-    ready(why_not_connected(ownership.owner));
+    ready(why);
   });
   attach([this, answered, ready, timer](int error) {
     if (*answered) return;
