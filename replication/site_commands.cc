@@ -18,6 +18,8 @@ constexpr auto kConnectionPoll = std::chrono::milliseconds(100);
 constexpr unsigned kConnectionPolls = 20;
 constexpr auto kRecoveryPoll = std::chrono::milliseconds(20);
 constexpr std::uint32_t kVerifyPage = 500;
+// From site to site, after ownership that has moved meanwhile.
+constexpr unsigned kMostHops = 3;
 
 nlohmann::json failure(const std::string& why) { return {{"error", why}}; }
 
@@ -92,11 +94,20 @@ void Site::Impl::wait_for(const SiteName& site, const nlohmann::json& request, c
 }
 
 void Site::Impl::ask_owner(const nlohmann::json& request, JsonReply reply) {
+  const unsigned hops = request.value("hops", 0U);
+  if (hops >= kMostHops)
+    return reply(failure(fmt::format(
+        "nobody owns {}: {} takes {} for the owner, which does not. Was a state put back from a backup? The "
+        "site that \"sharefs status\" names at the latest epoch has the files: make a data set of them anew, "
+        "as "
+        "when the owner is lost",
+        state.setting("data_set"), parts.self, ownership.owner)));
   if (!transport.connected(ownership.owner)) return wait_for(ownership.owner, request, reply);
   const auto number = next_number++;
   commands.emplace(number, Command{.asked = ownership.owner, .reply = std::move(reply)});
   auto forwarded = request;
   forwarded.erase("polls");
+  forwarded["hops"] = hops + 1;
   pb::Envelope envelope;
   envelope.mutable_command()->set_number(number);
   envelope.mutable_command()->set_text(to_line(forwarded));

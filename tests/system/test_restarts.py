@@ -626,6 +626,35 @@ def an_owner_whose_state_is_from_before_it_was_given_back_stops():
     assert sorted(os.listdir(alpha.mountpoint)) == ['f', 'new', 'since']
 
 
+def sites_that_name_each_other_send_no_command_round():
+    """The state of the owner was put back from a backup of when the other one owned."""
+    cluster = Cluster(2, content=lambda store: content.write(f'{store}/f', b'x'))
+    alpha, beta = cluster
+    alpha.migrate(beta)
+    for site in cluster:
+        site.stop()
+    shutil.copytree(alpha.home, f'{alpha.home}.backup')
+    for site in cluster:
+        site.start(serve=True)
+    cluster.wait_connected()
+    beta.migrate(alpha)
+    for site in cluster:
+        site.stop()
+    shutil.rmtree(alpha.home)
+    os.rename(f'{alpha.home}.backup', alpha.home)
+    for site in cluster:
+        site.start(serve=True)
+    cluster.wait_connected()
+    assert [site.status()['owner'] for site in cluster] == ['beta', 'alpha']
+    for site in cluster:
+        for words in (('migrate', DATA_SET, '--to', 'beta'), ('abort', DATA_SET), ('remove', DATA_SET, '--site', 'beta')):
+            refused = site.cli(*words, check=False, timeout=20)
+            assert refused.returncode == 1 and f'nobody owns {DATA_SET}: ' in refused.stderr, refused
+    alpha.stop()
+    refused = alpha.cli('mount', DATA_SET, alpha.mountpoint, check=False)
+    assert refused.returncode == 1 and 'the owner beta is connected, but has not let' in refused.stderr, refused
+
+
 def a_clock_that_was_set_back_hides_no_handoff():
     """Of two handoffs the later one is gone on with, though the earlier one seems to have begun after it."""
     cluster = Cluster(3, content=content.small)
@@ -1049,6 +1078,7 @@ if __name__ == '__main__':
         the_root_of_an_empty_data_set_stays_what_it_is,
         an_owner_whose_state_was_put_back_stops,
         an_owner_whose_state_is_from_before_it_was_given_back_stops,
+        sites_that_name_each_other_send_no_command_round,
         a_clock_that_was_set_back_hides_no_handoff,
         appends_of_the_target_are_performed_once,
         what_is_locked_in_the_pause_is_known_to_another_process_of_the_new_owner,
