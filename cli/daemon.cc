@@ -236,6 +236,13 @@ void serve_in_foreground(const DaemonOptions& options, const std::function<void(
   // A shell's limit is for its own files. Where it cannot be lifted, too long ones are refused (EFBIG).
   const rlimit unlimited{.rlim_cur = RLIM_INFINITY, .rlim_max = RLIM_INFINITY};
   setrlimit(RLIMIT_FSIZE, &unlimited);
+  // The usual soft limit is for programs that use select(2). Whoever reaches the port, without a key, is
+  // given a descriptor for each connection until it is turned away.
+  rlimit descriptors{};
+  if (getrlimit(RLIMIT_NOFILE, &descriptors) == 0) {
+    descriptors.rlim_cur = descriptors.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &descriptors);
+  }
   umask(0);  // modes are decided by the callers of the mount
   // Each of glibc's arenas keeps what a burst of 1 MiB messages took, up to 20 MiB; by default every thread
   // gets one of its own.

@@ -3,6 +3,7 @@
 
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -355,6 +356,30 @@ def garbage_on_the_port_breaks_nothing():
     alpha.migrate(cluster[1], '--max-pause', '2s')
 
 
+def strangers_who_say_nothing_take_no_descriptors_from_files():
+    alpha, = Cluster(1, content=lambda store: [content.write(f'{store}/f{i}', b'x') for i in range(100)], mount=False)
+    alpha.start(limits=['--nofile=1024:8192'])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (20000, 20000))
+    kept = []
+
+    def has_kept_them():
+        for _ in range(20):
+            kept.append(socket.socket())
+            kept[-1].setblocking(False)
+            kept[-1].connect_ex((alpha.address, PORT))
+        return len(os.listdir(f'/proc/{alpha.process.pid}/fd')) > 1020
+
+    try:
+        eventually(has_kept_them, 'it keeps as many', every=0.02)
+        for i in range(100):
+            with open(f'{alpha.mountpoint}/f{i}', 'rb') as f:
+                assert f.read() == b'x'
+            content.write(f'{alpha.mountpoint}/new{i}', b'x')
+    finally:
+        for s in kept:
+            s.close()
+
+
 EVIL_NAMES = (r'../../evil', r'/mnt/evil', r'..', r'.', r'', r'a/b', r'x\000y', r'.sharefs')
 
 
@@ -569,6 +594,8 @@ if __name__ == '__main__':
         'verify_ends_when_the_other_site_does': (verify_ends_when_the_other_site_does, 60),
         'a_wrong_key_is_not_let_in': (a_wrong_key_is_not_let_in, 60),
         'garbage_on_the_port_breaks_nothing': (garbage_on_the_port_breaks_nothing, 60),
+        'strangers_who_say_nothing_take_no_descriptors_from_files':
+            (strangers_who_say_nothing_take_no_descriptors_from_files, 60),
         'records_that_no_handoff_sends_are_ignored': (records_that_no_handoff_sends_are_ignored, 60),
         'only_who_was_asked_answers_a_command': (only_who_was_asked_answers_a_command, 60),
         'what_a_member_says_of_other_sites_is_bounded': (what_a_member_says_of_other_sites_is_bounded, 60),
