@@ -75,8 +75,8 @@ bool remove_dead_mount(const fs::path& mountpoint) {
 
 // The disk of the store may not be mounted, or the directory may have become something else.
 void check_store(const std::string& name, const fs::path& store, const std::string& id) {
-  const auto marker = read_store_marker(store);
   refuse_foreign_area(store);
+  const auto marker = read_store_marker(store);
   if (marker == id) return;
   if (access((store / kPrivateArea).c_str(), R_OK | X_OK) != 0 && errno != ENOENT)
     fail(fmt::format("{} cannot be used as a store: {}", store.string(), strerror(errno)));

@@ -5,8 +5,10 @@
 #include <spdlog/fmt/fmt.h>
 #include <sys/file.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
@@ -27,6 +29,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::string_view kMarker = "data_set";
+constexpr std::size_t kLongestMarker = 32;
 
 // What setting «began» says from the first step of join to its last.
 constexpr std::string_view kJoining = "join";
@@ -318,10 +321,15 @@ void refuse_foreign_area(const fs::path& store) {
 }
 
 std::optional<std::string> read_store_marker(const fs::path& store) {
-  std::ifstream file(store / kPrivateArea / kMarker);
-  std::string id;
-  if (!std::getline(file, id)) return std::nullopt;
-  return id;
+  const fs::path marker = store / kPrivateArea / kMarker;
+  const UniqueFd file(open(marker.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+  struct stat found {};
+  if (!file || fstat(file.get(), &found) != 0 || !S_ISREG(found.st_mode)) return std::nullopt;
+  std::array<char, kLongestMarker> text{};
+  const ssize_t got = read(file.get(), text.data(), text.size());
+  if (got <= 0) return std::nullopt;
+  const std::string_view content(text.data(), static_cast<std::size_t>(got));
+  return std::string(content.substr(0, content.find('\n')));
 }
 
 void init_data_set(const Home& home, const InitOptions& options) {

@@ -49,7 +49,9 @@ Joined join_data_set(const Home& home, const JoinOptions& options);
 
 // Fails if what is called like the private area was made by somebody else, who may write to the directory.
 void refuse_foreign_area(const std::filesystem::path& store);
-// The `data_set` file of the private area: which data set a store belongs to (its id, in decimal).
+// The `data_set` file of the private area: which data set a store belongs to (its id, in decimal). Whoever
+// may write to the directory may have put anything there: it is not waited for, nor followed, nor read at
+// length.
 std::optional<std::string> read_store_marker(const std::filesystem::path& store);
 
 std::string host_name();

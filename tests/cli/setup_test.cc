@@ -191,6 +191,25 @@ TEST_F(SetupTest, APrivateAreaThatSomebodyElseMadeIsNotTaken) {
   }
 }
 
+TEST_F(SetupTest, AMarkerIsNotWaitedForNorFollowedNorReadAtLength) {
+  const auto store = scratch_.directory("data/inner");
+  for (const auto& place : {scratch_ / "data", store}) {
+    fs::create_directory(place / ".sharefs");
+    fs::permissions(place / ".sharefs", fs::perms::owner_all);
+    ASSERT_EQ(::mkfifo((place / ".sharefs/data_set").c_str(), 0666), 0);
+  }
+  EXPECT_NE(error_of([&] { init("projects", store); }).find("store of another data set"), std::string::npos);
+  fs::remove_all(store / ".sharefs");
+  EXPECT_EQ(error_of([&] { init("projects", store); }), "");
+  const auto marker = scratch_ / "data/.sharefs/data_set";
+  fs::remove(marker);
+  fs::create_symlink(store / ".sharefs/data_set", marker);
+  EXPECT_EQ(read_store_marker(scratch_ / "data"), std::nullopt);
+  fs::remove(marker);
+  scratch_.file("data/.sharefs/data_set", std::string(1u << 20, '1'));
+  EXPECT_EQ(read_store_marker(scratch_ / "data").value_or("").size(), 32u);
+}
+
 TEST_F(SetupTest, InitDoesNotTakeOverWhatAJoinHasBegun) {
   const auto store = scratch_.directory("data");
   init("projects", store);

@@ -1079,10 +1079,10 @@ def commands_say_what_is_wrong():
     alpha.stop()
     os.rename(alpha.store, f'{alpha.store}.away')
     os.mkdir(alpha.store)
-    for marker in (None, b'12345'):
-        if marker:
-            os.mkdir(f'{alpha.store}/.sharefs')
-            content.write(f'{alpha.store}/.sharefs/data_set', marker)
+    marker = f'{alpha.store}/.sharefs/data_set'
+    for change in (lambda: None, lambda: os.mkdir(f'{alpha.store}/.sharefs'), lambda: content.write(marker, b'12345'),
+                   lambda: os.remove(marker), lambda: os.mkfifo(marker)):
+        change()
         result = alpha.cli('mount', DATA_SET, alpha.mountpoint, check=False)
         assert result.returncode == 1 and alpha.store in result.stderr, result
         assert len(result.stderr.strip().splitlines()) == 1, result
