@@ -90,9 +90,10 @@ nlohmann::json handoff_of(const nlohmann::json& status) {
 class HandoffWatch {
  public:
   // `started`: what the daemon answered to migrate.
-  HandoffWatch(const DataSetPaths& paths, ControlClient daemon, const nlohmann::json& started)
+  HandoffWatch(const DataSetPaths& paths, ControlClient daemon, std::string to, const nlohmann::json& started)
       : paths_(paths),
         daemon_(std::move(daemon)),
+        to_(std::move(to)),
         attempt_(count_of(started, "attempt")),
         epoch_(count_of(started, "epoch")) {}
 
@@ -100,7 +101,7 @@ class HandoffWatch {
   // was lost.
   nlohmann::json follow() {
     ProgressDisplay display(isatty(STDERR_FILENO) != 0);
-    nlohmann::json seen = {{"attempt", attempt_}, {"epoch", epoch_}};
+    nlohmann::json seen = {{"attempt", attempt_}, {"epoch", epoch_}, {"to", to_}};
     while (!interrupted) {
       const auto status = ask_status();
       if (!status) {
@@ -112,9 +113,10 @@ class HandoffWatch {
       auto handoff = handoff_of(*status);
       // Each further try is an attempt of its own, at a later epoch. A site that cannot reach the owner shows
       // the last handoff of its own.
-      const bool ours = count_of(handoff, "attempt") == attempt_ || count_of(handoff, "epoch") >= epoch_;
+      const bool ours = is_ours(handoff);
       if (ours && !text_of(handoff, "result").empty()) return handoff;
       if (ours) seen = handoff;
+      if (!ours && count_of(handoff, "epoch") >= epoch_) return end_before(handoff, *status, seen);
       if (!handoff.empty() && text_of(handoff, "result").empty())
         display.show(handoff);
       else if (const auto owner = text_of(*status, "owner");
@@ -126,6 +128,25 @@ class HandoffWatch {
   }
 
  private:
+  bool is_ours(const nlohmann::json& handoff) const {
+    return count_of(handoff, "attempt") == attempt_ ||
+           (count_of(handoff, "epoch") >= epoch_ && text_of(handoff, "to") == to_);
+  }
+
+  // Ours has ended between two looks, since somebody has begun another one. The sites that took part know
+  // how.
+  nlohmann::json end_before(const nlohmann::json& other, const nlohmann::json& status,
+                            nlohmann::json seen) const {
+    for (const auto& handoff : status.value("history", nlohmann::json::array()))
+      if (is_ours(handoff) && !text_of(handoff, "result").empty()) return handoff;
+    const bool done = text_of(other, "from") == to_;
+    seen["result"] = done ? "done" : "aborted";
+    if (!done)
+      seen["error"] = fmt::format("it was ended: a handoff from {} to {} was begun since",
+                                  text_of(other, "from"), text_of(other, "to"));
+    return seen;
+  }
+
   // Nothing: the daemon does not come back.
   std::optional<nlohmann::json> ask_status() {
     const auto end = std::chrono::steady_clock::now() + kDaemonAway;
@@ -144,6 +165,7 @@ class HandoffWatch {
 
   const DataSetPaths& paths_;
   std::optional<ControlClient> daemon_;
+  const std::string to_;
   const std::uint64_t attempt_, epoch_;  // of our first try
 };
 
@@ -243,7 +265,7 @@ int start_and_follow(const Home& home, const MigrateArguments& arguments) {
     }
     return 0;
   }
-  HandoffWatch watch(paths, std::move(daemon), answer);
+  HandoffWatch watch(paths, std::move(daemon), arguments.to, answer);
   return follow_to_end(watch, arguments);
 }
 

@@ -417,6 +417,26 @@ def an_older_handoff_is_not_taken_for_the_one_that_was_asked_for():
     assert summary['from'] == 'alpha', summary
 
 
+def a_newer_handoff_is_not_taken_for_the_one_that_was_asked_for():
+    """Another operator ends it and begins that one between two looks of who watches, on a site that knows or not."""
+    cluster = Cluster(3)
+    alpha, beta, gamma = cluster
+    for source, other, watching in ((alpha, gamma, alpha), (gamma, alpha, alpha)):
+        cluster.wait_connected()
+        content.write(f'{alpha.mountpoint}/for {source.name}', os.urandom(1 << 20))
+        migration = watching.migrate_in_background(beta, '--rate', '64KiB/s', *PAUSE)
+        sandbox.eventually(lambda: source.phase() == 'image', 'it sends')
+        time.sleep(1)  # the watch has begun
+        migration.process.send_signal(signal.SIGSTOP)
+        source.abort()
+        source.migrate(other, *PAUSE)
+        cluster.wait_agreed(other)
+        migration.process.send_signal(signal.SIGCONT)
+        summary = migration.finish(check=False)
+        assert (summary['exit'], summary['result'], summary['to']) == (1, 'aborted', 'beta'), summary
+        assert summary['error'], summary
+
+
 def begun_slowly():
     """A handoff from alpha to beta that takes long: the cluster, and its migrate."""
     cluster = Cluster(2, content=lambda store: content.write(f'{store}/big', os.urandom(4 << 20)))
@@ -962,6 +982,8 @@ if __name__ == '__main__':
             (a_page_that_is_written_back_during_a_takeover_destroys_nothing, 60),
         'what_was_asked_before_a_takeover_is_performed_before_what_was_asked_since':
             (what_was_asked_before_a_takeover_is_performed_before_what_was_asked_since, 60),
+        'a_newer_handoff_is_not_taken_for_the_one_that_was_asked_for':
+            (a_newer_handoff_is_not_taken_for_the_one_that_was_asked_for, 90),
         'an_older_handoff_is_not_taken_for_the_one_that_was_asked_for':
             (an_older_handoff_is_not_taken_for_the_one_that_was_asked_for, 60),
         'what_another_state_folder_has_received_is_no_earlier_image':
