@@ -24,6 +24,7 @@
 #include "cli/setup.h"
 #include "cli/units.h"
 #include "fs/mounts.h"
+#include "replication/power.h"
 #include "replication/tree_place.h"
 
 namespace sharefs {
@@ -328,6 +329,15 @@ void tell_if_not_in_place(const DataSetPaths& paths, const std::string& name) {
         printable(store), printable((fs::path(store) / kPrivateArea / "tree").string()), name);
 }
 
+// Who takes the store away now must know. A daemon that was killed meanwhile has noted nothing either, nor
+// has one that runs already again.
+void fail_if_not_synced(const DataSetPaths& paths, const std::string& name) {
+  OpenState open(paths);
+  if (Power::ended_synced(open.state) || DaemonLock::holder(paths) != 0) return;
+  fail(fmt::format("the daemon of {} has ended, but it has not noted that all of {} is on the disk: see {}",
+                   name, open.state.setting("store"), paths.log().string()));
+}
+
 // By this process and not by the daemon, which could not answer the kernel's last requests while it unmounts.
 void unmount_or_explain(const fs::path& mountpoint, bool lazy) {
   const std::string why = unmount(mountpoint, lazy ? Unmount::lazy : Unmount::busy_fails);
@@ -360,6 +370,7 @@ int run_umount(const Home& home, const UmountArguments& arguments) {
     remove_dead_mount(mountpoint);
     OpenState(paths).state.set_setting("mountpoint", "");
     tell_if_not_in_place(paths, name);
+    if (ran) fail_if_not_synced(paths, name);
     return 0;
   }
   nlohmann::json status;
@@ -384,6 +395,7 @@ int run_umount(const Home& home, const UmountArguments& arguments) {
   }
   tell_if_not_in_place(paths, name);
   tell_who_waits(status, name);
+  fail_if_not_synced(paths, name);
   return 0;
 }
 

@@ -40,7 +40,7 @@ std::int64_t number_in(const std::string& text) { return text.empty() ? 0 : std:
 
 Power::Power(State& state) : state_(state) {
   const std::string last = state.setting(kNumber), boot = boot_id();
-  const bool lost = last.empty() || (state.setting(kBoot) != boot && state.setting(kEnded).empty());
+  const bool lost = last.empty() || (state.setting(kBoot) != boot && !ended_synced(state));
   number_ = lost ? another_number() : std::stoull(last);
   if (lost) {
     const std::int64_t from = number_in(state.setting(kSynced));
@@ -59,6 +59,8 @@ void Power::synced(std::int64_t when) {
 void Power::sync_failed() { extend(kDoubtful, number_in(state_.setting(kSynced))); }
 
 void Power::ends_synced() { state_.set_setting(kEnded, "1"); }
+
+bool Power::ended_synced(State& state) { return !state.setting(kEnded).empty(); }
 
 Power::Interval Power::doubtful() { return interval(kDoubtful); }
 

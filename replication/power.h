@@ -31,6 +31,8 @@ class Power {
   void sync_failed();
   // The process ends, and everything is on the disk.
   void ends_synced();
+  // What the last process has noted; false as long as one runs.
+  static bool ended_synced(State& state);
 
   // Files of the store with a ctime in here may lack what was written last.
   struct Interval {

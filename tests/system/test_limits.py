@@ -341,6 +341,17 @@ def what_a_disk_failed_to_write_is_not_believed():
     cluster.verify(beta, alpha)
 
 
+def a_daemon_that_ends_with_what_its_disk_does_not_take_is_told_of():
+    disk = ThinDisk()
+    alpha, = Cluster(1, stores=[disk.where + '/alpha'])
+    disk.has_nothing_left()
+    content.write(f'{alpha.mountpoint}/new', os.urandom(4 << 20))
+    ended = alpha.cli('umount', DATA_SET, check=False)
+    assert ended.returncode == 1 and f'not noted that all of {alpha.store} is on the disk' in ended.stderr, ended
+    assert ended.stderr.count('\n') == 1 and alpha.process.wait(30 * sandbox.PATIENCE) == 0, ended
+    alpha.process = None
+
+
 def a_target_that_fills_up_ends_the_attempt():
     disk = sandbox.tmpfs('size=24m')
     stores = [sandbox.ext4() + '/alpha', disk + '/beta']
@@ -500,7 +511,7 @@ def a_full_state_folder_keeps_no_site_from_a_new_owner():
 
 
 def a_full_state_folder_is_no_hindrance_to_an_end():
-    """What could not be noted is in the journal."""
+    """What could not be noted is in the journal. That the store was synced is not: umount tells."""
     state = SmallState('alpha')
     cluster = Cluster(1)
     alpha, = cluster
@@ -508,7 +519,10 @@ def a_full_state_folder_is_no_hindrance_to_an_end():
     for number in range(200):
         content.write(f'{alpha.mountpoint}/f{number}', b'x')
     ids = [os.stat(f'{alpha.mountpoint}/f{number}').st_ino for number in range(200)]
-    alpha.stop()
+    ended = alpha.cli('umount', DATA_SET, check=False)
+    assert ended.returncode == 1 and 'has ended, but it has not noted' in ended.stderr, ended
+    assert alpha.process.wait(30 * sandbox.PATIENCE) == 0
+    alpha.process = None
     state.fill()
     shown = alpha.cli('status', DATA_SET, check=False)
     assert shown.returncode == 1 and 'No space left on device' in shown.stderr, shown
@@ -814,6 +828,8 @@ if __name__ == '__main__':
         'a_target_without_privileges_is_refused': (a_target_without_privileges_is_refused, 60),
         'what_cannot_be_noted_is_only_told': (what_cannot_be_noted_is_only_told, 90),
         'what_a_disk_failed_to_write_is_not_believed': (what_a_disk_failed_to_write_is_not_believed, 60),
+        'a_daemon_that_ends_with_what_its_disk_does_not_take_is_told_of':
+            (a_daemon_that_ends_with_what_its_disk_does_not_take_is_told_of, 60),
         'a_target_that_fills_up_ends_the_attempt': (a_target_that_fills_up_ends_the_attempt, 60),
         'a_store_that_cannot_be_put_away_keeps_nobody_waiting': (a_store_that_cannot_be_put_away_keeps_nobody_waiting, 60),
         'a_full_state_folder_of_the_target_ends_the_handoff': (a_full_state_folder_of_the_target_ends_the_handoff, 60),
