@@ -104,9 +104,6 @@ void FuseServer::answer_handle(PendingRequest& pending, const pb::Outcome& outco
     answer_entry(pending, outcome, data);
 }
 
-// Shared, to be stored into.
-bool is_mappable(int flags) { return (flags & O_ACCMODE) == O_RDWR; }
-
 // The caller may be gone (a signal); then nobody will ever release the handle but us.
 void FuseServer::answer_create(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
   if (failed(pending, outcome)) return;
@@ -115,7 +112,7 @@ void FuseServer::answer_create(PendingRequest& pending, const pb::Outcome& outco
   if (fuse_reply_create(pending.caller, &entry, &file) == 0) {
     known_.add(entry.ino);
     known_.opened(entry.ino, sole_period_);
-    if (!file.direct_io) known_.note_cached(entry.ino, is_mappable(pending.flags));
+    note_cached(entry.ino, pending.flags);
   } else {
     ask_release(entry.ino, pending.handle);
   }
@@ -137,6 +134,14 @@ void FuseServer::answer_opendir(PendingRequest& pending, const pb::Outcome& outc
 // Append handles are opened direct: the owner resolves the end of the file.
 bool writes_directly(int flags) { return (flags & (O_APPEND | O_DIRECT)) != 0; }
 
+// By direct handles the kernel has pages only for mappings. Those that may be stored into are possible where
+// it writes them back before what passes by them.
+void FuseServer::note_cached(InodeId id, int flags) {
+  const bool mappable = (flags & O_ACCMODE) == O_RDWR;
+  if (!writes_directly(flags) || (mappable && session_.writes_back_before_direct()))
+    known_.note_cached(id, mappable);
+}
+
 // A file that is not open is not recalled. So its pages are kept only if this mount has been the only one
 // since it opened the file before, or has been promised since then that the file does not change; and not
 // before that opener's thread has dropped those from before: it may not even have run yet.
@@ -149,7 +154,7 @@ fuse_file_info FuseServer::opened_file(const PendingRequest& pending, InodeId id
   file.keep_cache = valid && std::none_of(dropping_opens_.begin(), dropping_opens_.end(),
                                           [id](const auto& open) { return open.second == id; });
   if (!file.keep_cache && known_.may_be_cached(id)) dropping_opens_[pending.handle] = id;
-  if (!file.direct_io) known_.note_cached(id, is_mappable(pending.flags));
+  note_cached(id, pending.flags);
   return file;
 }
 

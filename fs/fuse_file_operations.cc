@@ -52,8 +52,10 @@ void on_read(fuse_req_t caller, fuse_ino_t id, std::size_t size, off_t offset, f
   read.set_size(static_cast<std::uint32_t>(size));
   pending.offset = static_cast<std::uint64_t>(offset);
   pending.size = size;
-  if (FuseServer::is_direct(file->fh))
-    return server.submit_direct(request, {}, pending, &FuseServer::answer_data);
+  // A read that fills a page, of a mapping of such a handle, has no owner: kernels name one for reads past
+  // their pages.
+  const bool fills_pages = !FuseServer::is_direct(file->fh) || file->lock_owner == 0;
+  if (!fills_pages) return server.submit_direct(request, {}, pending, &FuseServer::answer_data);
   pending.locks_pages = true;
   server.submit_read(request, pending);
 }

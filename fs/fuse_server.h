@@ -158,6 +158,7 @@ class FuseServer {
 
   // How an opened file is told to the kernel.
   fuse_file_info opened_file(const PendingRequest& pending, InodeId id);
+  void note_cached(InodeId id, int flags);  // of the handle with which it is opened
   // The file was opened with this handle, and whoever opened it goes on: what pages the kernel was to drop
   // then are gone.
   void used(std::uint64_t handle) {
