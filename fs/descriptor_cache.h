@@ -61,6 +61,7 @@ class DescriptorCache {
   Node& at(InodeId id, std::uint32_t type);
   Ref get(InodeId id, Kind kind);
   UniqueFd open(InodeId id, Kind kind, std::uint32_t& type, bool& write_only);
+  UniqueFd open_read_only(InodeId id, std::uint32_t& type);
   void make_room();
   void release(Node* node);
   void close(int& fd);

@@ -557,6 +557,38 @@ def stores_in_a_mapping_are_data_and_older_than_a_time_that_is_set():
             assert os.pread(other.fileno(), 5, 500000) == b'HELLO'
 
 
+def a_mapping_of_an_append_handle_is_one_as_any_other():
+    """Such a handle passes by the pages of the kernel; a mapping of it does not."""
+    cluster = Cluster(2)
+    for site in cluster:
+        path = f'{site.mountpoint}/{site.name}'
+        content.write(path, b'data' + bytes(1 << 20))
+        with open(path, 'r+b'):
+            pass  # from now on there may be stored pages
+        handle = os.open(path, os.O_RDWR | os.O_APPEND)
+        with mmap.mmap(handle, 1 << 20, access=mmap.ACCESS_COPY) as mapped:
+            assert mapped[:4] == b'data'
+            os.write(handle, b'more')
+            assert mapped[4096:4100] == bytes(4)
+        os.close(handle)
+        with open(f'{path}.empty', 'wb') as file:
+            file.truncate(1 << 20)
+        handle = os.open(f'{path}.empty', os.O_RDWR | os.O_APPEND)
+        try:
+            mapped = mmap.mmap(handle, 1 << 20)
+        except OSError as error:
+            assert error.errno == errno.ENODEV  # before Linux 6.6
+        else:
+            with mapped, open(f'{path}.empty', 'rb') as other:
+                mapped[500000:500005] = b'hello'
+                assert os.lseek(other.fileno(), 0, os.SEEK_DATA) == 499712, site.name
+                mapped[500000:500005] = b'HELLO'
+                os.utime(f'{path}.empty', (5, 5))
+                mapped.flush()
+                assert os.stat(f'{path}.empty').st_mtime == 5, site.name
+        os.close(handle)
+
+
 def stores_on_their_way_are_older_than_what_is_done_since():
     """However many there are: every other page is a request of its own."""
     pages = range(0, 4 << 20, 8192)
@@ -987,11 +1019,17 @@ def an_ordinary_user_has_it_all(user=sandbox.TESTER):
     for i in range(100):
         assert actors[0].do('put', f'top{i}', b'x')[0] == 'ok'
     assert actors[1].do('open', 1, 'top99', os.O_RDWR)[0] == 'ok' and actors[1].do('open', 2, 'd0/f', os.O_RDWR)[0] == 'ok'
+    for i, actor in enumerate(actors):  # as git does
+        assert actor.do('open', 3, f'd0/pack{i}', os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o444)[0] == 'ok'
+        assert actor.do('pwrite', 3, b'a', 0) == ('ok', 1)
     before = [actor.do('lstat', 'd0/f') for actor in actors]
     assert before[0] == before[1] and before[0][1]['uid'] == user, before
     alpha.migrate(beta, '--max-pause', '2s')
     assert actors[1].do('pwrite', 1, b'y', 0) == ('ok', 1), 'an inode is not reached while the root is moved'
     assert actors[1].do('pwrite', 2, b'm', 0) == ('ok', 1)
+    for i, actor in enumerate(actors):
+        assert actor.do('pwrite', 3, b'b', 1) == ('ok', 1) and actor.do('fstat', 3)[1]['mode'] == '0o444'
+        assert actor.do('close', 3)[0] == actor.do('unlink', f'd0/pack{i}')[0] == 'ok'
     for actor in actors:
         assert actor.do('content', 'readonly/f') == ('ok', b'x')
         assert actor.do('lstat', 'readonly')[1]['mode'] == '0o500'
@@ -1125,6 +1163,7 @@ if __name__ == '__main__':
             (stores_in_a_mapping_are_data_and_older_than_a_time_that_is_set, 60),
         'stores_in_a_mapping_are_there_for_who_passes_by_the_pages':
             (stores_in_a_mapping_are_there_for_who_passes_by_the_pages, 60),
+        'a_mapping_of_an_append_handle_is_one_as_any_other': (a_mapping_of_an_append_handle_is_one_as_any_other, 60),
         'stores_on_their_way_are_older_than_what_is_done_since': (stores_on_their_way_are_older_than_what_is_done_since, 60),
         'umount_takes_away_nothing_but_the_mount': (umount_takes_away_nothing_but_the_mount, 60),
         'empty_directories_that_were_tidied_away_are_made_again': (empty_directories_that_were_tidied_away_are_made_again, 60),
