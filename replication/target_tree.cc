@@ -472,7 +472,7 @@ void TargetTree::show_hidden() {
     const auto backing = stat_name(parked_fd_.get(), name);
     if (!backing || !is_directory(*backing)) continue;
     const InodeId directory = inodes_.find(*backing).value_or(0);
-    if (directory != 0) unlock(directory);  // it may be kept without a name, and its state has come
+    if (seen_.contains(directory)) continue;
     const UniqueFd fd = open_parked(parked_fd_.get(), name);
     for (const auto& entry : list_directory(fd.get())) {
       const auto inner = stat_name(fd.get(), entry.name);
@@ -488,7 +488,6 @@ void TargetTree::show_hidden() {
       }
     }
   }
-  lock_again();
 }
 
 bool TargetTree::make_room() {

@@ -71,7 +71,9 @@ class TargetTree {
   std::size_t set_aside() const { return set_aside_.size(); }
 
   // What was parked with its directory gets a parked name of its own, or, if it was named again elsewhere
-  // since, loses this one: how many names an inode has decides later whether it is kept without one.
+  // since, loses this one: how many names an inode has decides later whether it is kept without one. But a
+  // directory that the source has spoken of is whole, whether it is on its way to another name or gone: its
+  // listing takes out what is not in it, and is not sent again.
   void show_hidden();
   // The disk is full: removes what the source has not spoken of. False: there is nothing.
   bool make_room();

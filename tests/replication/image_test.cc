@@ -83,6 +83,17 @@ class ImageTest : public testing::TestWithParam<bool> {
   ~ImageTest() override {
     attempt_.reset();
     reactor_.stop();  // nothing runs any more when the stores go
+    if (b_on_disk_of_its_own_) ::umount2((directory_.path() / "b" / "store").c_str(), MNT_DETACH);
+  }
+  // The target begins anew, with a disk of its own that holds no more than this.
+  void limit_target(const char* size) {
+    reactor_.run([&] { b_.reset(); });
+    const auto store = directory_.path() / "b" / "store";
+    std::filesystem::remove_all(directory_.path() / "b");
+    std::filesystem::create_directories(store);
+    ASSERT_EQ(::mount("none", store.c_str(), "tmpfs", 0, (std::string("size=") + size).c_str()), 0);
+    b_on_disk_of_its_own_ = true;
+    reactor_.run([&] { b_ = std::make_unique<Copy>(*reactor_, directory_.path() / "b", false, GetParam()); });
   }
 
   std::filesystem::path a(const std::string& name) const { return a_->store_path() / name; }
@@ -161,6 +172,7 @@ class ImageTest : public testing::TestWithParam<bool> {
   std::unique_ptr<Copy> a_, b_;
   std::unique_ptr<Attempt> attempt_;
   std::uint64_t attempts_ = 0;
+  bool b_on_disk_of_its_own_ = false;
 };
 
 INSTANTIATE_TEST_SUITE_P(Access, ImageTest, testing::Values(true, false),
@@ -767,6 +779,26 @@ TEST_P(ImageTest, WhatWasMovedOutOfADeletedDirectoryHasNoHiddenName) {
   expect_equal();
 }
 
+// A disk that is full before the round gives it its new name, and that has something that may go.
+TEST_P(ImageTest, ADirectoryThatMovesKeepsWhatIsInItWhereRoomIsMade) {
+  if (::geteuid() != 0) GTEST_SKIP() << "mounts";
+  limit_target("12m");
+  std::filesystem::create_directories(a("d/deep/er"));
+  for (const char* name : {"d/one", "d/deep/two", "d/deep/er/three"}) write_file(a(name), name);
+  std::filesystem::create_hard_link(a("d/one"), a("linked"));
+  write_file(a("deleted"), std::string(8 << 20, 'x'));
+  send_all();
+  std::filesystem::remove(a("deleted"));
+  begin(true);
+  attempt_->image();
+  ASSERT_EQ(rename("d", "e"), 0);
+  write_file(a("unnoticed"), std::string(8 << 20, 'y'));
+  ASSERT_EQ(rename("unnoticed", "large"), 0);
+  attempt_->round();
+  finish();
+  expect_equal();
+}
+
 // It is where the image has not been yet, and moves to where that has been.
 TEST_P(ImageTest, WhatMovesPastTheImageHasNoHiddenName) {
   std::filesystem::create_directories(a("gone"));
@@ -1122,12 +1154,7 @@ TEST_P(HostileTest, RefusesAWrongChecksumAndAMissingBatch) {
 
 TEST_P(HostileTest, AFullDiskIsToldInOneLine) {
   if (::geteuid() != 0) GTEST_SKIP() << "mounts";
-  reactor_.run([&] { b_.reset(); });
-  std::filesystem::remove_all(directory_.path() / "b");
-  std::filesystem::create_directories(directory_.path() / "b" / "store");
-  const auto store = directory_.path() / "b" / "store";
-  ASSERT_EQ(::mount("none", store.c_str(), "tmpfs", 0, "size=4m"), 0);
-  reactor_.run([&] { b_ = std::make_unique<Copy>(*reactor_, directory_.path() / "b", false, true); });
+  limit_target("4m");
   write_file(a("large"), std::string(8 << 20, 'x'));
   begin();
   try {
@@ -1136,9 +1163,6 @@ TEST_P(HostileTest, AFullDiskIsToldInOneLine) {
   } catch (const ImageSource::Cancelled& full) {
     EXPECT_TRUE(std::string(full.what()).starts_with("target disk is full: needs ")) << full.what();
   }
-  attempt_.reset();
-  reactor_.run([&] { b_.reset(); });
-  ::umount2(store.c_str(), MNT_DETACH);
 }
 
 }  // namespace
