@@ -95,6 +95,13 @@ TargetTree::TargetTree(InodeTable& inodes, const std::filesystem::path& private_
 
 // ---- inodes
 
+// Attempts that ended early leave what was left under the id of an inode that they put elsewhere.
+bool TargetTree::lies_in(const std::unordered_set<InodeId>& ids, InodeId id) const {
+  if (!ids.contains(id)) return false;
+  const auto backing = stat_name(folder_of(ids), hex_name(id));
+  return backing && inodes_.find(*backing) == id;
+}
+
 bool TargetTree::known(InodeId id) {
   if (id == kRootInode || seen_.contains(id)) return true;
   if (fresh_) return false;
@@ -256,7 +263,7 @@ bool TargetTree::only_known_name(InodeId parent, const std::string& name, const 
 // process did not know, of an inode that is reached by a name that goes, or has gone into parked/.
 void TargetTree::has_name(InodeId id, InodeId parent, const std::string& name, const Backing& backing) {
   if (inodes_.is_reached_by(id, parent, name)) return;
-  if (parked_.contains(id)) {
+  if (is_parked(id)) {
     CtimeKeeper ctime(inodes_, id, backing);
     inodes_.moved(id, parent, name);
     if (unlinkat(parked_fd_.get(), hex_name(id).c_str(), 0) != 0) throw_errno("cannot unlink a parked inode");
@@ -347,7 +354,7 @@ bool TargetTree::place(InodeId parent, const std::string& name, InodeId id) {
   }
   inodes_.changing(parent);
   CtimeKeeper ctime(inodes_, id, backing);
-  const bool one_more = !is_directory(backing) && !parked_.contains(id) && !orphans_.contains(id);
+  const bool one_more = !is_directory(backing) && !is_parked(id) && !lies_in(orphans_, id);
   if (!move_to(folder->get(), name, id, fd.get(), backing)) return false;
   if (!one_more)
     inodes_.moved(id, parent, name);
@@ -361,11 +368,10 @@ bool TargetTree::place(InodeId parent, const std::string& name, InodeId id) {
 bool TargetTree::move_to(int directory, const std::string& name, InodeId id, int fd, const Backing& backing) {
   const std::string hex = hex_name(id);
   for (auto* folder : {&parked_, &orphans_}) {
-    if (!folder->contains(id)) continue;
-    const bool parked = folder == &parked_;
-    if (move_name(parked ? parked_fd_.get() : orphans_fd_.get(), hex, directory, name)) {
+    if (!lies_in(*folder, id)) continue;
+    if (move_name(folder_of(*folder), hex, directory, name)) {
       folder->erase(id);
-      if (!parked) inodes_.set_orphan(id, false);
+      if (folder == &orphans_) inodes_.set_orphan(id, false);
       return true;
     }
     if (errno == EINVAL && is_directory(backing)) return false;
@@ -450,15 +456,15 @@ void TargetTree::settle() {
 
 void TargetTree::freed(InodeId id) {
   if (id == kRootInode) throw Malformed("it frees the root");
-  const bool parked = parked_.contains(id);
-  if (!parked && !orphans_.contains(id)) return;
-  const int folder = parked ? parked_fd_.get() : orphans_fd_.get();
+  auto& ids = is_parked(id) ? parked_ : orphans_;
+  if (!lies_in(ids, id)) return;
+  const int folder = folder_of(ids);
   const std::string name = hex_name(id);
   if (unlinkat(folder, name.c_str(), 0) != 0 && errno != ENOENT) {
     directories_.erase(id);
     if (errno != EISDIR || unlinkat(folder, name.c_str(), AT_REMOVEDIR) != 0) return;  // discard_rest() does
   }
-  (parked ? parked_ : orphans_).erase(id);
+  ids.erase(id);
   seen_.erase(id);
   inodes_.erase(id);
 }
@@ -500,7 +506,7 @@ bool TargetTree::make_room() {
 bool TargetTree::discard_unseen(bool directories) {
   bool any = false;
   for (auto* ids : {&orphans_, &parked_}) {
-    const int folder = ids == &parked_ ? parked_fd_.get() : orphans_fd_.get();
+    const int folder = folder_of(*ids);
     for (const auto& entry : list_directory(folder)) {
       const auto backing = stat_name(folder, entry.name);
       if (!backing || (is_directory(*backing) && !directories)) continue;
@@ -515,7 +521,7 @@ bool TargetTree::discard_unseen(bool directories) {
 
 void TargetTree::keep_orphans(const std::set<InodeId>& orphans) {
   for (const InodeId id : orphans) {
-    if (!orphans_.contains(id)) {
+    if (!lies_in(orphans_, id)) {
       const UniqueFd fd = inodes_.open(id, O_PATH | O_NOFOLLOW | O_CLOEXEC);
       if (!fd) continue;
       const Backing backing = stat_inode(fd.get());

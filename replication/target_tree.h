@@ -59,7 +59,7 @@ class TargetTree {
   OpenedInode open(InodeId id, std::uint32_t type);
   // Creates an inode, at `place` if that is given and its directory is known, otherwise parked.
   OpenedInode create(const pb::InodeState& state, const pb::EntryState* place);
-  bool is_parked(InodeId id) const { return parked_.contains(id); }
+  bool is_parked(InodeId id) const { return lies_in(parked_, id); }
 
   void detach(InodeId parent, const std::string& name);
   void attach(InodeId parent, const std::string& name, InodeId id);
@@ -93,6 +93,11 @@ class TargetTree {
   static constexpr std::size_t kCachedDirectories = 128;
   static constexpr std::size_t kMaxSetAside = 1'000'000;
 
+  // Whether the inode is in parked/ or orphans/, not only something that was left there under its id.
+  bool lies_in(const std::unordered_set<InodeId>& ids, InodeId id) const;
+  int folder_of(const std::unordered_set<InodeId>& ids) const {
+    return (&ids == &parked_ ? parked_fd_ : orphans_fd_).get();
+  }
   Directory directory(InodeId id);  // null: not known
   void detach_unlisted(InodeId id, const Directory& folder);
   void unlock(InodeId id);
@@ -119,7 +124,7 @@ class TargetTree {
   bool fresh_ = false;  // nothing was here: what is not in seen_ is not known
   // applying thread
   SentSet seen_;
-  std::unordered_set<InodeId> parked_, orphans_;
+  std::unordered_set<InodeId> parked_, orphans_;  // names that are there; see lies_in()
   std::unordered_map<InodeId, Directory> directories_;
   std::unordered_map<InodeId, mode_t> unlocked_;  // their own modes
   std::map<std::pair<InodeId, std::string>, InodeId> set_aside_;
