@@ -56,9 +56,9 @@ class ImageTarget {
   void final_end(std::uint64_t batches, std::function<void()> applied);
   // Once everything is applied: whether the inode is here, and has no name in the tree.
   bool is_parked(InodeId id) const;
-  // The attempt won: moves what is in `orphans` to orphans/ before it returns, then removes everything else
-  // that is parked, on the thread; `discarded` is called when that is done. The destructor interrupts it:
-  // what is left goes with the next process of the owner (Site::Impl::delete_leftovers).
+  // The attempt won: moves what is in `orphans` to orphans/, durably, before it returns, then removes
+  // everything else that is parked, on the thread; `discarded` is called when that is done. The destructor
+  // interrupts it: what is left goes with the next process of the owner (Site::Impl::delete_leftovers).
   void finish(const std::set<InodeId>& orphans, std::function<void()> discarded = {});
 
   static constexpr std::uint64_t kCredit = 16u << 20;  // bytes in flight

@@ -534,6 +534,12 @@ void TargetTree::keep_orphans(const std::set<InodeId>& orphans) {
     inodes_.set_orphan(id, true);
     orphans_.erase(id);  // what is left there is discarded
   }
+  if (orphans.empty()) return;
+  // «Done» may get to another disk first, and then what is found in parked/ is deleted. It may also be an
+  // earlier process that has moved them.
+  for (const int folder : {orphans_fd_.get(), parked_fd_.get()}) {
+    if (fsync(folder) != 0) throw_errno("cannot sync what is open without a name");
+  }
 }
 
 void TargetTree::discard_rest() {

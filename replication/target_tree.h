@@ -80,8 +80,8 @@ class TargetTree {
   // To be called when names have been changed, before states are set: directories get their modes again.
   void lock_again();
 
-  // The attempt won. keep_orphans() moves these to orphans/; discard_rest() removes all that is parked or
-  // another orphan, until interrupt() (any thread).
+  // The attempt won. keep_orphans() moves these to orphans/, durably; discard_rest() removes all that is
+  // parked or another orphan, until interrupt() (any thread).
   void keep_orphans(const std::set<InodeId>& orphans);
   void discard_rest();
   void interrupt() { interrupted_ = true; }

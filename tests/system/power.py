@@ -79,9 +79,10 @@ def boot():
         f.write(f'{random.randbytes(16).hex()}\n')
 
 
-def cluster(sites=3, **options):
+def cluster(sites=3, state_apart=False, **options):
+    """`state_apart`: only the stores lie on these disks; what is said of them is on one that has always written all."""
     names = Cluster.NAMES[:sites]
-    disks = {name: Disk(name) for name in names}
+    disks = {name: Disk(f'{name}-store' if state_apart else name) for name in names}
     boot()
     if BOOT_ID not in sandbox.mounts():
         run('mount', '--bind', f'{WORK}/boot_id', BOOT_ID)

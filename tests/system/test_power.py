@@ -99,6 +99,29 @@ def without_power_at(point):
     scene.check()
 
 
+def what_is_open_without_a_name_outlives_its_new_owner():
+    """It is kept by the new owner, whose state says so, when the power is gone before the store's disk has written it."""
+    cluster = power.cluster(3, state_apart=True, content=lambda store: (content.write(f'{store}/f', b'old'), os.sync()))
+    alpha, beta, gamma = cluster
+    app = Actor(gamma.mountpoint)
+    assert app.do('open', 1, 'f', os.O_RDWR)[0] == 'ok'
+    assert app.do('unlink', 'f') == ('ok', None)
+    assert app.do('pwrite', 1, b'new', 0) == ('ok', 3)
+    assert app.do('fsync', 1) == ('ok', None)
+    beta.stop()
+    beta.start(faults='target.taken_over=kill@1')
+    cluster.wait_connected()
+    migration = gamma.migrate_in_background(beta, *MAX_PAUSE)
+    beta.process.wait(40)
+    power.cut(beta)
+    beta.start()
+    migration.kill()
+    cluster.wait_connected()
+    assert cluster.owner() is beta
+    read = app.do('pread', 1, 3, 0, timeout=30)
+    assert read == ('ok', b'new'), read
+
+
 def overwrite(site, byte, below='below/'):
     """In place, so that size and number of blocks stay; nobody syncs it."""
     for number in range(8):
@@ -226,6 +249,8 @@ def a_loss_is_told_after_taking_over():
 
 if __name__ == '__main__':
     tests = {'owner_without_power': (owner_without_power, 120),
+             'what_is_open_without_a_name_outlives_its_new_owner':
+                 (what_is_open_without_a_name_outlives_its_new_owner, 60),
              'what_an_old_image_has_lost_is_sent_again': (what_an_old_image_has_lost_is_sent_again, 60),
              'what_an_old_image_has_lost_in_its_root_is_sent_again':
                  (what_an_old_image_has_lost_in_its_root_is_sent_again, 60),
