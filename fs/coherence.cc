@@ -72,6 +72,7 @@ struct Coherence::Impl {
   void create(const pb::Request& request, Reply reply);
   void remove_name(const pb::Request& request, Reply reply);
   void release(const pb::Request& request, Reply reply);
+  void sync(const pb::Request& request, Bytes data, Reply reply);
   void set_lock(const pb::Request& request, Reply reply);
   void get_lock(const pb::Request& request, Reply reply);
   void release_locks(const pb::Request& request);
@@ -112,6 +113,8 @@ struct Coherence::Impl {
   std::map<InodeId, std::set<ClientId>> orphans;
   std::vector<Arrival> arrivals;  // attaching while the first mount drops what it cached alone
   std::set<SiteName> away;
+  // What a sync of each of these handles has to say yet: see sync().
+  std::map<std::pair<ClientId, std::uint64_t>, std::uint32_t> failed_syncs;
   // After a restart, until all sites have said what they hold: locks that are asked for, and what gives them
   // up.
   struct Asked {
@@ -149,6 +152,9 @@ void Coherence::Impl::perform(const pb::Request& request, Bytes data, Reply repl
     case pb::Request::kRelease:
     case pb::Request::kReleasedir:
       release(request, std::move(reply));
+      break;
+    case pb::Request::kSync:
+      sync(request, data, std::move(reply));
       break;
     case pb::Request::kFlush:
       release_locks(request);
@@ -243,12 +249,32 @@ void Coherence::Impl::release(const pb::Request& request, Reply reply) {
     const pb::Release& release = request.release();
     id = release.id();
     opens.close(client, release.handle());
+    failed_syncs.erase({client, release.handle()});
     release_locks(request);
   } else {
     opens.close(client, request.releasedir().handle());
+    failed_syncs.erase({client, request.releasedir().handle()});
   }
   store.execute(request, {}, std::move(reply));
   if (!orphans.empty() && free_orphan(id)) free_in_store({id});
+}
+
+// What could not be written back is told once to each open file, as a local disk does. The store has one
+// descriptor for all of them, which is told of it once.
+void Coherence::Impl::sync(const pb::Request& request, Bytes data, Reply reply) {
+  store.execute(request, data,
+                [this, client = request.client(), sync = request.sync(), still = std::weak_ptr(alive),
+                 reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
+                  if (still.expired()) return reply(outcome, bytes);
+                  const std::uint32_t error = outcome.error();
+                  if (error == EIO || error == ENOSPC || error == EDQUOT) {
+                    for (const OpenHandle& open : opens.all())
+                      if (open.id == sync.id()) failed_syncs[{open.client, open.handle}] = error;
+                  }
+                  const auto earlier = failed_syncs.extract({client, sync.handle()});
+                  if (error != 0 || earlier.empty()) return reply(outcome, bytes);
+                  reply_errno(reply, static_cast<int>(earlier.mapped()));
+                });
 }
 
 // Of a Flush or Release. After a restart nobody waits for that, but what its client has asked for before is
@@ -433,6 +459,7 @@ void Coherence::Impl::detach(ClientId client) {
   }
   locks.detach(client);
   changes.detach(client);
+  std::erase_if(failed_syncs, [client](const auto& one) { return one.first.first == client; });
 
   std::vector<InodeId> ids;
   for (auto& [id, holders] : orphans) {
@@ -690,6 +717,7 @@ void Coherence::clear() {
   impl_->taking_back = false;
   impl_->arrivals.clear();
   impl_->orphans.clear();
+  impl_->failed_syncs.clear();
   impl_->changes.clear();
 }
 

@@ -109,6 +109,33 @@ TEST_F(CoherenceTest, DetachReleasesHandlesAndLocks) {
   EXPECT_EQ(ops, (std::vector<pb::Request::OpCase>{pb::Request::kRelease, pb::Request::kReleasedir}));
 }
 
+// As on a local disk.
+TEST_F(CoherenceTest, WhatCouldNotBeWrittenBackIsToldToEveryOpenFileOnce) {
+  attach_all({kA, kB, kC});
+  for (const ClientId client : {kA, kB, kC}) opened(client);
+  opened(kB, kOther);
+  const auto sync = [&](ClientId client, InodeId id, int error) {
+    store_.result = [error](const pb::Request&) {
+      pb::Outcome outcome;
+      outcome.set_error(static_cast<std::uint32_t>(error));
+      return outcome;
+    };
+    pb::Request request = request_of(client, ++seq_);
+    request.mutable_sync()->set_id(id);
+    request.mutable_sync()->set_handle(id * 10);
+    return ask(request).error();
+  };
+  EXPECT_EQ(sync(kA, kFile, EIO), EIO);
+  store_.result = [](const pb::Request&) { return pb::Outcome(); };
+  release(kC);
+  opened(kC);
+  EXPECT_EQ(sync(kA, kFile, 0), 0) << "it was told";
+  EXPECT_EQ(sync(kB, kOther, 0), 0) << "of another file";
+  EXPECT_EQ(sync(kC, kFile, 0), 0) << "opened since";
+  EXPECT_EQ(sync(kB, kFile, 0), EIO);
+  EXPECT_EQ(sync(kB, kFile, 0), 0);
+}
+
 TEST_F(CoherenceTest, AnExpiredSiteIsDetachedWithAllItsClients) {
   opens_.attach(kA, "gone");
   opens_.attach(kB, "gone");
