@@ -920,6 +920,26 @@ def who_cannot_reach_a_new_owner_is_shown_nothing_old():
     assert cut_off.do('mapped', 0, 3) == ('ok', b'new')
 
 
+def callers_of_the_only_mount_can_be_killed_while_the_owner_is_away():
+    """Such a mount's kernel keeps by itself, for a second, that a name is missing."""
+    cluster = Cluster(2, mount=False)
+    alpha, beta = cluster
+    alpha.start(serve=True)
+    cluster.join(beta)
+    beta.start()
+    caller = Actor(beta.mountpoint)
+    time.sleep(1.5)  # it is told that it is the only one
+    assert caller.do('stat', 'new') == ('errno', 'ENOENT')
+    alpha.kill()
+    caller.send('open', 1, 'new', os.O_RDWR | os.O_CREAT)
+    time.sleep(0.5)
+    caller.kill()
+    caller.wait_ended()
+    alpha.start(serve=True)
+    other = Actor(beta.mountpoint)
+    assert other.do('stat', 'new') == ('errno', 'ENOENT'), 'what a killed caller asked was performed later'
+
+
 def who_is_cut_off_can_be_killed():
     """While its callers wait for the owner, with pages locked, or with stores in a mapping that are being written back; and
     other pages of their files are not shown any more."""
@@ -1177,6 +1197,8 @@ if __name__ == '__main__':
         'who_is_behind_a_slow_link_is_shown_nothing_old': (who_is_behind_a_slow_link_is_shown_nothing_old, 90),
         'a_file_becomes_an_append_only_one_while_it_is_open': (a_file_becomes_an_append_only_one_while_it_is_open, 60),
         'who_cannot_reach_a_new_owner_is_shown_nothing_old': (who_cannot_reach_a_new_owner_is_shown_nothing_old, 60),
+        'callers_of_the_only_mount_can_be_killed_while_the_owner_is_away':
+            (callers_of_the_only_mount_can_be_killed_while_the_owner_is_away, 60),
         'who_is_cut_off_can_be_killed': (who_is_cut_off_can_be_killed, 90),
         'a_mount_with_a_timeout_does_not_wait': (a_mount_with_a_timeout_does_not_wait, 60),
         'an_ordinary_user_has_it_all': (an_ordinary_user_has_it_all, 60),
