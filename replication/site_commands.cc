@@ -99,8 +99,7 @@ void Site::Impl::ask_owner(const nlohmann::json& request, JsonReply reply) {
     return reply(failure(fmt::format(
         "nobody owns {}: {} takes {} for the owner, which does not. Was a state put back from a backup? The "
         "site that \"sharefs status\" names at the latest epoch has the files: make a data set of them anew, "
-        "as "
-        "when the owner is lost",
+        "as when the owner is lost",
         state.setting("data_set"), parts.self, ownership.owner)));
   if (!transport.connected(ownership.owner)) return wait_for(ownership.owner, request, reply);
   const auto number = next_number++;
