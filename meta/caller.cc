@@ -51,8 +51,11 @@ void use_reserves(bool allowed) {
 void prepare() {
   if (::unshare(CLONE_FS) != 0)
     throw std::system_error(errno, std::generic_category(), "a umask of its own for a thread");
-  current.privileged = ::geteuid() == 0 &&
-                       ::prctl(PR_SET_SECUREBITS, ::prctl(PR_GET_SECUREBITS) | SECBIT_NO_SETUID_FIXUP) == 0;
+  current.privileged = ::geteuid() == 0;
+  // Without, everybody's new files would be root's.
+  if (current.privileged &&
+      ::prctl(PR_SET_SECUREBITS, ::prctl(PR_GET_SECUREBITS) | SECBIT_NO_SETUID_FIXUP) != 0)
+    throw std::system_error(errno, std::generic_category(), "root without CAP_SETPCAP cannot serve others");
   current.has_reserves = current.privileged && capability_call(SYS_capget) &&
                          (current.capabilities[0].effective & kReserves) != 0;
   current.uid = ::geteuid();
@@ -89,5 +92,14 @@ void become_caller(std::uint32_t uid, std::uint32_t gid, std::uint32_t umask) {
 void become_self() {
   if (current.prepared) become_caller(::geteuid(), ::getegid(), kOwnUmask);
 }
+
+CallerKept::CallerKept() {
+  if (!current.prepared) prepare();
+  uid_ = current.uid;
+  gid_ = current.gid;
+  umask_ = current.umask;
+}
+
+CallerKept::~CallerKept() { become_caller(uid_, gid_, umask_); }
 
 }  // namespace sharefs

@@ -25,4 +25,16 @@ void become_caller(std::uint32_t uid, std::uint32_t gid, std::uint32_t umask);
 // written to a Database does it by itself.
 void become_self();
 
+// In the middle of what a caller asked: the thread is that caller again when this goes.
+class CallerKept {
+ public:
+  CallerKept();
+  ~CallerKept();
+  CallerKept(const CallerKept&) = delete;
+  CallerKept& operator=(const CallerKept&) = delete;
+
+ private:
+  std::uint32_t uid_, gid_, umask_;
+};
+
 }  // namespace sharefs

@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "meta/caller.h"
+
 namespace sharefs {
 namespace {
 
@@ -151,6 +153,7 @@ void ChangeLog::changing(const Change& change) {
     }
   }
   if (pending_.size() >= kBatch) {
+    const CallerKept kept;
     try {
       write_pending();
     } catch (const DatabaseError& error) {

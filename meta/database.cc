@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <system_error>
@@ -17,6 +18,9 @@ namespace {
 constexpr int kSchemaVersion = 3;
 constexpr int kBusyTimeoutMs = 10'000;
 constexpr int kDeferredCheckpointPages = 64 * 1024 * 1024 / 4096;  // pages are of SQLite's default size
+
+// Of any connection of this process: a sync of the write-ahead log has failed; see Database::mend_log.
+std::atomic<bool> log_has_failed{false};
 
 // See meta/README.md for what each table means. Names of files are BLOBs: they are bytes, not text.
 constexpr const char* kSchema = R"sql(
@@ -219,12 +223,24 @@ void Database::use_write_ahead_log() {
 // What is no longer in the log is safe, too: SQLite syncs the database before it uses the log again from its
 // start.
 void Database::sync_commits() {
+  mend_log();
   sqlite3_file* log = nullptr;
   if (sqlite3_file_control(handle_, "main", SQLITE_FCNTL_JOURNAL_POINTER, &log) != SQLITE_OK ||
       log == nullptr || log->pMethods == nullptr)
     return;
-  if (log->pMethods->xSync(log, SQLITE_SYNC_NORMAL) != SQLITE_OK)
+  if (log->pMethods->xSync(log, SQLITE_SYNC_NORMAL) != SQLITE_OK) {
+    log_has_failed = true;
     throw DatabaseError(file_.string() + ": cannot be synced");
+  }
+}
+
+// A sync that has failed leaves pages that count as written and are not; the next one would succeed, and
+// after a power cut the log would end there. So all of it goes into the database first, and it begins anew.
+void Database::mend_log() {
+  if (!log_has_failed) return;
+  if (sqlite3_wal_checkpoint_v2(handle_, nullptr, SQLITE_CHECKPOINT_TRUNCATE, nullptr, nullptr) != SQLITE_OK)
+    fail(handle_, file_, "checkpoint");
+  log_has_failed = false;
 }
 
 // _v2: statements that live longer than their Database finish the closing.
@@ -242,7 +258,10 @@ void Database::defer_checkpoints() { sqlite3_wal_autocheckpoint(handle_, kDeferr
 Transaction::Transaction(Database& database, Durability durability)
     : database_(database), durability_(durability) {
   become_self();
-  if (durability_ == Durability::full) database_.execute("PRAGMA synchronous=FULL");
+  if (durability_ == Durability::full) {
+    database_.mend_log();
+    database_.execute("PRAGMA synchronous=FULL");
+  }
   try {
     database_.execute("BEGIN IMMEDIATE");
   } catch (...) {
@@ -260,8 +279,12 @@ Transaction::~Transaction() {
 
 void Transaction::commit() {
   become_self();
-  database_.execute(
-      "COMMIT");  // when it fails the transaction is still open, and the destructor rolls it back
+  try {
+    database_.execute("COMMIT");
+  } catch (...) {  // the transaction is still open, and the destructor rolls it back
+    if (sqlite3_extended_errcode(database_.handle()) == SQLITE_IOERR_FSYNC) log_has_failed = true;
+    throw;
+  }
   end();
 }
 

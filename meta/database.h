@@ -101,7 +101,9 @@ class Database {
   const std::filesystem::path& file() const { return file_; }
 
  private:
+  friend class Transaction;
   void use_write_ahead_log();
+  void mend_log();
 
   std::filesystem::path file_;
   sqlite3* handle_ = nullptr;

@@ -1,13 +1,17 @@
 #include "meta/change_log.h"
 
 #include <gtest/gtest.h>
+#include <sys/fsuid.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <limits>
 #include <random>
 #include <string>
+#include <thread>
 
+#include "meta/caller.h"
 #include "scratch.h"
 
 namespace sharefs {
@@ -250,6 +254,18 @@ TEST_F(ChangeLogTest, a_log_that_cannot_be_written_hinders_nobody_and_is_never_t
   const auto first = log_.start();
   log_.changing({.kind = Kind::freed, .id = 1});
   EXPECT_EQ(read(first, log_.flush()).size(), 1U);
+}
+
+// In the middle of what somebody asked: the rest of it is not done in the name of root.
+TEST_F(ChangeLogTest, who_changes_files_stays_who_it_was) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root acts for others";
+  std::thread([this] {
+    log_.start();
+    become_caller(1234, 1234);
+    for (InodeId id = 1; id <= 10'000; ++id) log_.changing({.kind = Kind::freed, .id = id});
+    EXPECT_FALSE(rows().empty()) << "a part of it has been written";
+    EXPECT_EQ(::setfsuid(static_cast<uid_t>(-1)), 1234) << "says who it is";
+  }).join();
 }
 
 }  // namespace

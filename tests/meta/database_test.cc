@@ -14,11 +14,16 @@
 
 namespace {
 std::atomic<int> syncs = 0;
-}
+std::atomic<bool> disk_fails = false;
+}  // namespace
 
 // SQLite's calls land here: this is how the tests see what is made durable when.
 extern "C" int fdatasync(int fd) {
   ++syncs;
+  if (disk_fails) {
+    errno = EIO;
+    return -1;
+  }
   return static_cast<int>(::syscall(SYS_fdatasync, fd));
 }
 extern "C" int fsync(int fd) {
@@ -171,6 +176,30 @@ TEST(Transaction, with_deferred_checkpoints_many_normal_commits_never_sync) {
   for (int i = 0; i < 50; ++i)
     database.execute("INSERT INTO blob(key, value) VALUES(random(), zeroblob(200000))");
   EXPECT_EQ(syncs, before);
+}
+
+// What the failed sync was to write counts as written: the next one would succeed without it.
+TEST(Database, nothing_counts_as_durable_behind_what_a_failed_sync_may_have_lost) {
+  for (const bool commits : {false, true}) {
+    const Scratch scratch;
+    Database database(scratch / "state.db");
+    database.execute("INSERT INTO setting(key, value) VALUES('first', 1)");
+    disk_fails = true;
+    if (commits) {
+      Transaction transaction(database, Durability::full);
+      database.execute("INSERT INTO setting(key, value) VALUES('second', 2)");
+      EXPECT_THROW(transaction.commit(), DatabaseError);
+    } else {
+      EXPECT_THROW(database.sync_commits(), DatabaseError);
+    }
+    EXPECT_THROW(database.sync_commits(), DatabaseError) << "the disk still fails";
+    disk_fails = false;
+    database.sync_commits();
+    // As after a power cut that has taken the log.
+    std::filesystem::copy_file(scratch / "state.db", scratch / "after.db");
+    Database after(scratch / "after.db");
+    EXPECT_EQ(count(after, "SELECT count(*) FROM setting WHERE key = 'first'"), 1);
+  }
 }
 
 TEST(Statement, keeps_empty_values_null_and_bytes_apart) {
