@@ -111,6 +111,10 @@ void make_private_area(MadeDirectories& made, const fs::path& store, const std::
   const fs::path area = store / kPrivateArea;
   made.make_private(area);
   for (const char* part : {"tree", "parked", "orphans"}) made.make_private(area / part);
+  const UniqueFd opened(open(area.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  if (opened && takes_two_names_for_one(opened.get()))
+    fail(fmt::format("the file system of {} takes names that differ in case or accents for one: use another",
+                     store.string()));
   made.make_file(area / kMarker, data_set_id + "\n");
   for (const fs::path& path : {area / kMarker, area, store}) sync_path(path);
 }

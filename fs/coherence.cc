@@ -153,6 +153,12 @@ void Coherence::Impl::perform(const pb::Request& request, Bytes data, Reply repl
     case pb::Request::kReleasedir:
       release(request, std::move(reply));
       break;
+    case pb::Request::kWrite:
+      if (request.write().sync())
+        sync(request, data, std::move(reply));
+      else
+        store.execute(request, data, std::move(reply));
+      break;
     case pb::Request::kSync:
       sync(request, data, std::move(reply));
       break;
@@ -259,20 +265,22 @@ void Coherence::Impl::release(const pb::Request& request, Reply reply) {
   if (!orphans.empty() && free_orphan(id)) free_in_store({id});
 }
 
-// What could not be written back is told once to each open file, as a local disk does. The store has one
-// descriptor for all of them, which is told of it once.
+// Also of a write by a handle that is synchronous. What could not be written back is told once to each open
+// file, as a local disk does.
 void Coherence::Impl::sync(const pb::Request& request, Bytes data, Reply reply) {
+  const bool writes = request.has_write();
+  const InodeId id = writes ? request.write().id() : request.sync().id();
+  const std::uint64_t handle = writes ? request.write().handle() : request.sync().handle();
   store.execute(request, data,
-                [this, client = request.client(), sync = request.sync(), still = std::weak_ptr(alive),
+                [this, client = request.client(), id, handle, still = std::weak_ptr(alive),
                  reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
                   if (still.expired()) return reply(outcome, bytes);
-                  const std::uint32_t error = outcome.error();
-                  if (error == EIO || error == ENOSPC || error == EDQUOT) {
+                  if (outcome.write_lost()) {
                     for (const OpenHandle& open : opens.all())
-                      if (open.id == sync.id()) failed_syncs[{open.client, open.handle}] = error;
+                      if (open.id == id) failed_syncs[{open.client, open.handle}] = outcome.error();
                   }
-                  const auto earlier = failed_syncs.extract({client, sync.handle()});
-                  if (error != 0 || earlier.empty()) return reply(outcome, bytes);
+                  const auto earlier = failed_syncs.extract({client, handle});
+                  if (outcome.error() != 0 || earlier.empty()) return reply(outcome, bytes);
                   reply_errno(reply, static_cast<int>(earlier.mapped()));
                 });
 }

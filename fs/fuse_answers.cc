@@ -13,6 +13,8 @@
 namespace sharefs {
 namespace {
 
+// For so long a thread that was answered may not have gone on.
+constexpr auto kTakenUp = std::chrono::milliseconds(500);
 constexpr std::int64_t kNanoseconds = 1'000'000'000;
 constexpr blksize_t kBlockSize = 4096;
 constexpr std::uint64_t kEndOfFile = std::numeric_limits<std::int64_t>::max();  // of a lock without an end
@@ -73,10 +75,18 @@ fuse_entry_param FuseServer::entry_of(const pb::Attr& attr) const {
 }
 
 // Kernels before Linux 6.14 may take attributes of a looked-up inode that was dropped and recalled meanwhile.
-double FuseServer::attributes_timeout(const pb::Attr& attr, bool held) const {
+double FuseServer::attributes_timeout(const PendingRequest& pending, const pb::Attr& attr, bool held) {
   constexpr unsigned kChecksEvicted = 42;
   if (!lend_attributes_ || (!held && session_.protocol_minor() < kChecksEvicted)) return attr_timeout_;
-  return std::max(attr_timeout_, std::chrono::duration<double>(lend_attributes_(attr, held)).count());
+  const auto now = Reactor::Clock::now();
+  if (lent_to_.size() >= kMostLent) {
+    std::erase_if(lent_to_, [now](const auto& one) { return one.second.until < now; });
+    if (lent_to_.size() >= kMostLent) return attr_timeout_;
+  }
+  const double time = std::chrono::duration<double>(lend_attributes_(attr, held)).count();
+  if (time <= attr_timeout_) return attr_timeout_;
+  lent_to_[fuse_req_ctx(pending.caller)->pid] = {attr.id(), now + kTakenUp};
+  return time;
 }
 
 void FuseServer::answer_lookup(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
@@ -92,7 +102,7 @@ void FuseServer::answer_lookup(PendingRequest& pending, const pb::Outcome& outco
 void FuseServer::answer_entry(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
   if (failed(pending, outcome)) return;
   fuse_entry_param entry = entry_of(outcome.attr());
-  entry.attr_timeout = attributes_timeout(outcome.attr(), false);
+  entry.attr_timeout = attributes_timeout(pending, outcome.attr(), false);
   if (fuse_reply_entry(pending.caller, &entry) == 0) known_.add(entry.ino);
 }
 
@@ -173,10 +183,18 @@ void FuseServer::ask_releasedir(InodeId id, std::uint64_t handle) {
   ask(request);
 }
 
+void FuseServer::ask_flush(InodeId id, std::uint64_t handle, std::uint64_t owner) {
+  pb::Request request;
+  request.mutable_flush()->set_id(id);
+  request.mutable_flush()->set_handle(handle);
+  request.mutable_flush()->set_lock_owner(owner);
+  ask(request);
+}
+
 void FuseServer::answer_attr(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {
   if (failed(pending, outcome)) return;
   const struct stat status = stat_of(outcome.attr());
-  fuse_reply_attr(pending.caller, &status, attributes_timeout(outcome.attr(), true));
+  fuse_reply_attr(pending.caller, &status, attributes_timeout(pending, outcome.attr(), true));
 }
 
 void FuseServer::answer_link_target(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {

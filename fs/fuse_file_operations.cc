@@ -35,7 +35,7 @@ void on_open(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   const fuse_file_info opened = server.opened_file(pending, id);
   const std::uint64_t handle = pending.handle;
   pending.caller = nullptr;
-  pending.kept_pages = opened.keep_cache != 0;
+  pending.opened_early = true;
   request.set_lazy(true);
   server.submit(request, {}, pending, &FuseServer::answer_nobody);
   if (fuse_reply_open(caller, &opened) != 0) server.ask_release(id, handle);
@@ -116,7 +116,12 @@ void on_release(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   release.set_handle(file->fh);
   release.set_lock_owner(file->lock_owner);
   release.set_unlock_flock(file->flock_release != 0);
-  if (const std::uint64_t owner = server.take_description_locks(id, file->fh)) release.set_lock_owner(owner);
+  if (const std::uint64_t owner = server.take_description_locks(id, file->fh)) {
+    if (release.unlock_flock())  // of another owner, the description
+      server.ask_flush(id, file->fh, owner);
+    else
+      release.set_lock_owner(owner);
+  }
   request.set_lazy(!release.unlock_flock() && release.lock_owner() == 0);
   server.closed(id);
   pending.caller = nullptr;

@@ -173,9 +173,12 @@ FuseServer::Begun FuseServer::begin(fuse_req_t caller, pb::Request::OpCase op, I
   pending.arrived = Reactor::Clock::now();
   pending.id = id;
   pending.changes = op_class(op) == OpClass::mutation;
+  pending.leaves_attributes =
+      changes_names(op) || op == pb::Request::kSetxattr || op == pb::Request::kRemovexattr;
   link(pending);
 
   const fuse_ctx* context = fuse_req_ctx(caller);
+  if (!lent_to_.empty()) lent_to_.erase(context->pid);
   pb::Request& request = requests_[static_cast<std::size_t>(op)];
   request.set_client(client_);
   request.set_seq(pending.seq);
@@ -314,13 +317,33 @@ void FuseServer::undo(const PendingRequest& pending, const pb::Outcome& outcome)
   if (pending.answer == &FuseServer::answer_create) ask_release(outcome.attr().id(), pending.handle);
   if (pending.answer == &FuseServer::answer_opendir) ask_releasedir(pending.id, pending.handle);
   drop_pages(pending.id, 0, 0, {});
+  for (const pb::Attr& attr : outcome.changed())
+    notifier_->invalidate(attr.id(), FuseNotifier::kAttributes, 0, {});
 }
 
 void FuseServer::finish(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
-  if (outcome.invalidate() && may_drop_first(pending))
-    drop_first(pending, outcome, data);
+  const bool pages = outcome.invalidate() && may_drop_first(pending);
+  const auto lent = lent_to_.empty() ? std::vector<InodeId>() : lent_under_way(pending, outcome);
+  if (pages || !lent.empty())
+    drop_first(pending, outcome, data, pages, lent);
   else
     conclude(pending, outcome, data);
+}
+
+// What the kernel is lent it counts from when the thread that asked goes on, on a busy machine some time
+// after the answer; and what a change of names or of xattrs leaves, it does not compare with that.
+std::vector<InodeId> FuseServer::lent_under_way(const PendingRequest& pending, const pb::Outcome& outcome) {
+  std::vector<InodeId> lent;
+  if (!pending.leaves_attributes || pending.caller == nullptr || pending.given_up) return lent;
+  const auto now = Reactor::Clock::now();
+  std::erase_if(lent_to_, [&](const auto& one) {
+    const auto& [id, until] = one.second;
+    const bool changed = std::any_of(outcome.changed().begin(), outcome.changed().end(),
+                                     [id = id](const pb::Attr& attr) { return attr.id() == id; });
+    if (changed && until >= now) lent.push_back(id);
+    return changed || until < now;
+  });
+  return lent;
 }
 
 // While the kernel truncates it writes nothing back. What is written back is waited for by whoever drops
@@ -334,7 +357,8 @@ bool FuseServer::may_drop_first(const PendingRequest& pending) const {
 
 // Somebody else has changed the inode meanwhile, and may say so to the caller: what this one looks at next is
 // not to come from pages from before. Those that the kernel keeps locked for the request itself follow.
-void FuseServer::drop_first(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
+void FuseServer::drop_first(PendingRequest& pending, const pb::Outcome& outcome, Bytes data, bool pages,
+                            const std::vector<InodeId>& lent) {
   pending.late = true;
   const auto conclude_once = [this, p = &pending, seq = pending.seq, over = std::make_shared<bool>(false),
                               outcome, copy = std::make_shared<const std::string>(as_text(data)),
@@ -343,7 +367,13 @@ void FuseServer::drop_first(PendingRequest& pending, const pb::Outcome& outcome,
     p->late = false;
     conclude(*p, outcome, as_bytes(*copy));
   };
-  drop_pages(pending.id, 0, 0, conclude_once, &pending);
+  const auto dropped = [conclude_once, left = std::make_shared<std::size_t>(lent.size() + (pages ? 1 : 0))] {
+    if (--*left == 0) conclude_once();
+  };
+  const PendingRequest* const own = &pending;
+  const InodeId id = pending.id;
+  for (const InodeId one : lent) notifier_->invalidate(one, FuseNotifier::kAttributes, 0, dropped);
+  if (pages) drop_pages(id, 0, 0, dropped, own);
   reactor_.after(kDropPatience, conclude_once);
   submit_waiting_reads();  // of what has been written
 }
@@ -542,7 +572,7 @@ void FuseServer::promise_broken(const std::vector<InodeId>* ids, const std::vect
   }
   for (const PendingRequest* pending = oldest_; pending != nullptr; pending = pending->next) {
     const InodeId id = pending->id;
-    if (!pending->kept_pages) continue;
+    if (!pending->opened_early) continue;
     if (ids != nullptr && std::find(ids->begin(), ids->end(), id) == ids->end()) continue;
     if (!changes(id)) drop->pages.push_back(id);
     drop_pages(id, 0, 0, [this, id] { pages_dropped(id); });

@@ -73,10 +73,12 @@ struct PendingRequest {
   bool cancelled = false;    // Cancel was sent
   bool given_up = false;     // the caller was killed, and answered
   bool changes = false;      // a mutation
-  bool locks_pages = false;  // the kernel keeps pages of the range locked until the answer, perhaps all
-  bool writes_back = false;  // what was stored in a mapping
-  bool kept_pages = false;   // opened at once, and the kernel keeps the pages that it has
-  bool late = false;         // performed, and answered when the kernel has dropped pages
+  bool leaves_attributes =
+      false;                  // one of names or xattrs: the kernel does not tell attributes from before it
+  bool locks_pages = false;   // the kernel keeps pages of the range locked until the answer, perhaps all
+  bool writes_back = false;   // what was stored in a mapping
+  bool opened_early = false;  // the caller has its file, and the owner may not know yet
+  bool late = false;          // performed, and answered when the kernel has dropped pages
 };
 
 class FuseServer {
@@ -167,6 +169,8 @@ class FuseServer {
   // The kernel did not take a handle that the executor knows.
   void ask_release(InodeId id, std::uint64_t handle);
   void ask_releasedir(InodeId id, std::uint64_t handle);
+  // The POSIX locks of this owner end.
+  void ask_flush(InodeId id, std::uint64_t handle, std::uint64_t owner);
   // See FrontEnd::Options.
   bool opens_at_once(InodeId id, std::uint32_t type) const {
     return opens_at_once_ && opens_at_once_(id, type);
@@ -214,7 +218,10 @@ class FuseServer {
   void ended();
   void finish(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   bool may_drop_first(const PendingRequest& pending) const;
-  void drop_first(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  std::vector<InodeId> lent_under_way(const PendingRequest& pending, const pb::Outcome& outcome);
+  // Pages of its inode, and attributes of these.
+  void drop_first(PendingRequest& pending, const pb::Outcome& outcome, Bytes data, bool pages,
+                  const std::vector<InodeId>& lent);
   void conclude(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void done_with(PendingRequest& pending);
   void link(PendingRequest& pending);
@@ -252,7 +259,7 @@ class FuseServer {
 
   // --- answering (fuse_answers.cc)
   fuse_entry_param entry_of(const pb::Attr& attr) const;
-  double attributes_timeout(const pb::Attr& attr, bool held) const;  // seconds
+  double attributes_timeout(const PendingRequest& pending, const pb::Attr& attr, bool held);  // seconds
   // Fills directory_; returns the bytes and how many entries they hold.
   std::pair<std::size_t, int> fill_directory(const PendingRequest& pending, const pb::Outcome& outcome);
 
@@ -289,6 +296,14 @@ class FuseServer {
   std::uint16_t sole_period_ = 0;  // counts the times that the mount became the only one
 
   KnownInodes known_;
+  // Attributes that the kernel was lent with its last answer to a thread, which has asked nothing since.
+  // After a while it has them.
+  struct Lent {
+    InodeId id;
+    Reactor::Clock::time_point until;
+  };
+  static constexpr std::size_t kMostLent = 1024;
+  std::unordered_map<pid_t, Lent> lent_to_;
   std::vector<std::shared_ptr<Drop>> drops_;  // that somebody waits for
   std::vector<LockedPages> locked_pages_;
   std::vector<WaitingRead> waiting_reads_;  // oldest first

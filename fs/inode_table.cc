@@ -41,11 +41,6 @@ std::uint32_t file_type(const Backing& backing) {
 
 bool same_inode(const Backing& a, const Backing& b) { return a.stx_ino == b.stx_ino && birth(a) == birth(b); }
 
-// Inodes of other file systems have the same numbers.
-bool same_device(const Backing& a, const Backing& b) {
-  return a.stx_dev_major == b.stx_dev_major && a.stx_dev_minor == b.stx_dev_minor;
-}
-
 bool look(int directory_fd, const std::string& name, Backing& backing) {
   const int flags = AT_SYMLINK_NOFOLLOW | (name.empty() ? AT_EMPTY_PATH : 0);
   return ::statx(directory_fd, name.c_str(), flags, kBackingMask, &backing) == 0;
@@ -114,6 +109,11 @@ std::int64_t timestamp_ns(const statx_timestamp& time) {
   constexpr std::int64_t kLast = std::numeric_limits<std::int64_t>::max() / kSecond - 1;
   return std::clamp<std::int64_t>(time.tv_sec, -kLast, kLast) * kSecond +
          static_cast<std::int64_t>(time.tv_nsec);
+}
+
+bool mounted_there(const Backing& found, const Backing& root) {
+  return found.stx_dev_major != root.stx_dev_major || found.stx_dev_minor != root.stx_dev_minor ||
+         (found.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0;
 }
 
 UniqueFd& UniqueFd::operator=(UniqueFd&& other) noexcept {
@@ -416,7 +416,7 @@ InodeId InodeTable::identify(InodeId parent, std::string_view name_view, int dir
                              const Backing& seen) {
   const auto names = impl_->follow_names();
   Lock lock(impl_->mutex);
-  if (!same_device(seen, impl_->root_seen))
+  if (mounted_there(seen, impl_->root_seen))
     throw std::system_error(EXDEV, std::generic_category(), "an inode of another file system");
   if (const Entry* entry = impl_->cache.by_ino(seen.stx_ino);
       entry != nullptr && entry->born != 0 && entry->born == birth(seen) && entry->has_handle())

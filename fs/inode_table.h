@@ -56,6 +56,10 @@ class UniqueFd {
 // What the table needs of a statx(2) of a backing inode: STATX_BASIC_STATS | STATX_BTIME.
 using Backing = struct statx;
 
+// Whether something is mounted where this was found by its name: another file system, or a part of the same
+// one (a bind mount). It is not of the data set, whose root `root` is. What is reached by an id never is.
+bool mounted_there(const Backing& found, const Backing& root);
+
 // Nanoseconds since 1970. File systems know times that 64 bits of these do not (from 2262 on, before 1678):
 // they stay within the last second that there is, and never become others.
 std::int64_t timestamp_ns(const statx_timestamp& time);

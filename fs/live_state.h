@@ -125,9 +125,9 @@ class LockTable {
   int try_set(const Lock& lock, bool& weakened);
   bool deadlock(const Lock& wanted) const;
   bool holds(const Lock& lock) const;
-  bool waits(ClientId client, std::uint64_t owner) const;
+  bool may_close_circle(const Lock& granted) const;
   void release(ClientId client, std::uint64_t owner, InodeId id, bool flock);
-  void wake(InodeId id);
+  void wake(InodeId id, bool look_for_circles = false);
   void answer(const Ended& ended);
 
   std::unordered_map<InodeId, std::vector<Lock>> held_;

@@ -114,7 +114,8 @@ int LockTable::set(const Lock& asked) {
   const Lock lock = whole_if_flock(asked);
   bool weakened = false;
   const int result = try_set(lock, weakened);
-  if (weakened) wake(lock.id);
+  const bool circle = result == 0 && may_close_circle(lock);
+  if (weakened || circle) wake(lock.id, circle);
   return result;
 }
 
@@ -137,14 +138,15 @@ bool LockTable::holds(const Lock& lock) const {
 
 void LockTable::wait(Waiter waiter) {
   if (waiter.given_up) {
-    std::erase_if(waiting_, [&](const Waiter& other) {
+    const auto waited = std::erase_if(waiting_, [&](const Waiter& other) {
       return other.lock.client == waiter.lock.client && other.seq == waiter.seq;
     });
-    ended_.erase({waiter.lock.client, waiter.seq});
+    const bool known = ended_.erase({waiter.lock.client, waiter.seq}) + waited > 0;
     const Lock lock = whole_if_flock(std::move(waiter.lock));
     const bool held = holds(lock);
-    // As on a local disk: who asks for another kind of flock gives the one it has up first.
-    if (lock.flock && !held) release(lock.client, lock.owner, lock.id, true);
+    // As on a local disk: who asks for another kind of flock gives the one it has up first. If it has done so
+    // already, what is there is newer.
+    if (lock.flock && !held && !known) release(lock.client, lock.owner, lock.id, true);
     return reply_errno(waiter.reply, held ? 0 : EINTR);
   }
   const auto known = std::find_if(waiting_.begin(), waiting_.end(), [&](const Waiter& other) {
@@ -170,7 +172,8 @@ void LockTable::wait(Waiter waiter) {
     if (weakened) wake(id);
     return;
   }
-  if (weakened) wake(id);
+  const bool circle = result == 0 && may_close_circle(waiter.lock);
+  if (weakened || circle) wake(id, circle);
   reply_errno(waiter.reply, result);
 }
 
@@ -235,11 +238,12 @@ void LockTable::clear() {
   ended_.clear();
 }
 
-// Whether the owner has any POSIX lock to wait for.
-bool LockTable::waits(ClientId client, std::uint64_t owner) const {
-  return std::any_of(waiting_.begin(), waiting_.end(), [&](const Waiter& waiter) {
-    return !waiter.lock.flock && waiter.lock.client == client && waiter.lock.owner == owner;
-  });
+// A POSIX lock that was granted: whether its owner waits for another one.
+bool LockTable::may_close_circle(const Lock& granted) const {
+  return !granted.flock && granted.range.type() != pb::LockRange::UNLOCKED &&
+         std::any_of(waiting_.begin(), waiting_.end(), [&](const Waiter& waiter) {
+           return !waiter.lock.flock && same_owner(waiter.lock, granted);
+         });
 }
 
 // Whether `wanted` would wait, through the owners of the locks in its way and what those wait for, for its
@@ -268,10 +272,9 @@ bool LockTable::deadlock(const Lock& wanted) const {
 
 // Grants what can be granted now, in the order of arrival. A grant to an owner that also waits elsewhere can
 // close a circle, so then those who still wait are looked at again.
-void LockTable::wake(InodeId id) {
+void LockTable::wake(InodeId id, bool look_for_circles) {
   if (waiting_.empty()) return;
   Ended ended;
-  bool look_for_circles = false;
   for (bool again = true; again;) {
     again = false;
     for (std::size_t i = 0; i < waiting_.size();) {
@@ -287,7 +290,7 @@ void LockTable::wake(InodeId id) {
       ended.emplace_back(std::move(waiting_[i]), result);
       waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(i));
       const Lock& done = ended.back().first.lock;
-      look_for_circles = look_for_circles || (result == 0 && !done.flock && waits(done.client, done.owner));
+      look_for_circles = look_for_circles || (result == 0 && may_close_circle(done));
     }
   }
   answer(ended);

@@ -14,22 +14,6 @@
 namespace sharefs {
 namespace {
 
-// What a mutation needs to be remembered for until its outcome has come: a request without its bytes.
-bool changes_names(pb::Request::OpCase op) {
-  switch (op) {
-    case pb::Request::kCreate:
-    case pb::Request::kMkdir:
-    case pb::Request::kSymlink:
-    case pb::Request::kLink:
-    case pb::Request::kUnlink:
-    case pb::Request::kRmdir:
-    case pb::Request::kRename:
-      return true;
-    default:
-      return false;
-  }
-}
-
 bool asked_for_attributes(pb::Request::OpCase op) {
   return op == pb::Request::kLookup || op == pb::Request::kGetattr;
 }
@@ -335,10 +319,12 @@ void NameCache::changed(const pb::Request& request, const pb::Outcome& outcome) 
       const InodeId moved = named(rename.parent(), rename.name());
       const InodeId other = named(rename.new_parent(), rename.new_name());
       const bool exchange = (rename.flags() & RENAME_EXCHANGE) != 0;
-      if (moved == 0 || (exchange && other == 0)) {  // which inode it was is not known here
+      // Which inode it was is not known here; or somebody has looked since it was performed, if these are not
+      // two names of one inode, which both stay.
+      if (moved == 0 || moved == other || (exchange && other == 0)) {
         drop_directory(rename.parent());
         drop_directory(rename.new_parent());
-      } else if (moved != other) {  // two names of one inode both stay
+      } else {
         name(rename.parent(), rename.name(), exchange ? other : 0);
         name(rename.new_parent(), rename.new_name(), moved);
       }

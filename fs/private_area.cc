@@ -30,6 +30,19 @@ UniqueFd open_private_area(int store) {
   return area && is_private(area.get()) ? std::move(area) : UniqueFd();
 }
 
+bool takes_two_names_for_one(int area) {
+  constexpr const char* kName = "probe-\xc3\xa9";  // é
+  const UniqueFd file(::openat(area, kName, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!file) return false;
+  const auto is_there = [&](const char* name) {
+    struct stat found {};
+    return ::fstatat(area, name, &found, AT_SYMLINK_NOFOLLOW) == 0;
+  };
+  const bool both = is_there("PROBE-\xc3\xa9") || is_there("probe-e\xcc\x81");
+  ::unlinkat(area, kName, 0);
+  return both;
+}
+
 bool lock_private_area(int area) { return ::flock(area, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK; }
 
 bool move_name(int from, const std::string& name, int to, const std::string& new_name) {

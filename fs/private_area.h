@@ -12,6 +12,10 @@ namespace sharefs {
 // and what is in it therefore nobody else's work. Any thread.
 UniqueFd open_private_area(int store);
 
+// Whether the file system takes two names for one that differ in case, or in how an accent is written: what
+// has both elsewhere would lose one of them here. Makes a file in the area, and removes it. Any thread.
+bool takes_two_names_for_one(int area);
+
 // Whose store it is: a lock as long as the descriptor is open. False: another process has it. Two daemons of
 // one store, each with its own state folder, would be two owners of the same files.
 bool lock_private_area(int area);

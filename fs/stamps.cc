@@ -29,6 +29,12 @@ std::int64_t ctime_floor() {
   return now.tv_sec * kSecond + now.tv_nsec - kTick - kept.load(std::memory_order_relaxed);
 }
 
+std::int64_t ctime_ceiling() {
+  struct timespec now {};
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  return now.tv_sec * kSecond + now.tv_nsec + kTick;
+}
+
 void learn_stamps(int directory) {
   kept = 0;
   if (!keeps_whole_seconds(directory)) return;

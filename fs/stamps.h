@@ -13,6 +13,9 @@ constexpr std::chrono::milliseconds kStampTick{20};
 // that ticks, and file systems keep what they can of it.
 std::int64_t ctime_floor();
 
+// No change up to now has a later ctime than this, unless the clock was ahead then.
+std::int64_t ctime_ceiling();
+
 // Looks how much of it the file system of this directory keeps, which is this user's; stamps it. A process
 // has one store.
 void learn_stamps(int directory);

@@ -47,11 +47,8 @@ Store::Impl::Impl(Options given, InodeTable& inode_table, OpenTable& open_table,
       workers(worker_threads),
       offset_seed(XXH3_64bits(options.data_set.data(), options.data_set.size())),
       descriptors(inode_table, options.descriptor_limit) {
-  Backing root{};
-  if (::statx(inodes.root(), "", AT_EMPTY_PATH, kBackingMask, &root) != 0)
+  if (::statx(inodes.root(), "", AT_EMPTY_PATH, kBackingMask, &root_seen_) != 0)
     throw std::system_error(errno, std::generic_category(), options.directory.string() + ": cannot be read");
-  major_ = root.stx_dev_major;
-  minor_ = root.stx_dev_minor;
   learn_root();
   recover_orphans();
 }
@@ -191,11 +188,6 @@ namespace {
 
 bool changes_files(const pb::Request& request) {
   return op_class(request.op_case()) == OpClass::mutation && !request.has_sync();
-}
-
-bool changes_names(const pb::Request& request) {
-  return request.has_create() || request.has_mkdir() || request.has_symlink() || request.has_link() ||
-         request.has_unlink() || request.has_rmdir() || request.has_rename();
 }
 
 // A local disk needs no space for that. A place in the private area is ours, whoever's request it is.
@@ -355,7 +347,7 @@ int Store::Impl::perform(StoreCall& call) {
   };
   const Ongoing mark(changes_files(call.request) ? ongoing.get() : nullptr);
   try {
-    if (changes_names(call.request)) inodes.make_room();
+    if (changes_names(call.request.op_case())) inodes.make_room();
     if (changes_files(call.request)) become_caller(call.request.uid(), call.request.gid());
     const int error = dispatch(call);
     if (!is_full(error) || !removes_name(call.request)) return error;

@@ -100,6 +100,12 @@ int Store::Impl::read_cold(const pb::Read& op, StoreCall& call, const Descriptor
                   });
 }
 
+// A sync has failed.
+int Store::Impl::lost(Job& job) {
+  job.outcome.set_write_lost(errno == EIO || errno == ENOSPC || errno == EDQUOT);
+  return errno;
+}
+
 int Store::Impl::write(const pb::Write& op, StoreCall& call) {
   const auto ref = descriptors.writable(op.id());
   if (!ref) return errno;
@@ -132,7 +138,7 @@ int Store::Impl::write(const pb::Write& op, StoreCall& call) {
   if (!op.sync()) return 0;
   // Written in the order of arrival; only the waiting is done elsewhere.
   return later_on(call, {{ref, op.id()}}, [outcome = call.outcome](const auto& fds, Job& job) {
-    if (::fdatasync(fds[0]) != 0) return errno;
+    if (::fdatasync(fds[0]) != 0) return lost(job);
     job.outcome = outcome;
     return 0;
   });
@@ -212,8 +218,8 @@ int Store::Impl::sync(const pb::Sync& op, StoreCall& call) {
   if (ref && ref.path_only) ref = descriptors.readable(op.id());
   if (!ref) return errno;
   const bool data_only = op.data_only() && !op.directory();
-  return later_on(call, {{ref, op.id()}}, [this, data_only, id = op.id()](const auto& fds, Job&) {
-    if ((data_only ? ::fdatasync(fds[0]) : ::fsync(fds[0])) != 0) return errno;
+  return later_on(call, {{ref, op.id()}}, [this, data_only, id = op.id()](const auto& fds, Job& job) {
+    if ((data_only ? ::fdatasync(fds[0]) : ::fsync(fds[0])) != 0) return lost(job);
     inodes.sync(id);
     return 0;
   });

@@ -127,14 +127,13 @@ struct Store::Impl {
   };
   using WorkOn = std::function<int(const std::vector<int>& fds, Job&)>;
   int later_on(StoreCall& call, const std::vector<Needed>& files, WorkOn work, Finish finish = {});
+  static int lost(Job& job);
 
   // ---- names, identities, attributes (store.cc)
   int check_name(InodeId parent, std::string_view name, bool making) const;
   // An open directory that names may be made in or removed from; an errno in `error` if there is none.
   DescriptorCache::Ref directory(InodeId id, int& error);
-  bool foreign(const Backing& backing) const {
-    return backing.stx_dev_major != major_ || backing.stx_dev_minor != minor_;
-  }
+  bool foreign(const Backing& backing) const { return mounted_there(backing, root_seen_); }
   void fill(pb::Attr& attr, InodeId id, const Backing& backing);
   void fill_named(pb::Attr& attr, InodeId id, const Backing& backing);  // of what its name has led to
   int fill(StoreCall& call, InodeId id, int fd);  // statx, then the outcome's attributes
@@ -250,7 +249,7 @@ struct Store::Impl {
   std::shared_ptr<std::atomic<unsigned>> working = std::make_shared<std::atomic<unsigned>>(0);
   // atomics: attributes() is called on any thread
   std::atomic<bool> root_has_private_area{false};
-  std::uint32_t major_ = 0, minor_ = 0;  // of the device, constant
+  Backing root_seen_{};  // constant
 };
 
 // The inode whose data the request changes in the order of arrival; 0: none. A writeback is not held up: the

@@ -70,6 +70,13 @@ int check_empty(int directory_fd, const char* name, const Backing& backing) {
   return size < 0 ? errno : 0;
 }
 
+// What lies there may also be a left-over of somebody else, from before a power cut.
+bool is_inode(int directory, const char* name, const Backing& backing) {
+  Backing found{};
+  return ::statx(directory, name, AT_SYMLINK_NOFOLLOW, kBackingMask, &found) == 0 &&
+         found.stx_ino == backing.stx_ino;
+}
+
 // Nor need he be able to write it, though moving it changes what is in it.
 bool move_to_orphans(int directory_fd, const char* name, int orphans, InodeId id) {
   const OrphanName kept(id);
@@ -164,7 +171,8 @@ int Store::Impl::rename_over(const pb::Rename& op, int from, int to, const Victi
     if (error = check_empty(to, target, victim.backing); error != 0) return error;
   }
   const bool two_names =
-      !victim.directory && (::linkat(to, target, orphans, kept.name, 0) == 0 || errno == EEXIST);
+      !victim.directory && (::linkat(to, target, orphans, kept.name, 0) == 0 ||
+                            (errno == EEXIST && is_inode(orphans, kept.name, victim.backing)));
   if (!two_names && !move_to_orphans(to, target, orphans, victim.id)) return errno;
   fault_point("store-rename-kept");
   if (::renameat(from, op.name().c_str(), to, target) == 0) return 0;

@@ -13,6 +13,21 @@ static_assert(op_class(pb::Request::kDetach) == OpClass::live);
 static_assert(op_class(pb::Request::kSetattr) == OpClass::mutation);
 static_assert(op_class(pb::Request::kSync) == OpClass::mutation);
 
+bool changes_names(pb::Request::OpCase op) {
+  switch (op) {
+    case pb::Request::kCreate:
+    case pb::Request::kMkdir:
+    case pb::Request::kSymlink:
+    case pb::Request::kLink:
+    case pb::Request::kUnlink:
+    case pb::Request::kRmdir:
+    case pb::Request::kRename:
+      return true;
+    default:
+      return false;
+  }
+}
+
 InodeId changes_data_of(const pb::Request& request) {
   switch (request.op_case()) {
     case pb::Request::kWrite:

@@ -35,6 +35,9 @@ constexpr OpClass op_class(pb::Request::OpCase op) {
   return op < 40 ? OpClass::query : op < 64 ? OpClass::live : OpClass::mutation;
 }
 
+// Makes, moves or removes names.
+bool changes_names(pb::Request::OpCase op);
+
 // The inode whose bytes it changes: what its pages, its copies and its other changes have to be in order
 // with. 0: none.
 InodeId changes_data_of(const pb::Request& request);

@@ -527,6 +527,7 @@ void Site::Impl::expire_ended() {
 
 // Whoever may be believed now, this mount need not be the only one any more.
 void Site::Impl::end_sole() {
+  if (sole) sole_until = Reactor::Clock::now();
   sole = false;
   believe_owner();
   if (front_end) front_end->set_policy(kSharedMount);

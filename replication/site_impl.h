@@ -183,6 +183,8 @@ struct Site::Impl {
   std::unique_ptr<ImageTarget> leftovers;  // of an earlier process, being deleted
   std::unique_ptr<Verification> verification;
   bool sole = false;  // told by the owner: this is the only mount
+  // The last time that it was. For a while yet its kernel may answer by itself.
+  Reactor::Clock::time_point sole_until = {};
   bool attached = false;
   std::uint64_t own_seq = 0;
   std::uint64_t latest_attempt = 0;  // that another site has asked this one to take part in
@@ -195,8 +197,8 @@ struct Site::Impl {
     JsonReply reply;
   };
   std::map<std::uint64_t, Command> commands;
-  std::map<SiteName, ClientId> incarnations;  // the present processes of other sites, as last heard
-  std::map<SiteName, std::uint64_t> powers;   // Hello.power of other sites, as last heard
+  std::map<SiteName, ClientId> incarnations;      // the present processes of other sites, as last heard
+  std::map<SiteName, std::uint64_t> powers;       // Hello.power of other sites, as last heard
   std::map<SiteName, Reactor::TimerId> absences;  // of watch_absence
   std::map<SiteName, Reactor::Clock::time_point> doubted;  // when it was last logged that one is not believed
   std::shared_ptr<int> alive = std::make_shared<int>();

@@ -100,15 +100,16 @@ void Site::Impl::forget_recalls(const SiteName& to) {
 void Site::Impl::obey(const RecallOrder& order, std::function<void(bool)> done) {
   if (order.all_names) names.forget_all();
   names.forget(order.names, order.stamp);
-  if (order.all_names && order.client == 0 && sole) {
-    // Another process of the owner, which does not know that this mount was the only one: its kernel may
-    // answer by itself for a while yet.
-    end_sole();
-    reactor.after(CoherenceTiming{}.sole_timeout,
-                  [this, order, done = std::move(done), watch = std::weak_ptr(alive)] {
-                    if (!watch.expired()) obey(order, done);
-                  });
-    return;
+  if (order.all_names && order.client == 0) {
+    // Perhaps another process of the owner, which does not know that this mount was the only one.
+    if (sole) end_sole();
+    const auto left = sole_until + CoherenceTiming{}.sole_timeout - Reactor::Clock::now();
+    if (left > left.zero()) {
+      reactor.after(left, [this, order, done = std::move(done), watch = std::weak_ptr(alive)] {
+        if (!watch.expired()) obey(order, done);
+      });
+      return;
+    }
   }
   if (order.all_names || !order.names.empty()) {
     if (!front_end) return done(false);
@@ -117,6 +118,7 @@ void Site::Impl::obey(const RecallOrder& order, std::function<void(bool)> done) 
   }
   if (order.client != client) return done(false);  // an earlier incarnation of this mount: it caches nothing
   if (order.sole) {
+    if (sole && !*order.sole) sole_until = Reactor::Clock::now();
     sole = *order.sole;
     believe_owner();
     if (!front_end) return done(true);

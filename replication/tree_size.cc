@@ -1,11 +1,14 @@
 #include "replication/tree_size.h"
 
 #include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -30,6 +33,12 @@ std::string trouble_with(int folder, const std::string& name, const Backing& bac
   return "";
 }
 
+// Two names in a directory elsewhere may be one in it, and one of the files would be lost.
+bool folds_case(int directory) {
+  int flags = 0;
+  return ::ioctl(directory, FS_IOC_GETFLAGS, &flags) == 0 && (flags & FS_CASEFOLD_FL) != 0;
+}
+
 // Depth first, with one open directory at a time.
 class Measure {
  public:
@@ -48,6 +57,9 @@ class Measure {
       UniqueFd child(::openat(at.get(), name.c_str(), kDirectoryFlags));
       if (child && enter(child.get(), name)) at = std::move(child);
     }
+    size_.bytes = whole(bytes_);
+    size_.data = whole(data_);
+    size_.files = whole(inodes_);
     return std::move(size_);
   }
 
@@ -62,10 +74,18 @@ class Measure {
   bool enter(int directory, const std::string& name) {
     try {
       Level level{.name = name, .backing = stat_inode(directory), .below = {}};
+      const Backing root = way_.empty() ? level.backing : way_.front().backing;
+      if (folds_case(directory))
+        complain(path(name),
+                 "takes names that differ in case for one (chattr +F): move its files to another");
       for (auto& entry : list_directory(directory)) {
         if (way_.empty() && entry.name == kPrivateArea) continue;
         const auto backing = stat_name(directory, entry.name);
         if (!backing) continue;
+        if (mounted_there(*backing, root)) {
+          complain(path(name) + entry.name, "is a mount point: unmount it first");
+          continue;
+        }
         count(directory, name, entry.name, *backing);
         if (is_directory(*backing)) level.below.push_back(std::move(entry.name));
       }
@@ -100,16 +120,22 @@ class Measure {
   }
 
   void count(int directory, const std::string& parent, const std::string& name, const Backing& backing) {
-    if (size_.trouble.empty())
-      if (const auto what = trouble_with(directory, name, backing); !what.empty())
-        size_.trouble = "'" + path(parent) + name + "' in the store " + what;
+    if (const auto what = trouble_with(directory, name, backing); !what.empty())
+      complain(path(parent) + name, what);
     const std::uint64_t bytes = backing.stx_blocks * 512;
-    ++size_.files;
-    size_.bytes += bytes;
-    if (is_regular(backing)) size_.data += std::min<std::uint64_t>(backing.stx_size, bytes);
+    // Each name of an inode counts for its share.
+    const double share = is_directory(backing) ? 1 : 1.0 / std::max(backing.stx_nlink, 1U);
+    inodes_ += share;
+    bytes_ += share * static_cast<double>(bytes);
+    if (is_regular(backing))
+      data_ += share * static_cast<double>(std::min<std::uint64_t>(backing.stx_size, bytes));
     size_.devices = size_.devices || S_ISCHR(backing.stx_mode) || S_ISBLK(backing.stx_mode);
     if (size_.owners.size() <= TreeSize::kMaxOwners) size_.owners.insert(backing.stx_uid);
     if (size_.groups.size() <= TreeSize::kMaxOwners) size_.groups.insert(backing.stx_gid);
+  }
+
+  void complain(const std::string& entry, const std::string& what) {
+    if (size_.trouble.empty()) size_.trouble = "'" + entry + "' in the store " + what;
   }
 
   std::string path(const std::string& parent) const {
@@ -119,9 +145,12 @@ class Measure {
     return parent.empty() ? path : path + parent + "/";
   }
 
+  static std::uint64_t whole(double number) { return static_cast<std::uint64_t>(std::ceil(number - 1e-3)); }
+
   const std::filesystem::path top_;
   std::vector<Level> way_;
   TreeSize size_;
+  double inodes_ = 0, bytes_ = 0, data_ = 0;
 };
 
 }  // namespace

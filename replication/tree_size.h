@@ -17,7 +17,7 @@ struct TreeSize {
 
   std::uint64_t bytes = 0;  // on disk
   std::uint64_t data = 0;   // to send: without holes, and without what the last blocks have left
-  std::uint64_t files = 0;  // inodes of all kinds, names counted
+  std::uint64_t files = 0;  // inodes of all kinds
   bool devices = false;     // only root can make them
   std::string trouble;      // with an entry that cannot be handed over, and what helps; empty: none
   std::set<uid_t> owners;

@@ -111,6 +111,7 @@ TEST_F(CoherenceTest, DetachReleasesHandlesAndLocks) {
 
 // As on a local disk.
 TEST_F(CoherenceTest, WhatCouldNotBeWrittenBackIsToldToEveryOpenFileOnce) {
+  follow_at_once_ = true;
   attach_all({kA, kB, kC});
   for (const ClientId client : {kA, kB, kC}) opened(client);
   opened(kB, kOther);
@@ -118,11 +119,24 @@ TEST_F(CoherenceTest, WhatCouldNotBeWrittenBackIsToldToEveryOpenFileOnce) {
     store_.result = [error](const pb::Request&) {
       pb::Outcome outcome;
       outcome.set_error(static_cast<std::uint32_t>(error));
+      outcome.set_write_lost(error != 0);
       return outcome;
     };
     pb::Request request = request_of(client, ++seq_);
     request.mutable_sync()->set_id(id);
     request.mutable_sync()->set_handle(id * 10);
+    return ask(request).error();
+  };
+  const auto write = [&](ClientId client, int error) {
+    store_.result = [error](const pb::Request&) {
+      pb::Outcome outcome;
+      outcome.set_error(static_cast<std::uint32_t>(error));
+      outcome.set_write_lost(error == EIO);
+      return outcome;
+    };
+    pb::Request request = test::write_of(client, ++seq_, kFile, 0, 1);
+    request.mutable_write()->set_handle(kFile * 10);
+    request.mutable_write()->set_sync(true);
     return ask(request).error();
   };
   EXPECT_EQ(sync(kA, kFile, EIO), EIO);
@@ -132,6 +146,13 @@ TEST_F(CoherenceTest, WhatCouldNotBeWrittenBackIsToldToEveryOpenFileOnce) {
   EXPECT_EQ(sync(kA, kFile, 0), 0) << "it was told";
   EXPECT_EQ(sync(kB, kOther, 0), 0) << "of another file";
   EXPECT_EQ(sync(kC, kFile, 0), 0) << "opened since";
+  EXPECT_EQ(sync(kB, kFile, 0), EIO);
+  EXPECT_EQ(sync(kB, kFile, 0), 0);
+  EXPECT_EQ(write(kA, ENOSPC), ENOSPC);
+  EXPECT_EQ(sync(kB, kFile, 0), 0) << "that was refused, and nothing is lost";
+  EXPECT_EQ(write(kA, EIO), EIO) << "it was to be synced, which has told of what was lost before";
+  EXPECT_EQ(sync(kA, kFile, 0), 0);
+  EXPECT_EQ(write(kC, 0), EIO);
   EXPECT_EQ(sync(kB, kFile, 0), EIO);
   EXPECT_EQ(sync(kB, kFile, 0), 0);
 }

@@ -818,6 +818,69 @@ TEST_F(FrontEndTest, pages_are_not_kept_for_an_open_before_the_one_that_drops_th
   EXPECT_TRUE(dropping.get());
 }
 
+// What is read of a file that was opened early need not come from the owner, and so not behind the open.
+TEST_F(FrontEndTest, what_was_read_before_the_owner_knows_of_the_open_goes_with_the_promise) {
+  MountedStore early;
+  FrontEnd::Options options;
+  options.opens_at_once = [](InodeId, std::uint32_t) { return true; };
+  early.mount(options);
+  write_file(early.below("f"), "old");
+  early.spy().hold(pb::Request::kOpen);
+  const UniqueFd file(::open(early.path("f").c_str(), O_RDONLY | O_CLOEXEC));
+  const auto text = [&] {
+    std::array<char, 8> bytes{};
+    const auto size = ::pread(file.get(), bytes.data(), bytes.size(), 0);
+    return std::string(bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(0, size)));
+  };
+  EXPECT_EQ(text(), "old");
+  write_file(early.below("f"), "new");
+  const std::vector<InodeId> changed{look(early.path("f")).st_ino};
+  std::promise<void> forgotten;
+  early.on_reactor([&] { early.front_end().promise_broken(&changed, {}, [&] { forgotten.set_value(); }); });
+  EXPECT_EQ(forgotten.get_future().wait_for(5s), std::future_status::ready);
+  EXPECT_EQ(text(), "new");
+  early.on_reactor([&] { early.spy().let_go(); });
+}
+
+// The kernel counts from when the thread that asked goes on, which may be behind a change by another thread.
+TEST_F(FrontEndTest, lent_attributes_that_may_not_have_been_taken_up_go_before_a_change_is_answered) {
+  MountedStore lending;
+  FrontEnd::Options options;
+  options.lend_attributes = [](const pb::Attr&, bool held) { return held ? 60s : 0s; };
+  lending.mount(options);
+  write_file(lending.path("f"), "text");
+  const UniqueFd file(::open(lending.path("f").c_str(), O_RDONLY | O_CLOEXEC));
+  struct stat status {};
+  const auto look = [&] { EXPECT_EQ(::fstat(file.get(), &status), 0); };
+  look();
+  std::promise<void> dropped, looked, over;
+  lending.on_reactor([&, none = std::vector<InodeId>()] {
+    lending.front_end().promise_broken(&none, {status.st_ino}, [&] { dropped.set_value(); });
+  });
+  dropped.get_future().wait();
+  std::thread other([&] {
+    look();
+    looked.set_value();
+    over.get_future().wait();
+  });
+  looked.get_future().wait();
+  lending.on_reactor([&] {
+    lending.spy().tell([id = status.st_ino](const pb::Request& request, pb::Outcome& outcome) {
+      if (request.has_mkdir()) outcome.add_changed()->set_id(id);
+    });
+  });
+  const auto asks_after = [&](const char* directory) {
+    EXPECT_EQ(::mkdir(lending.path(directory).c_str(), 0755), 0);
+    lending.spy().clear();
+    look();
+    return lending.spy().seen(pb::Request::kGetattr).size();
+  };
+  EXPECT_EQ(asks_after("d1"), 1U);
+  EXPECT_EQ(asks_after("d2"), 0U) << "lent to this thread, which has gone on";
+  over.set_value();
+  other.join();
+}
+
 TEST_F(FrontEndTest, an_orphan_is_forgotten_when_its_last_user_closes_it) {
   write_file(m().path("f"), "still here");
   {

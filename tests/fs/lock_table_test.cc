@@ -136,6 +136,25 @@ TEST(LockTable, ACircleClosedByAGrantIsFound) {
   EXPECT_EQ(a_thread, kWaits);
 }
 
+TEST(LockTable, ACircleClosedByALockThatNobodyHadToWaitForIsFound) {
+  for (const bool asks : {false, true}) {
+    LockTable table;
+    table.set(posix(1, 1, kExclusive, 0, 0));  // W holds 0
+    table.set(posix(2, 1, kShared, 10, 10));   // Q reads 10
+    int w_waits = 0, p_waits = 0, p_reads = 0;
+    ask(table, posix(1, 1, kExclusive, 10, 10), 100, w_waits);
+    ask(table, posix(3, 1, kExclusive, 0, 0), 100, p_waits);  // P wants 0
+    EXPECT_EQ(w_waits, kWaits);
+    if (asks)
+      ask(table, posix(3, 1, kShared, 10, 10), 101, p_reads);  // another thread of P gets 10 beside Q
+    else
+      p_reads = table.set(posix(3, 1, kShared, 10, 10));
+    EXPECT_EQ(p_reads, 0);
+    EXPECT_EQ(w_waits, EDEADLK) << "it waits for P, and P for it";
+    EXPECT_EQ(p_waits, kWaits);
+  }
+}
+
 TEST(LockTable, FlockIsASpaceOfItsOwnAndConvertsByGivingUp) {
   LockTable table;
   EXPECT_EQ(table.set(posix(1, 1, kExclusive, 0, 9)), 0);
@@ -237,6 +256,23 @@ TEST(LockTable, AFlockThatIsGivenUpForAnotherKindIsGone) {
               true});
   EXPECT_EQ(converted, EINTR);
   EXPECT_EQ(other, 0) << "granted to who has waited for it";
+}
+
+// A description that several processes share.
+TEST(LockTable, AFlockThatWasTakenWhileAnotherKindWasWaitedForStays) {
+  LockTable table;
+  ASSERT_EQ(table.set(whole(2, 1, kShared)), 0);
+  int waits = 0, given_up = kWaits;
+  ask(table, whole(1, 1, kExclusive), 100, waits);
+  ASSERT_EQ(waits, kWaits);
+  ASSERT_EQ(table.set(whole(1, 1, kShared)), 0);
+  table.wait({whole(1, 1, kExclusive), 100,
+              [&](const pb::Outcome& outcome, Bytes) { given_up = static_cast<int>(outcome.error()); },
+              true});
+  EXPECT_EQ(given_up, EINTR);
+  EXPECT_EQ(table.set(whole(3, 1, kExclusive)), EAGAIN);
+  table.release_flock(2, 1, kFile);
+  EXPECT_EQ(table.set(whole(3, 1, kExclusive)), EAGAIN) << "the description has it still";
 }
 
 TEST(LockTable, DetachDropsLocksAndWaitersOfTheClient) {

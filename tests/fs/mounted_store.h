@@ -32,6 +32,13 @@ class Spy final : public Executor {
   void execute(const pb::Request& request, Bytes data, Reply reply) override {
     const std::lock_guard lock(mutex_);
     if (noting_) seen_.push_back(request);
+    if (tell_) {
+      reply = [this, request, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
+        pb::Outcome told = outcome;
+        tell_(request, told);
+        reply(told, bytes);
+      };
+    }
     if (changed_meanwhile_) {
       reply = [this, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
         pb::Outcome told = outcome;
@@ -79,6 +86,8 @@ class Spy final : public Executor {
   // --- reactor thread
   // Somebody else changes an inode just before a write to it is answered; empty: nobody does.
   void change_meanwhile(std::function<void()> change) { changed_meanwhile_ = std::move(change); }
+  // What is answered says more than the store does.
+  void tell(std::function<void(const pb::Request&, pb::Outcome&)> tell) { tell_ = std::move(tell); }
   void let_go() {
     std::vector<Held> held;
     {
@@ -101,6 +110,7 @@ class Spy final : public Executor {
   std::vector<pb::Request> seen_;
   std::vector<Held> held_;
   std::function<void()> changed_meanwhile_;
+  std::function<void(const pb::Request&, pb::Outcome&)> tell_;
   pb::Request::OpCase held_kind_ = pb::Request::OP_NOT_SET;
 };
 
@@ -134,9 +144,10 @@ class MountedStore {
   MountedStore(const MountedStore&) = delete;
   MountedStore& operator=(const MountedStore&) = delete;
 
-  void mount() {
-    front_end_ = std::make_unique<FrontEnd>(FrontEnd::Options{mountpoint(), "test", {}}, reactor_, *spy_,
-                                            kClient, [this] { unmounted_ = true; });
+  void mount(FrontEnd::Options options = {}) {
+    options.mountpoint = mountpoint();
+    options.data_set = "test";
+    front_end_ = std::make_unique<FrontEnd>(options, reactor_, *spy_, kClient, [this] { unmounted_ = true; });
     front_end_->set_policy(kSharedMount);
     thread_ = std::jthread([this] { reactor_.run(); });
   }

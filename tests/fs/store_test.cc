@@ -1,6 +1,7 @@
 // The Store: names, attributes and orphans, compared with what the same system calls do on the bare
 // directory.
 #include <linux/fs.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/statvfs.h>
 #include <sys/sysmacros.h>
@@ -722,6 +723,39 @@ TEST_P(StoreTest, what_is_above_the_store_is_not_shown) {
   for (const auto& entry : list.outcome.entries()) {
     EXPECT_NE(entry.name(), "..");
   }
+}
+
+TEST_P(StoreTest, what_is_mounted_in_the_store_is_not_of_the_data_set) {
+  if (::geteuid() != 0) GTEST_SKIP() << "mounts";
+  const Answer directory = mkdir(kRootInode, "d"), file = create(kRootInode, "f");
+  fs::create_directory(path("../outside"));
+  std::ofstream(path("../outside/precious")) << "precious";
+  ASSERT_EQ(::mount(path("../outside").c_str(), path("d").c_str(), nullptr, MS_BIND, nullptr), 0);
+  ASSERT_EQ(::mount(path("../outside/precious").c_str(), path("f").c_str(), nullptr, MS_BIND, nullptr), 0);
+  restart();
+  for (const char* name : {"d", "f"}) EXPECT_EQ(lookup(kRootInode, name).error(), EXDEV) << name;
+  EXPECT_EQ(unlink(kRootInode, "f").error(), EBUSY);
+  const Answer listed = readdir(kRootInode, 1, 0, 1 << 16, true);
+  for (const auto& entry : listed.outcome.entries())
+    EXPECT_TRUE(entry.name().starts_with(".")) << entry.name();
+  EXPECT_EQ(lookup(directory.id(), "precious").error(), GetParam() ? ENOENT : ESTALE);
+  for (const char* name : {"d", "f"}) ::umount2(path(name).c_str(), MNT_DETACH);
+  EXPECT_EQ(lookup(kRootInode, "d").id(), directory.id());
+  EXPECT_EQ(lookup(kRootInode, "f").id(), file.id());
+}
+
+TEST_P(StoreTest, a_left_over_orphan_is_not_taken_for_who_is_replaced) {
+  const Answer victim = create(kRootInode, "victim");
+  write(victim.id(), 0, "read by somebody");
+  create(kRootInode, "new");
+  create(kRootInode, "x");
+  unlink(kRootInode, "x");  // the private area exists now
+  char name[32];
+  std::snprintf(name, sizeof name, "%llx", static_cast<unsigned long long>(victim.id()));
+  std::ofstream(path(".sharefs/orphans") / name) << "of somebody else, from before a power cut";
+  ASSERT_EQ(rename(kRootInode, "new", kRootInode, "victim").error(), 0);
+  restart();
+  EXPECT_EQ(read(victim.id(), 0, 100).data, "read by somebody");
 }
 
 TEST_P(StoreTest, changes_are_noted_before_they_are_made) {

@@ -32,6 +32,19 @@ TEST(TreeSizeTest, CountsWhatIsBelowButThePrivateAreaOfTheTop) {
   EXPECT_EQ(measure(directory.path() / "missing").files, 0U);
 }
 
+TEST(TreeSizeTest, AFileCountsOnceHoweverManyNamesItHas) {
+  const TemporaryDirectory directory;
+  for (int i = 0; i < 3; ++i) {
+    const auto name = directory.path() / ("file" + std::to_string(i));
+    std::ofstream(name) << std::string(10'000, 'x');
+    for (int link = 1; link < 7; ++link)
+      std::filesystem::create_hard_link(name, name.string() + "-" + std::to_string(link));
+  }
+  const TreeSize size = measure(directory.path());
+  EXPECT_EQ(size.files, 3U);
+  EXPECT_EQ(size.data, 30'000U);
+}
+
 TEST(TreeSizeTest, DepthCostsNoDescriptors) {
   constexpr unsigned kDepth = 300, kFew = 40;
   const TemporaryDirectory directory;

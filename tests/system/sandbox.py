@@ -86,6 +86,29 @@ def ext4(size='6G', inodes=None, reserved=0, coarse=False, block=None, image=Non
     return where
 
 
+def ntfs_without_case():
+    """A new NTFS in memory that takes names that differ in case for one; returns its mount point."""
+    image, where = f'{WORK}/ntfs', f'{WORK}/disk-ntfs'
+    with open(image, 'wb') as f:
+        f.truncate(64 << 20)
+    run('mkntfs', '--force', '--quiet', image)
+    os.mkdir(where)
+    run('lowntfs-3g', '-o', 'ignore_case,permissions', image, where)
+    to_close.append(_Mounted(where))
+    return where
+
+
+class _Mounted:
+    def __init__(self, where):
+        self._where = where
+
+    def close(self):
+        run('umount', self._where)
+
+    def describe(self):
+        pass
+
+
 def tmpfs(options):
     """A new tmpfs, for stores that fill up."""
     global _ext4_count

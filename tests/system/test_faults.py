@@ -17,7 +17,7 @@ from fault_points import HANDOFF, KERNEL, KILL_ONLY, NEED_RECORDS, REPOSITORY, R
 from loads import Load, once
 
 # Long enough for a busy test machine; a stall far beyond it means that the gate did not open again by itself.
-MAX_PAUSE = ('--max-pause', '2s')
+MAX_PAUSE = ('--max-pause', f'{2000 * sandbox.PATIENCE:.0f}ms')
 LONGEST_STALL_MS = 4000
 
 
@@ -69,8 +69,9 @@ class Scene:
             once('verify-writer', dir=g, id=site.name, expect=f'{self.scratch}/{site.name}')
             once('verify-fsync-writer', dir=g, id=site.name, board=f'{self.scratch}/b{site.name}')
         if max_stall_ms:
-            stall = max(r['longest_stall_ms'] for r in results[:3])
-            assert stall < max_stall_ms, f'an application stalled for {stall:.0f} ms'
+            # fsync may take any time on a busy machine (tests/README.md).
+            stall, call = max((ms, call) for r in results[:3] for call, ms in r['longest_ms'].items() if call != 'fsync')
+            assert stall < max_stall_ms, f'an application stalled for {stall:.0f} ms in {call}'
 
     def hand_over_and_compare(self):
         """After all this a handoff still works, and every site shows the same."""

@@ -141,6 +141,20 @@ def a_takeover_needs_no_inode():
     cluster.hand_over_and_compare(alpha, '--max-pause', '2s')
 
 
+def a_disk_that_takes_two_names_for_one_is_refused():
+    """A and a, which another site has both, would be one file in it."""
+    disk = sandbox.ntfs_without_case()
+    cluster = Cluster(2, stores=[sandbox.ext4() + '/alpha', f'{disk}/beta'], mount=False)
+    alpha, beta = cluster
+    alpha.start()
+    joined = cluster.join(beta, check=False)
+    adopted = beta.cli('init', 'other', '--store', f'{disk}/beta', check=False)
+    for refused in (joined, adopted):
+        assert refused.returncode == 1 and 'names that differ in case' in refused.stderr, refused
+        assert refused.stderr.count('\n') == 1, refused
+    assert os.listdir(f'{disk}/beta') == [], os.listdir(f'{disk}/beta')
+
+
 def a_failed_init_leaves_nothing():
     """It can be repeated at once, here or for another directory."""
     for disk, size in ('size=64m,nr_inodes=20', '64m'), ('size=64m', '64k'):
@@ -837,6 +851,7 @@ if __name__ == '__main__':
         'a_full_state_folder_keeps_no_site_from_a_new_owner': (a_full_state_folder_keeps_no_site_from_a_new_owner, 60),
         'a_full_state_folder_is_no_hindrance_to_an_end': (a_full_state_folder_is_no_hindrance_to_an_end, 60),
         'what_a_full_state_folder_cannot_take_is_not_done': (what_a_full_state_folder_cannot_take_is_not_done, 120),
+        'a_disk_that_takes_two_names_for_one_is_refused': (a_disk_that_takes_two_names_for_one_is_refused, 60),
         'a_full_disk_of_small_blocks_is_no_bus_error': (a_full_disk_of_small_blocks_is_no_bus_error, 60),
         'a_takeover_goes_on_when_its_end_can_be_noted': (a_takeover_goes_on_when_its_end_can_be_noted, 90),
         'a_stray_file_in_a_new_owners_store_concerns_its_name_only':
