@@ -80,7 +80,9 @@ void CellShipper::state(InodeId id, const OpenedInode& opened, std::int64_t as_o
   state.set_complete(true);
   // By this machine's clock, which may be behind the one that an imported ctime is from. After the attributes
   // were read: what changes between is too fresh.
-  if (!still_ && timestamp_ns(stat_inode(opened.fd.get()).stx_ctime) > as_of) {
+  const std::int64_t stamp = timestamp_ns(stat_inode(opened.fd.get()).stx_ctime);
+  // One that lies ahead is from before the clock was set back: what changes now gets another one.
+  if (!still_ && stamp > as_of && stamp <= ctime_ceiling()) {
     state.mutable_attr()->set_ctime(state.attr().ctime() - 1);
     too_fresh_.insert(id);
   }

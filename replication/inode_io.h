@@ -17,6 +17,7 @@
 
 #include "fs/inode_table.h"
 #include "fs/stamps.h"
+#include "replication/power.h"
 
 namespace sharefs {
 
@@ -83,14 +84,21 @@ Place find_directory(int fd);
 // after.
 class CtimeKeeper {
  public:
-  CtimeKeeper(InodeTable& inodes, InodeId id, const Backing& before)
-      : inodes_(inodes), id_(id), ctime_(inodes.presented_ctime(id, before)) {}
-  void restore(const Backing& after) { inodes_.import_ctime(id_, ctime_, after); }
+  // Whose ctime is in `doubtful` keeps the new one: with the old one and the new stamp it would be believed.
+  CtimeKeeper(InodeTable& inodes, InodeId id, const Backing& before, const Power::Interval& doubtful = {})
+      : inodes_(inodes),
+        id_(id),
+        ctime_(inodes.presented_ctime(id, before)),
+        doubted_(doubtful.contains(timestamp_ns(before.stx_ctime))) {}
+  void restore(const Backing& after) {
+    if (!doubted_) inodes_.import_ctime(id_, ctime_, after);
+  }
 
  private:
   InodeTable& inodes_;
   InodeId id_;
   std::int64_t ctime_;
+  bool doubted_;
 };
 
 }  // namespace sharefs

@@ -21,6 +21,16 @@ constexpr const char* kSynced = "synced_before";      // ns since 1970
 constexpr const char* kDoubtful = "doubtful_ctimes";  // "FROM TO"
 constexpr const char* kLost = "lost_ctimes";          // "FROM TO"
 
+// The clock of a machine that has just started may be behind: many have none that goes on without power, and
+// begin with the time that was noted last.
+constexpr std::chrono::nanoseconds kClockError = std::chrono::hours(24);
+constexpr std::chrono::nanoseconds kNone{0};
+
+std::int64_t now() {
+  const std::chrono::nanoseconds since = std::chrono::system_clock::now().time_since_epoch();
+  return since.count();
+}
+
 std::string boot_id() {
   std::string id;
   std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), id);
@@ -44,8 +54,9 @@ Power::Power(State& state) : state_(state) {
   number_ = lost ? another_number() : std::stoull(last);
   if (lost) {
     const std::int64_t from = number_in(state.setting(kSynced));
-    extend(kDoubtful, from);
-    if (!last.empty()) extend(kLost, from);
+    // Stamps of this process must not be in it: those of files that it receives are believed.
+    extend(kDoubtful, from, now() < from ? kClockError : kNone);
+    if (!last.empty()) extend(kLost, from, kClockError);
   }
   state.set_setting(kNumber, std::to_string(number_));
   state.set_setting(kBoot, boot);
@@ -56,7 +67,7 @@ void Power::synced(std::int64_t when) {
   if (when > number_in(state_.setting(kSynced))) state_.set_setting(kSynced, std::to_string(when));
 }
 
-void Power::sync_failed() { extend(kDoubtful, number_in(state_.setting(kSynced))); }
+void Power::sync_failed() { extend(kDoubtful, number_in(state_.setting(kSynced)), kNone); }
 
 void Power::ends_synced() { state_.set_setting(kEnded, "1"); }
 
@@ -74,11 +85,11 @@ Power::Interval Power::interval(const char* setting) {
   return interval;
 }
 
-// Up to the last stamp that a file may have now (ctime_floor() is the first one that it may get).
-void Power::extend(const char* setting, std::int64_t from) {
+// Up to the last stamp that a file may have now (ctime_floor() is the first one that it may get), or by
+// `clock_error` more.
+void Power::extend(const char* setting, std::int64_t from, std::chrono::nanoseconds clock_error) {
   const Interval before = interval(setting);
-  const auto now = std::chrono::system_clock::now().time_since_epoch();
-  const std::int64_t to = std::max<std::int64_t>(before.to, std::chrono::nanoseconds(now).count() + 1);
+  const std::int64_t to = std::max(before.to, std::max(now(), from) + clock_error.count() + 1);
   set(setting, {.from = before.to > 0 ? std::min(before.from, from) : from, .to = to});
 }
 

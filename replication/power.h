@@ -10,6 +10,7 @@
 // Threads: that of the State.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 
 #include "meta/state.h"
@@ -50,7 +51,8 @@ class Power {
 
  private:
   Interval interval(const char* setting);
-  void extend(const char* setting, std::int64_t from);
+  // `clock_error`: by how much the clock may be behind.
+  void extend(const char* setting, std::int64_t from, std::chrono::nanoseconds clock_error);
   void set(const char* setting, const Interval& interval);
 
   State& state_;

@@ -166,7 +166,7 @@ bool Relocation::Impl::move(const std::string& name) {
   if (!backing) return false;
   std::optional<CtimeKeeper> ctime;
   const auto id = inodes.find(*backing);
-  if (id && !doubted.contains(timestamp_ns(backing->stx_ctime))) ctime.emplace(inodes, *id, *backing);
+  if (id) ctime.emplace(inodes, *id, *backing, doubted);
   if (!move_name(from.get(), name, to.get(), name)) {
     if (errno == EEXIST) {
       throw std::runtime_error("'" + name +

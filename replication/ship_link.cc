@@ -123,6 +123,7 @@ void ShipLink::measure(std::uint64_t bytes) {
 
 void ShipLink::need(const pb::Need& need) {
   const std::lock_guard lock(mutex_);
+  if (needs_.size() >= kMostNeeds) return;  // nobody has asked for so many
   needs_[need.number()] = need;
   changed_.notify_all();
 }

@@ -47,6 +47,7 @@ class ShipLink {
 
  private:
   using Clock = std::chrono::steady_clock;
+  static constexpr std::size_t kMostNeeds = 16;
   void wait(std::unique_lock<std::mutex>& lock, const std::function<bool()>& ready);
   void wait_for_rate(std::unique_lock<std::mutex>& lock, std::uint64_t bytes);
   void give_way(std::unique_lock<std::mutex>& lock);

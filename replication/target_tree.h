@@ -50,8 +50,10 @@ std::string hex_name(InodeId id);
 
 class TargetTree {
  public:
-  // `private_area` holds (or gets) parked/ and orphans/. The tree is at InodeTable::root().
-  TargetTree(InodeTable& inodes, const std::filesystem::path& private_area);
+  // `private_area` holds (or gets) parked/ and orphans/. The tree is at InodeTable::root(). `doubtful`: see
+  // ImageTarget::Options.
+  TargetTree(InodeTable& inodes, const std::filesystem::path& private_area,
+             const Power::Interval& doubtful = {});
 
   bool known(InodeId id);
   // Opens a known inode: a regular file for writing, a directory for reading, anything else as a path. Throws
@@ -120,6 +122,7 @@ class TargetTree {
 
   // constant after construction
   InodeTable& inodes_;
+  const Power::Interval doubtful_;
   UniqueFd area_, parked_fd_, orphans_fd_;
   bool fresh_ = false;  // nothing was here: what is not in seen_ is not known
   // applying thread

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kManifestInodes = 1000;
 constexpr std::size_t kManifestsAhead = 2;
-constexpr std::size_t kMaxNotAsked = 20'000;  // items, however few of them are inodes
+constexpr std::size_t kMaxNotAsked = 20'000;  // items and listed names, however few of them are inodes
 constexpr int kListedAtOnce = 2048;           // names in one part of a listing
 
 constexpr std::uint32_t type_of(const Backing& backing) {
@@ -51,10 +51,6 @@ class Listing {
   std::string text_;
   std::vector<Item> items_;
 };
-
-bool other_device(const Backing& a, const Backing& b) {
-  return a.stx_dev_major != b.stx_dev_major || a.stx_dev_minor != b.stx_dev_minor;
-}
 
 }  // namespace
 
@@ -128,12 +124,17 @@ void TreeWalk::subtree(InodeId top) {
   }
 }
 
+// It was announced, and goes at the target as a whole, with what is left in it there of an older image: that
+// may have other names. Should it live after all, the log names it and it is sent then.
+void TreeWalk::gone(InodeId directory) {
+  sent_.erase(directory);
+  if (holds_image_) sender_.add_directory().set_id(directory);
+  sender_.checkpoint();
+}
+
 void TreeWalk::visit(InodeId directory, std::vector<InodeId>& below) {
   const auto opened = open_inode(inodes_, directory);
-  if (!opened) {
-    sent_.erase(directory);  // should it live after all, the log names it and it is sent then
-    return;
-  }
+  if (!opened) return gone(directory);
   pb::DirectoryState listing;
   listing.set_id(directory);
   const Listing names(opened->fd.get());
@@ -161,7 +162,8 @@ void TreeWalk::list(InodeId directory, const OpenedInode& opened, pb::DirectoryS
   queue_.push_back({.inode = 0, .parent = directory, .name = {}, .attr = {}, .listing = {}});
   queue_.back().listing.Swap(&listing);
   ++not_asked_;
-  if (not_asked_ >= kMaxNotAsked) ask();
+  names_not_asked_ += static_cast<std::size_t>(queue_.back().listing.entries_size());
+  if (not_asked_ + names_not_asked_ >= kMaxNotAsked) ask();
 }
 
 void TreeWalk::child(InodeId directory, int directory_fd, const ListedName& listed,
@@ -170,7 +172,7 @@ void TreeWalk::child(InodeId directory, int directory_fd, const ListedName& list
   const unsigned hint = asking_ ? static_cast<unsigned>(DT_UNKNOWN) : listed.type;
   auto opened = open_name(directory_fd, listed.name, hint);
   if (!opened) return;
-  if (other_device(opened->backing, root_)) {
+  if (mounted_there(opened->backing, root_)) {
     throw std::runtime_error("'" + listed.name + "' in the store is a mount point: unmount it first");
   }
   const auto id = identify_opened(inodes_, directory, listed.name, directory_fd, *opened);
@@ -258,6 +260,7 @@ void TreeWalk::ask() {
   link_.send(std::move(head), {});
   groups_.push_back(not_asked_);
   not_asked_ = 0;
+  names_not_asked_ = 0;
   inodes_not_asked_ = 0;
   if (groups_.size() > kManifestsAhead) settle(kManifestsAhead);
 }
@@ -285,7 +288,9 @@ void TreeWalk::settle_item(Item& item, const pb::Need::Inode* need) {
   if (need != nullptr && need->what() == pb::Need::HAVE) return shipper_.passed(item.bytes);
   const InodeId id = need != nullptr ? item.inode : item.parent;
   const auto opened = open_inode(inodes_, id);
-  if (!opened) {
+  if (!opened && need == nullptr) {
+    gone(id);
+  } else if (!opened) {
     sent_.erase(id);
   } else if (need == nullptr) {
     finish_directory(id, *opened, item.listing);

@@ -78,6 +78,7 @@ class TreeWalk {
              std::vector<InodeId>& below);
   void list(InodeId directory, const OpenedInode& opened, pb::DirectoryState& listing);
   void announce_directory(InodeId id, const OpenedInode& opened, const EntryName* entry);
+  void gone(InodeId directory);
   void finish_directory(InodeId id, const OpenedInode& opened, pb::DirectoryState& listing);
   void orphans();
 
@@ -101,10 +102,11 @@ class TreeWalk {
   Backing root_{};
   bool asking_ = false;  // the target is asked before data is sent
   std::deque<Item> queue_;
-  std::uint64_t manifests_ = 0;     // sent
-  std::uint64_t settled_ = 0;       // of them answered and dealt with
-  std::deque<std::size_t> groups_;  // items of the queue that each unsettled manifest covers
-  std::size_t not_asked_ = 0;       // items behind them
+  std::uint64_t manifests_ = 0;      // sent
+  std::uint64_t settled_ = 0;        // of them answered and dealt with
+  std::deque<std::size_t> groups_;   // items of the queue that each unsettled manifest covers
+  std::size_t not_asked_ = 0;        // items behind them
+  std::size_t names_not_asked_ = 0;  // in their listings
   int inodes_not_asked_ = 0;
 };
 

@@ -108,12 +108,14 @@ struct Copy {
 // One attempt to send an image from one copy to another.
 class Attempt {
  public:
-  Attempt(RunningReactor& reactor, Copy& from, Copy& to, bool holds_image, std::uint64_t number = 1)
+  Attempt(RunningReactor& reactor, Copy& from, Copy& to, bool holds_image, std::uint64_t number = 1,
+          const Power::Interval& doubtful = {})
       : reactor_(reactor), from_(from), number_(number) {
     reactor_.run([&] {
       target_ = std::make_unique<ImageTarget>(
-          ImageTarget::Options{.attempt = number, .source = "source", .private_area = to.area()}, *to.inodes,
-          *to.disk, *reactor_, [this](const pb::Envelope& answer) { to_source(answer); },
+          ImageTarget::Options{
+              .attempt = number, .source = "source", .private_area = to.area(), .doubtful = doubtful},
+          *to.inodes, *to.disk, *reactor_, [this](const pb::Envelope& answer) { to_source(answer); },
           [this](const std::string& reason) {
             error_ = reason;
             source_->cancel(reason);

@@ -29,6 +29,29 @@ TEST(PowerTest, WhatThePreviousOwnerHadLostIsHandedOn) {
   EXPECT_EQ(power.lost().to, 60);
 }
 
+// Many machines have no clock that goes on without power.
+TEST(PowerTest, WhatWasStampedBeforeAPowerCutIsDoubtfulThoughTheClockIsBehind) {
+  using namespace std::chrono_literals;
+  const TemporaryDirectory directory;
+  Database database(directory.path() / "state.db");
+  State state(database);
+  const std::chrono::nanoseconds now = std::chrono::system_clock::now().time_since_epoch();
+  for (const std::chrono::nanoseconds behind :
+       {std::chrono::nanoseconds(1h), std::chrono::nanoseconds(24h * 365)}) {
+    const std::int64_t synced = (now + behind).count(),
+                       written = synced + std::chrono::nanoseconds(1h).count();
+    state.set_setting("power", "1");
+    state.set_setting("boot", "another");
+    state.set_setting("synced_before", std::to_string(synced));
+    Power power(state);
+    EXPECT_FALSE(power.doubtful().contains(synced - 1));
+    EXPECT_TRUE(power.doubtful().contains(written));
+    EXPECT_TRUE(power.lost().contains(written));
+    power.trust();
+    state.set_setting("lost_ctimes", "");
+  }
+}
+
 TEST(PowerTest, WhatASyncMayHaveLostIsDoubtful) {
   const TemporaryDirectory directory;
   Database database(directory.path() / "state.db");

@@ -172,6 +172,7 @@ TEST_F(RequestServerTest, WhatTookLongIsKnownForAsLongAsWhatDidNot) {
   for (std::uint64_t seq = 2; seq <= 5000; ++seq) send(asker, write_request(kClient, seq, 0));
   ASSERT_TRUE(run_until(reactor, [&] { return answers.size() == before + 4999; }));
   store.release();
+  ASSERT_TRUE(run_until(reactor, [&] { return answers.size() == before + 5000; }));
   ask(write_request(kClient, 5001, 0));
   const auto performed = store.performed();
   EXPECT_EQ(ask(write_request(kClient, 1, 0)).outcome().error(), 0u);
