@@ -279,6 +279,7 @@ void Coherence::Impl::sync(const pb::Request& request, Bytes data, Reply reply) 
                     for (const OpenHandle& open : opens.all())
                       if (open.id == id) failed_syncs[{open.client, open.handle}] = outcome.error();
                   }
+                  if (outcome.error() != 0 && !outcome.write_lost()) return reply(outcome, bytes);
                   const auto earlier = failed_syncs.extract({client, handle});
                   if (outcome.error() != 0 || earlier.empty()) return reply(outcome, bytes);
                   reply_errno(reply, static_cast<int>(earlier.mapped()));

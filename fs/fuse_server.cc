@@ -173,8 +173,8 @@ FuseServer::Begun FuseServer::begin(fuse_req_t caller, pb::Request::OpCase op, I
   pending.arrived = Reactor::Clock::now();
   pending.id = id;
   pending.changes = op_class(op) == OpClass::mutation;
-  pending.leaves_attributes =
-      changes_names(op) || op == pb::Request::kSetxattr || op == pb::Request::kRemovexattr;
+  pending.leaves_attributes = changes_names(op) || op == pb::Request::kSetxattr ||
+                              op == pb::Request::kRemovexattr || op == pb::Request::kFallocate;
   link(pending);
 
   const fuse_ctx* context = fuse_req_ctx(caller);

@@ -20,7 +20,7 @@ constexpr int kBusyTimeoutMs = 10'000;
 constexpr int kDeferredCheckpointPages = 64 * 1024 * 1024 / 4096;  // pages are of SQLite's default size
 
 // Of any connection of this process: a sync of the write-ahead log has failed; see Database::mend_log.
-std::atomic<bool> log_has_failed{false};
+std::atomic<unsigned> failed_log_syncs{0}, mended_log_syncs{0};
 
 // See meta/README.md for what each table means. Names of files are BLOBs: they are bytes, not text.
 constexpr const char* kSchema = R"sql(
@@ -229,7 +229,7 @@ void Database::sync_commits() {
       log == nullptr || log->pMethods == nullptr)
     return;
   if (log->pMethods->xSync(log, SQLITE_SYNC_NORMAL) != SQLITE_OK) {
-    log_has_failed = true;
+    ++failed_log_syncs;
     throw DatabaseError(file_.string() + ": cannot be synced");
   }
 }
@@ -237,10 +237,11 @@ void Database::sync_commits() {
 // A sync that has failed leaves pages that count as written and are not; the next one would succeed, and
 // after a power cut the log would end there. So all of it goes into the database first, and it begins anew.
 void Database::mend_log() {
-  if (!log_has_failed) return;
+  const unsigned failed = failed_log_syncs;
+  if (failed == mended_log_syncs) return;
   if (sqlite3_wal_checkpoint_v2(handle_, nullptr, SQLITE_CHECKPOINT_TRUNCATE, nullptr, nullptr) != SQLITE_OK)
     fail(handle_, file_, "checkpoint");
-  log_has_failed = false;
+  mended_log_syncs = failed;
 }
 
 // _v2: statements that live longer than their Database finish the closing.
@@ -282,7 +283,7 @@ void Transaction::commit() {
   try {
     database_.execute("COMMIT");
   } catch (...) {  // the transaction is still open, and the destructor rolls it back
-    if (sqlite3_extended_errcode(database_.handle()) == SQLITE_IOERR_FSYNC) log_has_failed = true;
+    if (sqlite3_extended_errcode(database_.handle()) == SQLITE_IOERR_FSYNC) ++failed_log_syncs;
     throw;
   }
   end();

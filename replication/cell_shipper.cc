@@ -81,8 +81,10 @@ void CellShipper::state(InodeId id, const OpenedInode& opened, std::int64_t as_o
   // By this machine's clock, which may be behind the one that an imported ctime is from. After the attributes
   // were read: what changes between is too fresh.
   const std::int64_t stamp = timestamp_ns(stat_inode(opened.fd.get()).stx_ctime);
-  // One that lies ahead is from before the clock was set back: what changes now gets another one.
-  if (!still_ && stamp > as_of && stamp <= ctime_ceiling()) {
+  // One that lies ahead, and did when the inode was opened, is from before the clock was set back: what has
+  // changed since got another one.
+  const bool ahead = stamp > ctime_ceiling() && stamp == timestamp_ns(opened.backing.stx_ctime);
+  if (!still_ && stamp > as_of && !ahead) {
     state.mutable_attr()->set_ctime(state.attr().ctime() - 1);
     too_fresh_.insert(id);
   }

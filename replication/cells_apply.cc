@@ -247,6 +247,7 @@ void CellsApply::apply_state(const OpenedInode& opened, const pb::InodeState& st
   const Backing after = stat_inode(fd);
   if (timestamp_ns(after.stx_mtime) != attr.mtime()) throw std::runtime_error(lost_time(attr));
   inodes_.import_ctime(attr.id(), attr.ctime(), after);
+  tree_.received(attr.id());
 }
 
 // Of a manifest: more would make its answer too large.

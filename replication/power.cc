@@ -54,7 +54,6 @@ Power::Power(State& state) : state_(state) {
   number_ = lost ? another_number() : std::stoull(last);
   if (lost) {
     const std::int64_t from = number_in(state.setting(kSynced));
-    // Stamps of this process must not be in it: those of files that it receives are believed.
     extend(kDoubtful, from, now() < from ? kClockError : kNone);
     if (!last.empty()) extend(kLost, from, kClockError);
   }

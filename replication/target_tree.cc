@@ -172,7 +172,7 @@ void TargetTree::lock_again() {
 }
 
 void TargetTree::change_mode(InodeId id, int path, mode_t mode) {
-  CtimeKeeper ctime(inodes_, id, stat_inode(path), doubtful_);
+  CtimeKeeper ctime(inodes_, id, stat_inode(path), doubt_of(id));
   if (chmod(proc_path(path).c_str(), mode) != 0) throw_errno("cannot set the mode of a directory");
   ctime.restore(stat_inode(path));
 }
@@ -266,7 +266,7 @@ bool TargetTree::only_known_name(InodeId parent, const std::string& name, const 
 void TargetTree::has_name(InodeId id, InodeId parent, const std::string& name, const Backing& backing) {
   if (inodes_.is_reached_by(id, parent, name)) return;
   if (is_parked(id)) {
-    CtimeKeeper ctime(inodes_, id, backing, doubtful_);
+    CtimeKeeper ctime(inodes_, id, backing, doubt_of(id));
     inodes_.moved(id, parent, name);
     if (unlinkat(parked_fd_.get(), hex_name(id).c_str(), 0) != 0) throw_errno("cannot unlink a parked inode");
     parked_.erase(id);
@@ -285,7 +285,7 @@ void TargetTree::unlink_kept(InodeId parent, int directory, const std::string& n
   if (!fd) throw_errno("cannot open '" + name + "'");
   const auto id = inodes_.find(backing);
   std::optional<CtimeKeeper> ctime;
-  if (id) ctime.emplace(inodes_, *id, backing, doubtful_);
+  if (id) ctime.emplace(inodes_, *id, backing, doubt_of(*id));
   if (unlinkat(directory, name.c_str(), 0) != 0) throw_errno("cannot unlink '" + name + "'");
   if (id) lost_name(*id, parent, name);
   if (ctime) ctime->restore(stat_inode(fd.get()));
@@ -312,7 +312,7 @@ void TargetTree::park(int directory, const std::string& name, const Backing& bac
     return;
   }
   const std::string parked = hex_name(*id);
-  CtimeKeeper ctime(inodes_, *id, backing, doubtful_);
+  CtimeKeeper ctime(inodes_, *id, backing, doubt_of(*id));
   if (!move_name(directory, name, parked_fd_.get(), parked)) {
     if (errno != EEXIST) throw_errno("cannot park '" + name + "'");
     discard(parked_fd_.get(), parked);  // a left-over that has lost its identity
@@ -355,7 +355,7 @@ bool TargetTree::place(InodeId parent, const std::string& name, InodeId id) {
     remove_name(parent, folder->get(), name, *occupant);
   }
   inodes_.changing(parent);
-  CtimeKeeper ctime(inodes_, id, backing, doubtful_);
+  CtimeKeeper ctime(inodes_, id, backing, doubt_of(id));
   const bool one_more = !is_directory(backing) && !is_parked(id) && !lies_in(orphans_, id);
   if (!move_to(folder->get(), name, id, fd.get(), backing)) return false;
   if (!one_more)
@@ -441,7 +441,7 @@ void TargetTree::settle() {
       const InodeId parent = it->first.first;
       const Directory folder = directory(parent);
       const Backing before = folder ? stat_inode(folder->get()) : Backing();
-      CtimeKeeper ctime(inodes_, parent, before, doubtful_);
+      CtimeKeeper ctime(inodes_, parent, before, doubt_of(parent));
       if (place(parent, it->first.second, it->second)) {
         set_mtime(folder->get(), before);  // its state may have come
         ctime.restore(stat_inode(folder->get()));
@@ -527,7 +527,7 @@ void TargetTree::keep_orphans(const std::set<InodeId>& orphans) {
       const UniqueFd fd = inodes_.open(id, O_PATH | O_NOFOLLOW | O_CLOEXEC);
       if (!fd) continue;
       const Backing backing = stat_inode(fd.get());
-      CtimeKeeper ctime(inodes_, id, backing, doubtful_);
+      CtimeKeeper ctime(inodes_, id, backing, doubt_of(id));
       discard(orphans_fd_.get(), hex_name(id));  // a left-over that has lost its identity
       if (!move_to(orphans_fd_.get(), hex_name(id), id, fd.get(), backing)) continue;
       inodes_.moved(id, 0, "orphans/" + hex_name(id));

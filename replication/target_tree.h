@@ -62,6 +62,8 @@ class TargetTree {
   // Creates an inode, at `place` if that is given and its directory is known, otherwise parked.
   OpenedInode create(const pb::InodeState& state, const pb::EntryState* place);
   bool is_parked(InodeId id) const { return lies_in(parked_, id); }
+  // All of it has been received in this attempt: it is not in doubt any more, whatever its stamp is.
+  void received(InodeId id) { received_.insert(id); }
 
   void detach(InodeId parent, const std::string& name);
   void attach(InodeId parent, const std::string& name, InodeId id);
@@ -100,6 +102,9 @@ class TargetTree {
   int folder_of(const std::unordered_set<InodeId>& ids) const {
     return (&ids == &parked_ ? parked_fd_ : orphans_fd_).get();
   }
+  Power::Interval doubt_of(InodeId id) const {
+    return received_.contains(id) ? Power::Interval() : doubtful_;
+  }
   Directory directory(InodeId id);  // null: not known
   void detach_unlisted(InodeId id, const Directory& folder);
   void unlock(InodeId id);
@@ -126,7 +131,7 @@ class TargetTree {
   UniqueFd area_, parked_fd_, orphans_fd_;
   bool fresh_ = false;  // nothing was here: what is not in seen_ is not known
   // applying thread
-  SentSet seen_;
+  SentSet seen_, received_;
   std::unordered_set<InodeId> parked_, orphans_;  // names that are there; see lies_in()
   std::unordered_map<InodeId, Directory> directories_;
   std::unordered_map<InodeId, mode_t> unlocked_;  // their own modes

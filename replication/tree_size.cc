@@ -8,9 +8,9 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cmath>
 #include <string>
 #include <system_error>
+#include <unordered_set>
 #include <vector>
 
 #include "replication/inode_io.h"
@@ -57,9 +57,6 @@ class Measure {
       UniqueFd child(::openat(at.get(), name.c_str(), kDirectoryFlags));
       if (child && enter(child.get(), name)) at = std::move(child);
     }
-    size_.bytes = whole(bytes_);
-    size_.data = whole(data_);
-    size_.files = whole(inodes_);
     return std::move(size_);
   }
 
@@ -123,12 +120,13 @@ class Measure {
     if (const auto what = trouble_with(directory, name, backing); !what.empty())
       complain(path(parent) + name, what);
     const std::uint64_t bytes = backing.stx_blocks * 512;
-    // Each name of an inode counts for its share.
-    const double share = is_directory(backing) ? 1 : 1.0 / std::max(backing.stx_nlink, 1U);
-    inodes_ += share;
-    bytes_ += share * static_cast<double>(bytes);
-    if (is_regular(backing))
-      data_ += share * static_cast<double>(std::min<std::uint64_t>(backing.stx_size, bytes));
+    // An inode counts once, also if it has names elsewhere; beyond so many, each of its names.
+    if (!is_directory(backing) && backing.stx_nlink > 1 && linked_.size() < kMostLinked &&
+        !linked_.insert(backing.stx_ino).second)
+      return;
+    ++size_.files;
+    size_.bytes += bytes;
+    if (is_regular(backing)) size_.data += std::min<std::uint64_t>(backing.stx_size, bytes);
     size_.devices = size_.devices || S_ISCHR(backing.stx_mode) || S_ISBLK(backing.stx_mode);
     if (size_.owners.size() <= TreeSize::kMaxOwners) size_.owners.insert(backing.stx_uid);
     if (size_.groups.size() <= TreeSize::kMaxOwners) size_.groups.insert(backing.stx_gid);
@@ -145,12 +143,11 @@ class Measure {
     return parent.empty() ? path : path + parent + "/";
   }
 
-  static std::uint64_t whole(double number) { return static_cast<std::uint64_t>(std::ceil(number - 1e-3)); }
-
   const std::filesystem::path top_;
   std::vector<Level> way_;
   TreeSize size_;
-  double inodes_ = 0, bytes_ = 0, data_ = 0;
+  static constexpr std::size_t kMostLinked = 500'000;  // about 20 MiB
+  std::unordered_set<std::uint64_t> linked_;
 };
 
 }  // namespace

@@ -152,6 +152,7 @@ TEST_F(CoherenceTest, WhatCouldNotBeWrittenBackIsToldToEveryOpenFileOnce) {
   EXPECT_EQ(sync(kB, kFile, 0), 0) << "that was refused, and nothing is lost";
   EXPECT_EQ(write(kA, EIO), EIO) << "it was to be synced, which has told of what was lost before";
   EXPECT_EQ(sync(kA, kFile, 0), 0);
+  EXPECT_EQ(write(kC, ENOSPC), ENOSPC) << "which tells nothing of that";
   EXPECT_EQ(write(kC, 0), EIO);
   EXPECT_EQ(sync(kB, kFile, 0), EIO);
   EXPECT_EQ(sync(kB, kFile, 0), 0);

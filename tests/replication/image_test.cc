@@ -445,6 +445,21 @@ TEST_P(ImageTest, WhatIsDoubtfulStaysSoWhenTheTargetMovesIt) {
   expect_equal();
 }
 
+// A clock that was corrected, or set back, since.
+TEST_P(ImageTest, WhatIsReceivedIsNotInDoubtWhateverItsStampIs) {
+  for (const char* name : {"a", "b"}) std::filesystem::create_directories(a(name));
+  write_file(a("a/f"), "moves");
+  write_file(a("a/two"), "has two names");
+  std::filesystem::create_hard_link(a("a/two"), a("b/names"));
+  doubtful_ = {.from = 0, .to = std::numeric_limits<std::int64_t>::max()};
+  begin();
+  attempt_->image();
+  EXPECT_EQ(rename("a/f", "b/f"), 0);
+  EXPECT_EQ(rename("b", "a/b"), 0);
+  finish();
+  expect_equal();
+}
+
 TEST_P(ImageTest, WhatMovesPastTheImageHasNoHiddenName) {
   std::filesystem::create_directories(a("gone"));
   std::filesystem::create_directories(a("kept"));

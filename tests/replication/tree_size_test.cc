@@ -40,9 +40,12 @@ TEST(TreeSizeTest, AFileCountsOnceHoweverManyNamesItHas) {
     for (int link = 1; link < 7; ++link)
       std::filesystem::create_hard_link(name, name.string() + "-" + std::to_string(link));
   }
+  const TemporaryDirectory beside;
+  std::filesystem::create_hard_link(directory.path() / "file0", beside.path() / "another name");
   const TreeSize size = measure(directory.path());
   EXPECT_EQ(size.files, 3U);
   EXPECT_EQ(size.data, 30'000U);
+  EXPECT_EQ(measure(beside.path()).data, 10'000U) << "its other names are elsewhere";
 }
 
 TEST(TreeSizeTest, DepthCostsNoDescriptors) {
