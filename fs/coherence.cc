@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fs/data_changes.h"
+#include "fs/orphans.h"
 #include "meta/log.h"
 
 namespace sharefs {
@@ -31,9 +32,6 @@ OpenHandle handle_of(const pb::Request& request) {
 bool valid(const pb::LockRange& range) {
   return pb::LockRange::Type_IsValid(range.type()) && range.start() <= range.end();
 }
-
-// Among the holders of an orphan: a mount that has not said what it holds since the owner's restart.
-constexpr ClientId kAnyClient = 0;
 
 const auto ignore = [](const pb::Outcome&, Bytes) {};
 
@@ -65,7 +63,8 @@ struct Coherence::Impl {
             [this](const pb::Request& request, Bytes data, Reply reply) {
               perform(request, data, std::move(reply));
             },
-            timing) {}
+            timing),
+        orphans(store, opens, reactor, recall) {}
 
   void perform(const pb::Request& request, Bytes data, Reply reply);
   void open(const pb::Request& request, const OpenHandle& handle, Reply reply);
@@ -85,7 +84,6 @@ struct Coherence::Impl {
                 const std::vector<LockTable::Lock>& locks);
   void recovered();
   void heard(const SiteName& site);
-  void name_holders();
   void detach(ClientId client);
   void expire_site(const SiteName& site, ClientId except);
   void take_back_sole();
@@ -96,11 +94,6 @@ struct Coherence::Impl {
 
   void end_asked(const std::function<bool(const pb::Request&)>& which);
 
-  void ask_holders(InodeId id, ClientId except);
-  void drop_holder(InodeId id, ClientId client);
-  bool free_orphan(InodeId id);
-  void free_in_store(const std::vector<InodeId>& ids);
-
   // constant after construction
   Executor& store;
   OpenTable& opens;
@@ -110,9 +103,8 @@ struct Coherence::Impl {
   const CoherenceTiming timing;
   // reactor thread
   DataChanges changes;
-  std::map<InodeId, std::set<ClientId>> orphans;
+  Orphans orphans;
   std::vector<Arrival> arrivals;  // attaching while the first mount drops what it cached alone
-  std::set<SiteName> away;
   // What a sync of each of these handles has to say yet: see sync().
   std::map<std::pair<ClientId, std::uint64_t>, std::uint32_t> failed_syncs;
   // After a restart, until all sites have said what they hold: locks that are asked for, and what gives them
@@ -183,7 +175,7 @@ void Coherence::Impl::perform(const pb::Request& request, Bytes data, Reply repl
         store.execute(request, {}, std::move(reply));
       break;
     case pb::Request::kForget:
-      for (const InodeId id : request.forget().ids()) drop_holder(id, request.client());
+      for (const InodeId id : request.forget().ids()) orphans.let_go(id, request.client());
       reply_errno(reply, 0);
       break;
     case pb::Request::kAttach:
@@ -237,14 +229,9 @@ void Coherence::Impl::remove_name(const pb::Request& request, Reply reply) {
       request, {},
       [this, asker = request.client(), reply = std::move(reply)](const pb::Outcome& outcome, Bytes data) {
         const std::vector<InodeId> ids(outcome.orphaned().begin(), outcome.orphaned().end());
-        // Every client may refer to it until it says otherwise. The caller does not wait for what they say.
-        for (const InodeId id : ids) {
-          std::set<ClientId>& holders = orphans[id];
-          for (const auto& [client, site] : opens.clients())
-            if (!away.contains(site)) holders.insert(client);
-        }
+        orphans.made(ids);
         reply(outcome, data);
-        for (const InodeId id : ids) ask_holders(id, asker);
+        orphans.ask(ids, asker);
       });
 }
 
@@ -262,7 +249,7 @@ void Coherence::Impl::release(const pb::Request& request, Reply reply) {
     failed_syncs.erase({client, request.releasedir().handle()});
   }
   store.execute(request, {}, std::move(reply));
-  if (!orphans.empty() && free_orphan(id)) free_in_store({id});
+  orphans.closed(id);
 }
 
 // Also of a write by a handle that is synchronous. What could not be written back is told once to each open
@@ -470,13 +457,7 @@ void Coherence::Impl::detach(ClientId client) {
   changes.detach(client);
   std::erase_if(failed_syncs, [client](const auto& one) { return one.first.first == client; });
 
-  std::vector<InodeId> ids;
-  for (auto& [id, holders] : orphans) {
-    holders.erase(client);
-    ids.push_back(id);
-  }
-  std::erase_if(ids, [&](InodeId id) { return !free_orphan(id); });
-  free_in_store(ids);
+  orphans.detached(client);
 
   if (taking_back && opens.clients().empty()) {
     ++taking_back_number;
@@ -524,19 +505,7 @@ void Coherence::Impl::reassert(ClientId client, const SiteName& site, const std:
 }
 
 void Coherence::Impl::heard(const SiteName& site) {
-  if (unheard.erase(site) > 0) name_holders();
-}
-
-// Once every site has been heard, it is known which mounts may refer to the orphans that were found.
-void Coherence::Impl::name_holders() {
-  if (!unheard.empty()) return;
-  for (auto& [id, holders] : orphans) {
-    if (holders.erase(kAnyClient) == 0) continue;
-    for (const auto& [client, site] : opens.clients()) holders.insert(client);
-    reactor.post([this, id = id, still = std::weak_ptr(alive)] {
-      if (!still.expired()) ask_holders(id, kAnyClient);
-    });
-  }
+  if (unheard.erase(site) > 0 && unheard.empty()) orphans.all_heard();
 }
 
 void Coherence::Impl::recovered() {
@@ -550,49 +519,6 @@ void Coherence::Impl::recovered() {
       set_lock(one.request, std::move(one.reply));
   }
   tell_sole();
-}
-
-// ---- orphans
-
-// All but `except`, which says so by itself.
-void Coherence::Impl::ask_holders(InodeId id, ClientId except) {
-  const auto it = orphans.find(id);
-  if (it == orphans.end()) return;
-  const std::set<ClientId> holders = it->second;
-  for (const ClientId client : holders) {
-    if (client == except || client == kAnyClient) continue;
-    RecallOrder order;
-    order.client = client;
-    order.id = id;
-    order.orphan = true;
-    recall(order, [this, id, client, still = std::weak_ptr(alive)](bool referenced) {
-      if (!referenced && !still.expired()) drop_holder(id, client);
-    });
-  }
-  if (holders.empty() && free_orphan(id)) free_in_store({id});
-}
-
-void Coherence::Impl::drop_holder(InodeId id, ClientId client) {
-  const auto it = orphans.find(id);
-  if (it == orphans.end()) return;
-  it->second.erase(client);
-  if (free_orphan(id)) free_in_store({id});
-}
-
-// Whether the inode is an orphan that nobody refers to any more; it is then no longer kept here. A handle
-// counts as a reference even if its client has said that it has none: its Release may still be on the way.
-bool Coherence::Impl::free_orphan(InodeId id) {
-  const auto it = orphans.find(id);
-  if (it == orphans.end() || !it->second.empty() || opens.is_open(id)) return false;
-  orphans.erase(it);
-  return true;
-}
-
-void Coherence::Impl::free_in_store(const std::vector<InodeId>& ids) {
-  if (ids.empty()) return;
-  pb::Request forget;
-  forget.mutable_forget()->mutable_ids()->Add(ids.begin(), ids.end());
-  store.execute(forget, {}, ignore);
 }
 
 // ---- the interface
@@ -655,15 +581,13 @@ bool Coherence::awaits(const pb::Request& writeback) const {
   return impl_->changes.awaits(writeback.client(), writeback.write().id());
 }
 
-const std::map<InodeId, std::set<ClientId>>& Coherence::orphans() const { return impl_->orphans; }
+const std::map<InodeId, std::set<ClientId>>& Coherence::orphans() const { return impl_->orphans.holders(); }
 
 std::map<ClientId, std::set<InodeId>> Coherence::missed() const { return impl_->changes.missed(); }
 
 const std::set<SiteName>& Coherence::unheard() const { return impl_->unheard; }
 
 void Coherence::restore_orphans(std::map<InodeId, std::set<ClientId>> orphans, std::set<SiteName> unheard) {
-  orphans.merge(impl_->orphans);
-  impl_->orphans = std::move(orphans);
   impl_->unheard.merge(unheard);
   if (!impl_->unheard.empty() && !impl_->recovering) {
     // Nobody waits for them: what they had been promised has run out at the owner before.
@@ -671,12 +595,7 @@ void Coherence::restore_orphans(std::map<InodeId, std::set<ClientId>> orphans, s
       if (!still.expired()) impl_->recall({.client = 0, .all_names = true}, [](bool) {});
     });
   }
-  // Not at once: an answer may free an inode, and the caller is in the middle of taking over.
-  for (const auto& [id, holders] : impl_->orphans) {
-    impl_->reactor.post([this, id = id, still = std::weak_ptr(impl_->alive)] {
-      if (!still.expired()) impl_->ask_holders(id, kAnyClient);
-    });
-  }
+  impl_->orphans.restore(std::move(orphans));
 }
 
 void Coherence::tell_missed(ClientId client, std::set<InodeId> ids) {
@@ -687,9 +606,9 @@ void Coherence::tell_missed(ClientId client, std::set<InodeId> ids) {
 
 void Coherence::recover(const std::vector<InodeId>& orphans, std::set<SiteName> sites) {
   impl_->recovering = true;
-  for (const InodeId id : orphans) impl_->orphans[id] = {kAnyClient};
+  impl_->orphans.found(orphans);
   impl_->unheard = std::move(sites);
-  impl_->name_holders();
+  if (impl_->unheard.empty()) impl_->orphans.all_heard();
 }
 
 void Coherence::reassert(ClientId client, const SiteName& site, const std::vector<OpenHandle>& handles,
@@ -704,18 +623,8 @@ void Coherence::recovered() { impl_->recovered(); }
 bool Coherence::recovering() const { return impl_->recovering; }
 bool Coherence::letting_in() const { return !impl_->arrivals.empty(); }
 
-void Coherence::away(const SiteName& site) {
-  impl_->away.insert(site);
-  std::vector<InodeId> ids;
-  for (auto& [id, holders] : impl_->orphans) {
-    for (const auto& [client, name] : impl_->opens.clients())
-      if (name == site && holders.erase(client) > 0) ids.push_back(id);
-  }
-  std::erase_if(ids, [&](InodeId id) { return !impl_->free_orphan(id); });
-  impl_->free_in_store(ids);
-}
-
-void Coherence::back(const SiteName& site) { impl_->away.erase(site); }
+void Coherence::away(const SiteName& site) { impl_->orphans.away(site); }
+void Coherence::back(const SiteName& site) { impl_->orphans.back(site); }
 
 void Coherence::clear() {
   impl_->alive = std::make_shared<const bool>(true);

@@ -23,8 +23,7 @@
 // After a restart: the owner's process knows nothing of what clients hold. Until every site has said so again
 // (or its lease is over), nobody is granted a lock, and nobody is told to be the only mount.
 //
-// It also decides when an orphan (an inode without a name) may go: when no attached client refers to it any
-// more.
+// It also decides when an orphan (an inode without a name) may go (fs/orphans.h).
 //
 // Position: Router -> Gate -> Coherence -> Store; the records of a handoff enter here. Threads: reactor
 // thread only.
