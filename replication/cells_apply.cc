@@ -275,6 +275,7 @@ pb::Need::Inode CellsApply::need_of(const pb::Attr& attr, std::uint64_t& room) {
       inodes_.presented_ctime(attr.id(), here) == attr.ctime() &&
       !doubtful_.contains(timestamp_ns(here.stx_ctime)) && !lost_.contains(attr.ctime())) {
     need.set_what(pb::Need::HAVE);
+    tree_.received(attr.id());  // in doubt it would come with its ctime, which it does not
     return need;
   }
   if (!regular || here.stx_size == 0 || !S_ISREG(attr.mode())) return need;

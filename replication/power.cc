@@ -54,7 +54,7 @@ Power::Power(State& state) : state_(state) {
   number_ = lost ? another_number() : std::stoull(last);
   if (lost) {
     const std::int64_t from = number_in(state.setting(kSynced));
-    extend(kDoubtful, from, now() < from ? kClockError : kNone);
+    extend(kDoubtful, from, last.empty() ? kNone : kClockError);
     if (!last.empty()) extend(kLost, from, kClockError);
   }
   state.set_setting(kNumber, std::to_string(number_));

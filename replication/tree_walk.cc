@@ -134,9 +134,10 @@ void TreeWalk::gone(InodeId directory) {
 
 void TreeWalk::visit(InodeId directory, std::vector<InodeId>& below) {
   const auto opened = open_inode(inodes_, directory);
-  if (!opened) return gone(directory);
   pb::DirectoryState listing;
   listing.set_id(directory);
+  if (!opened && asking_) return queue_listing(listing);  // behind the parts of another one, and gone then
+  if (!opened) return gone(directory);
   const Listing names(opened->fd.get());
   for (const bool directories : {false, true}) {
     for (std::size_t i = 0; i < names.size(); ++i) {
@@ -159,7 +160,11 @@ void TreeWalk::visit(InodeId directory, std::vector<InodeId>& below) {
 // Behind what it names: where the target is asked first, in the queue.
 void TreeWalk::list(InodeId directory, const OpenedInode& opened, pb::DirectoryState& listing) {
   if (!asking_) return finish_directory(directory, opened, listing);
-  queue_.push_back({.inode = 0, .parent = directory, .name = {}, .attr = {}, .listing = {}});
+  queue_listing(listing);
+}
+
+void TreeWalk::queue_listing(pb::DirectoryState& listing) {
+  queue_.push_back({.inode = 0, .parent = listing.id(), .name = {}, .attr = {}, .listing = {}});
   queue_.back().listing.Swap(&listing);
   ++not_asked_;
   names_not_asked_ += static_cast<std::size_t>(queue_.back().listing.entries_size());

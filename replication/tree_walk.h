@@ -77,6 +77,7 @@ class TreeWalk {
   void child(InodeId directory, int directory_fd, const ListedName& listed, pb::DirectoryState& listing,
              std::vector<InodeId>& below);
   void list(InodeId directory, const OpenedInode& opened, pb::DirectoryState& listing);
+  void queue_listing(pb::DirectoryState& listing);
   void announce_directory(InodeId id, const OpenedInode& opened, const EntryName* entry);
   void gone(InodeId directory);
   void finish_directory(InodeId id, const OpenedInode& opened, pb::DirectoryState& listing);

@@ -392,6 +392,17 @@ TEST_P(ImageTest, ADirectoryThatMovesKeepsWhatIsInItWhereRoomIsMade) {
   expect_equal();
 }
 
+// An empty one of the root, which nobody refers to.
+void remove_directory(Store& store, const std::string& name, InodeId id) {
+  pb::Request rmdir, forget, statfs;
+  rmdir.mutable_rmdir()->set_parent(kRootInode);
+  rmdir.mutable_rmdir()->set_name(name);
+  forget.mutable_forget()->add_ids(id);
+  statfs.mutable_statfs();  // deletes what is doomed
+  for (const auto& request : {rmdir, forget, statfs})
+    store.execute(request, {}, [](const pb::Outcome& outcome, Bytes) { EXPECT_EQ(outcome.error(), 0U); });
+}
+
 // It is where the image has not been yet, and moves to where that has been.
 // It was announced, so the target takes it for whole; and what is in it there has another name by now.
 TEST_P(ImageTest, ADirectoryThatGoesBeforeItIsListedHidesNoName) {
@@ -403,19 +414,30 @@ TEST_P(ImageTest, ADirectoryThatGoesBeforeItIsListedHidesNoName) {
   begin(true);
   attempt_->on_message = [&, done = false](const pb::Envelope& message) mutable {
     if (!message.has_manifest() || std::exchange(done, true)) return true;
-    pb::Request rmdir, forget, statfs;
-    rmdir.mutable_rmdir()->set_parent(kRootInode);
-    rmdir.mutable_rmdir()->set_name("gone");
-    forget.mutable_forget()->add_ids(gone);
-    statfs.mutable_statfs();  // deletes what is doomed
-    for (const auto& request : {rmdir, forget, statfs})
-      a_->store->execute(request, {},
-                         [](const pb::Outcome& outcome, Bytes) { EXPECT_EQ(outcome.error(), 0U); });
+    remove_directory(*a_->store, "gone", gone);
     return true;
   };
   attempt_->image();
   attempt_->round(true);
   EXPECT_EQ(stat_name(AT_FDCWD, b("kept/f").string())->stx_nlink, 1U) << "from t2 on applications see it";
+  attempt_->end();
+  expect_equal();
+}
+
+// One that goes does not come between the parts of another one's listing.
+TEST_P(ImageTest, ADirectoryThatGoesCutsIntoNoListing) {
+  for (const char* name : {"gone", "big"}) std::filesystem::create_directories(a(name));
+  for (int i = 0; i < 5000; ++i) write_file(a("big/" + std::to_string(i)), "");
+  send_all();
+  const InodeId gone = id_of("gone");
+  begin(true);
+  attempt_->on_message = [&, done = false](const pb::Envelope& message) mutable {
+    if (!message.has_manifest() || std::exchange(done, true)) return true;
+    remove_directory(*a_->store, "gone", gone);
+    return true;
+  };
+  attempt_->image();
+  attempt_->round(true);
   attempt_->end();
   expect_equal();
 }

@@ -37,9 +37,9 @@ TEST(PowerTest, WhatWasStampedBeforeAPowerCutIsDoubtfulThoughTheClockIsBehind) {
   State state(database);
   const std::chrono::nanoseconds now = std::chrono::system_clock::now().time_since_epoch();
   for (const std::chrono::nanoseconds behind :
-       {std::chrono::nanoseconds(1h), std::chrono::nanoseconds(24h * 365)}) {
+       {std::chrono::nanoseconds(-2h), std::chrono::nanoseconds(1h), std::chrono::nanoseconds(24h * 365)}) {
     const std::int64_t synced = (now + behind).count(),
-                       written = synced + std::chrono::nanoseconds(1h).count();
+                       written = std::max(now, now + behind).count() + std::chrono::nanoseconds(1h).count();
     state.set_setting("power", "1");
     state.set_setting("boot", "another");
     state.set_setting("synced_before", std::to_string(synced));
