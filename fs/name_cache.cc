@@ -320,12 +320,12 @@ void NameCache::changed(const pb::Request& request, const pb::Outcome& outcome) 
       const InodeId other = named(rename.new_parent(), rename.new_name());
       const bool exchange = (rename.flags() & RENAME_EXCHANGE) != 0;
       // Which inode it was is not known here; or somebody has looked since it was performed, if these are not
-      // two names of one inode, which both stay.
-      if (moved == 0 || moved == other || (exchange && other == 0)) {
+      // two names of one inode, which both stay. Of an exchange that cannot be seen.
+      if (moved == 0 || moved == other || exchange) {
         drop_directory(rename.parent());
         drop_directory(rename.new_parent());
       } else {
-        name(rename.parent(), rename.name(), exchange ? other : 0);
+        name(rename.parent(), rename.name(), 0);
         name(rename.new_parent(), rename.new_name(), moved);
       }
       break;

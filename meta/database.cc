@@ -19,8 +19,9 @@ constexpr int kSchemaVersion = 3;
 constexpr int kBusyTimeoutMs = 10'000;
 constexpr int kDeferredCheckpointPages = 64 * 1024 * 1024 / 4096;  // pages are of SQLite's default size
 
-// Of any connection of this process: a sync of the write-ahead log has failed; see Database::mend_log.
-std::atomic<unsigned> failed_log_syncs{0}, mended_log_syncs{0};
+// Of any connection of this process: a sync of the write-ahead log has failed; see Database::mend_log. Of the
+// processes before it is not known.
+std::atomic<unsigned> failed_log_syncs{1}, mended_log_syncs{0};
 
 // See meta/README.md for what each table means. Names of files are BLOBs: they are bytes, not text.
 constexpr const char* kSchema = R"sql(

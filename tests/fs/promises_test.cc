@@ -841,6 +841,47 @@ TEST(NameCacheTest, TheOldNameIsNotKeptWhereSomebodySawTheNewOneFirst) {
   EXPECT_EQ(owner.calls.size(), asked + 1) << "the owner is to say that there is no such name";
 }
 
+TEST(NameCacheTest, AnExchangeThatSomebodySawFirstIsNotMadeTwice) {
+  constexpr InodeId kInodeOfA = 7, kInodeOfB = 8;
+  test::FakeExecutor owner;
+  owner.late = true;
+  std::uint64_t stamp = kEpoch << kStampBits;
+  owner.result = [&](const pb::Request& request) {
+    pb::Outcome outcome;
+    outcome.set_promise(++stamp);
+    if (request.has_lookup()) {  // as it is behind the exchange
+      outcome.mutable_attr()->set_id(request.lookup().name() == "a" ? kInodeOfB : kInodeOfA);
+      outcome.mutable_attr()->set_mode(S_IFREG);
+      outcome.mutable_attr()->set_nlink(1);
+    }
+    return outcome;
+  };
+  NameCache cache(owner, [] { return std::chrono::hours(1); });
+  cache.believe(kEpoch);
+  std::deque<Answer> answers;
+  const auto look = [&](const char* name) {
+    auto request = request_of(1, 1);
+    request.mutable_lookup()->set_parent(kRootInode);
+    request.mutable_lookup()->set_name(name);
+    cache.execute(request, {}, answers.emplace_back().reply());
+  };
+  auto request = request_of(1, 2);
+  request.mutable_rename()->set_parent(kRootInode);
+  request.mutable_rename()->set_name("a");
+  request.mutable_rename()->set_new_parent(kRootInode);
+  request.mutable_rename()->set_new_name("b");
+  request.mutable_rename()->set_flags(RENAME_EXCHANGE);
+  cache.execute(request, {}, answers.emplace_back().reply());
+  look("a");
+  look("b");
+  owner.answer(1);  // it has been performed, and waits for another site
+  owner.answer(2);
+  owner.answer(0);
+  const std::size_t asked = owner.calls.size();
+  look("a");
+  EXPECT_EQ(owner.calls.size(), asked + 1) << "the owner is to say which is which";
+}
+
 TEST_F(PromisesTest, ADirectoryMadeHereIsKnownCompletely) {
   NameCache& cache = sites[0]->cache;
   auto mkdir = request_of(1, 1);

@@ -202,6 +202,36 @@ TEST(Database, nothing_counts_as_durable_behind_what_a_failed_sync_may_have_lost
   }
 }
 
+// Each process runs the test from its beginning, and finds the file in its environment.
+TEST(Database, a_new_process_does_not_trust_the_log_of_one_whose_sync_failed) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const Scratch scratch;
+  constexpr const char* kFile = "SHAREFS_TEST_DATABASE";
+  ::setenv(kFile, (scratch / "state.db").c_str(), 0);
+  const std::filesystem::path file = ::getenv(kFile);
+  const auto fail_to_sync = [&file] {
+    Database database(file);
+    database.execute("INSERT INTO setting(key, value) VALUES('first', 1)");
+    disk_fails = true;
+    EXPECT_THROW(database.sync_commits(), DatabaseError);
+    ::_exit(testing::Test::HasFailure() ? 1 : 0);
+  };
+  const auto commit = [&file] {
+    Database database(file);
+    Transaction transaction(database, Durability::full);
+    database.execute("INSERT INTO setting(key, value) VALUES('second', 2)");
+    transaction.commit();
+    ::_exit(0);
+  };
+  EXPECT_EXIT(fail_to_sync(), testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(commit(), testing::ExitedWithCode(0), "");
+  ::unsetenv(kFile);
+  // As after a power cut that has taken the log.
+  std::filesystem::copy_file(file, scratch / "after.db");
+  Database after(scratch / "after.db");
+  EXPECT_EQ(count(after, "SELECT count(*) FROM setting WHERE key = 'first'"), 1);
+}
+
 TEST(Statement, keeps_empty_values_null_and_bytes_apart) {
   const Scratch scratch;
   Database database(scratch / "state.db");
