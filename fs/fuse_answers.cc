@@ -78,6 +78,8 @@ fuse_entry_param FuseServer::entry_of(const pb::Attr& attr) const {
 double FuseServer::attributes_timeout(const PendingRequest& pending, const pb::Attr& attr, bool held) {
   constexpr unsigned kChecksEvicted = 42;
   if (!lend_attributes_ || (!held && session_.protocol_minor() < kChecksEvicted)) return attr_timeout_;
+  const pid_t pid = fuse_req_ctx(pending.caller)->pid;
+  if (pid == 0) return attr_timeout_;  // of another pid namespace, as others may be
   const auto now = Reactor::Clock::now();
   if (lent_to_.size() >= kMostLent) {
     std::erase_if(lent_to_, [now](const auto& one) { return one.second.until < now; });
@@ -85,7 +87,7 @@ double FuseServer::attributes_timeout(const PendingRequest& pending, const pb::A
   }
   const double time = std::chrono::duration<double>(lend_attributes_(attr, held)).count();
   if (time <= attr_timeout_) return attr_timeout_;
-  lent_to_[fuse_req_ctx(pending.caller)->pid] = {attr.id(), now + kTakenUp};
+  lent_to_[pid] = {attr.id(), now + kTakenUp};
   return time;
 }
 

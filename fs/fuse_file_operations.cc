@@ -80,6 +80,7 @@ void on_write(fuse_req_t caller, fuse_ino_t id, const char* data, std::size_t si
   pending.size = direct && write.append() ? 0 : size;  // 0: to the end, wherever the owner finds it
   pending.locks_pages = !direct;
   pending.writes_back = writeback;
+  pending.leaves_attributes = writeback;
   const Bytes bytes = std::as_bytes(std::span(data, size));
   if (direct) return server.submit_direct(request, bytes, pending, &FuseServer::answer_direct_write);
   server.submit(request, bytes, pending,

@@ -68,17 +68,14 @@ void on_lookup(fuse_req_t caller, fuse_ino_t parent, const char* name) {
 }
 
 void on_forget(fuse_req_t caller, fuse_ino_t id, std::uint64_t times) {
-  FuseServer& server = FuseServer::of(caller);
-  server.forget(id, times);
+  FuseServer::of(caller).forget(id, times);
   fuse_reply_none(caller);
-  server.send_forgets();
 }
 
 void on_forget_multi(fuse_req_t caller, std::size_t count, fuse_forget_data* forgets) {
   FuseServer& server = FuseServer::of(caller);
   for (const fuse_forget_data& one : std::span(forgets, count)) server.forget(one.ino, one.nlookup);
   fuse_reply_none(caller);
-  server.send_forgets();
 }
 
 void on_readlink(fuse_req_t caller, fuse_ino_t id) {

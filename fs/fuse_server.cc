@@ -41,6 +41,8 @@ constexpr auto kDropPatience = std::chrono::milliseconds(100);
 // How soon the kernel is made to let go of what has no name any more: many at once, and most of what this
 // mount has deleted itself it has forgotten by then.
 constexpr auto kPruneDelay = std::chrono::milliseconds(50);
+constexpr auto kForgetDelay =
+    std::chrono::milliseconds(10);  // one request for many: each costs as much as an unlink
 
 // How often a caller that was interrupted is looked at: its next signal may kill it.
 constexpr auto kDyingInterval = std::chrono::milliseconds(100);
@@ -109,6 +111,7 @@ FuseServer::~FuseServer() {
   refuse_waiting_callers();
   reactor_.cancel(interrupt_timer_);
   reactor_.cancel(prune_timer_);
+  reactor_.cancel(forget_timer_);
   notifier_.reset();
   pruner_.reset();
   ::munmap(buffer_.data(), buffer_.size());
@@ -386,13 +389,12 @@ void FuseServer::conclude(PendingRequest& pending, const pb::Outcome& outcome, B
   // What this mount's own request left without a name: its kernel still refers to it, and says when it does
   // not.
   for (const InodeId id : outcome.orphaned()) {
-    if (!watch_orphan(id)) forgotten_orphans_.push_back(id);
+    if (!watch_orphan(id)) forget_soon(id);
   }
   if (pending.given_up)
     undo(pending, outcome);
   else
     (this->*pending.answer)(pending, outcome, data);
-  send_forgets();
   // After the answer: the kernel holds the caller's locks until then.
   if (!locked_pages_.empty()) pages_unlocked(pending.seq);
   if (outcome.invalidate()) drop_pages(pending.id, 0, 0, {});
@@ -628,15 +630,24 @@ std::chrono::nanoseconds FuseServer::take_longest_wait() { return std::exchange(
 void FuseServer::forget(InodeId id, std::uint64_t times) {
   if (!known_.remove(id, times)) return;
   if (let_go_) let_go_(id);
-  if (!watched_orphans_.empty() && watched_orphans_.erase(id) != 0) forgotten_orphans_.push_back(id);
+  if (!watched_orphans_.empty() && watched_orphans_.erase(id) != 0) forget_soon(id);
+}
+
+void FuseServer::forget_soon(InodeId orphan) {
+  forgotten_orphans_.push_back(orphan);
+  if (forget_timer_ == 0) forget_timer_ = reactor_.after(kForgetDelay, [this] { send_forgets(); });
 }
 
 void FuseServer::send_forgets() {
-  if (forgotten_orphans_.empty()) return;
+  forget_timer_ = 0;
   pb::Request request;
-  auto& ids = *request.mutable_forget()->mutable_ids();
-  ids.Assign(forgotten_orphans_.begin(), forgotten_orphans_.end());
-  forgotten_orphans_.clear();
+  for (const InodeId id : std::exchange(forgotten_orphans_, {})) {
+    if (known_.contains(id))  // again, by its file handle
+      watched_orphans_.insert(id);
+    else
+      request.mutable_forget()->add_ids(id);
+  }
+  if (!request.has_forget()) return;
   request.set_lazy(true);
   ask(request);
 }

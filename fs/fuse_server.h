@@ -154,9 +154,8 @@ class FuseServer {
   void answer_error(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_nobody(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
 
-  // The kernel forgot the inode `times`. After the last one of a message: send_forgets().
+  // The kernel forgot the inode `times`.
   void forget(InodeId id, std::uint64_t times);
-  void send_forgets();
 
   // How an opened file is told to the kernel.
   fuse_file_info opened_file(const PendingRequest& pending, InodeId id);
@@ -250,6 +249,8 @@ class FuseServer {
   // `done` may be called at once.
   void when_written_back(InodeId id, const std::function<void()>& done);
   void prune_soon(InodeId id);
+  void forget_soon(InodeId orphan);
+  void send_forgets();
 
   // --- ending
   void serve_while_unmounting();
@@ -312,7 +313,8 @@ class FuseServer {
   std::unordered_set<InodeId> watched_orphans_;
   std::vector<InodeId> unused_orphans_;  // perhaps, and for prune_timer_
   Reactor::TimerId prune_timer_ = 0;
-  std::vector<InodeId> forgotten_orphans_;
+  std::vector<InodeId> forgotten_orphans_;  // the owner is not told yet: for forget_timer_
+  Reactor::TimerId forget_timer_ = 0;
   std::map<std::pair<InodeId, std::uint64_t>, std::uint64_t> posix_locks_;
   Reactor::Clock::duration longest_wait_{};
   std::vector<char> directory_;  // a reply to readdir

@@ -10,6 +10,7 @@
 #include <charconv>
 #include <chrono>
 #include <cstdio>
+#include <future>
 #include <system_error>
 #include <thread>
 
@@ -363,7 +364,11 @@ int Store::Impl::perform(StoreCall& call) {
 }
 
 Store::Store(Options options, InodeTable& inodes, OpenTable& opens, LockTable&, Workers& workers)
-    : impl_(std::make_unique<Impl>(std::move(options), inodes, opens, workers)) {}
+    : impl_(std::make_unique<Impl>(std::move(options), inodes, opens, workers)) {
+  // Throws now, not in the first change, if it may not serve others. On a thread that ends: whatever is
+  // started from this one shall not inherit that.
+  std::async(std::launch::async, [] { become_caller(::geteuid(), ::getegid()); }).get();
+}
 
 Store::~Store() = default;
 

@@ -1,10 +1,14 @@
 // The Store: looking up and making names.
+#include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/openat2.h>
+#include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
 
 #include "fs/store_impl.h"
 #include "meta/caller.h"
@@ -26,13 +30,34 @@ bool may_open(const pb::Request& request, const Backing& backing, std::uint32_t 
          (errno == ENODATA || errno == EOPNOTSUPP);
 }
 
+// What a directory says of the one above: 0 if it cannot be read. It is among its first entries.
+ino_t inode_above(int directory_fd) {
+  const UniqueFd fd(::openat(directory_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  alignas(dirent64) char buffer[2048];
+  const ssize_t size = fd ? ::getdents64(fd.get(), buffer, sizeof buffer) : 0;
+  for (ssize_t at = 0; at < size;) {
+    const auto* entry = reinterpret_cast<const dirent64*>(buffer + at);
+    if (std::strcmp(entry->d_name, "..") == 0) return entry->d_ino;
+    at += entry->d_reclen;
+  }
+  return 0;
+}
+
 }  // namespace
 
 // The directory above an open one, which must not be the root. Whoever found that one by a name was told of
 // this one before, so what has no id lies elsewhere: somebody has moved the directory out of the store.
 int Store::Impl::parent_of(int directory_fd, InodeId& id, Backing& backing) {
-  const UniqueFd parent(::openat(directory_fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC));
-  if (!parent || ::statx(parent.get(), "", AT_EMPTY_PATH, kBackingMask, &backing) != 0) return errno;
+  // Not into what is mounted above: over the root that is this mount, which would be asked by the thread that
+  // answers.
+  open_how how{};
+  how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+  how.resolve = RESOLVE_NO_XDEV;
+  const UniqueFd parent(static_cast<int>(::syscall(SYS_openat2, directory_fd, "..", &how, sizeof how)));
+  const bool covered = !parent && errno == EXDEV;
+  const int above = covered ? inodes.root() : parent.get();
+  if (above < 0 || ::statx(above, "", AT_EMPTY_PATH, kBackingMask, &backing) != 0) return errno;
+  if (covered && backing.stx_ino != inode_above(directory_fd)) return ESTALE;
   id = inodes.find(backing).value_or(0);
   return id != 0 ? 0 : ESTALE;
 }

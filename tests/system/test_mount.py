@@ -18,7 +18,7 @@ import time
 
 import content
 import sandbox
-from actor import Actor, libc
+from actor import Actor, file_handle, libc, open_by_handle
 from cluster import Cluster, DATA_SET, SHAREFS
 from loads import Everything, Load, once
 from model import random_test
@@ -120,6 +120,22 @@ def a_strangers_file_in_an_old_image_is_not_lost():
     alpha.start()
     beta.migrate(alpha, '--max-pause', '2s')
     cluster.verify(alpha, beta)
+
+
+def a_handle_is_followed_below_a_store_that_is_mounted_over():
+    """As an NFS server does it. From below, the directory above is the mount."""
+    alpha, = Cluster(1, content=lambda store: os.makedirs(f'{store}/a/b'))
+    alpha.stop()
+    alpha.start(at=alpha.store)
+    handles = {path: file_handle(f'{alpha.store}/{path}') for path in ('a', 'a/b')}
+    for path, handle in reversed(handles.items()):
+        with open('/proc/sys/vm/drop_caches', 'w') as f:
+            f.write('2')
+        time.sleep(1.2)  # what the kernel knows of the root has run out
+        found = open_by_handle(alpha.store, handle)
+        assert os.path.samestat(os.fstat(found), os.stat(f'{alpha.store}/{path}')), path
+        assert os.readlink(f'/proc/self/fd/{found}') == f'{alpha.store}/{path}', path
+        os.close(found)
 
 
 def mounted_over_the_store_itself():
@@ -260,6 +276,12 @@ def a_refused_mount_leaves_the_dead_one(user=None):
     beta.start()
 
 
+def mount_without(capability, site, at):
+    command = site.command('mount', DATA_SET, at)
+    command[-4:-4] = ['setpriv', '--bounding-set', f'-{capability}']
+    return subprocess.run(command, env=site.environment(), capture_output=True, text=True)
+
+
 def a_dead_mount_that_cannot_be_set_aside_is_named():
     """By a root that may not mount, as in many containers."""
     cluster = Cluster(1)
@@ -267,10 +289,19 @@ def a_dead_mount_that_cannot_be_set_aside_is_named():
     alpha.stop()
     alpha.cli('mount', DATA_SET, alpha.store)
     kill_in_background(alpha)
-    mount = subprocess.run(['setpriv', '--bounding-set', '-sys_admin', *alpha.command('mount', DATA_SET, alpha.store)[-4:]],
-                           env=alpha.environment(), capture_output=True, text=True)
+    mount = mount_without('sys_admin', alpha, alpha.store)
     assert mount.returncode == 1 and 'cannot be set aside: Operation not permitted' in mount.stderr, mount
     alpha.cli('umount', DATA_SET)
+
+
+def a_root_that_cannot_act_for_others_is_told_so_before_it_serves():
+    cluster = Cluster(1)
+    alpha, = cluster
+    alpha.stop()
+    mount = mount_without('setpcap', alpha, alpha.mountpoint)
+    assert mount.returncode == 1 and 'root without CAP_SETPCAP cannot serve others' in mount.stderr, mount
+    assert mount.stderr.count('\n') == 1 and not sandbox.fuse_mounts(), (mount, sandbox.mounts())
+    alpha.start()
 
 
 def a_mount_that_is_interrupted_does_not_come_later():
@@ -1160,6 +1191,8 @@ if __name__ == '__main__':
         'adopting_leaves_the_files_where_they_are': (adopting_leaves_the_files_where_they_are, 30),
         'a_strangers_file_in_an_old_image_is_not_lost': (a_strangers_file_in_an_old_image_is_not_lost, 60),
         'mounted_over_the_store_itself': (mounted_over_the_store_itself, 60),
+        'a_handle_is_followed_below_a_store_that_is_mounted_over':
+            (a_handle_is_followed_below_a_store_that_is_mounted_over, 30),
         'a_mount_takes_the_place_of_a_dead_one': (a_mount_takes_the_place_of_a_dead_one, 60),
         'a_store_that_was_moved_is_found_by_a_link': (a_store_that_was_moved_is_found_by_a_link, 60),
         'a_dead_mount_is_known_by_more_than_its_attributes': (a_dead_mount_is_known_by_more_than_its_attributes, 60),
@@ -1167,6 +1200,8 @@ if __name__ == '__main__':
         'a_refused_mount_of_a_user_leaves_the_dead_one':
             (functools.partial(a_refused_mount_leaves_the_dead_one, sandbox.TESTER), 60),
         'a_dead_mount_that_cannot_be_set_aside_is_named': (a_dead_mount_that_cannot_be_set_aside_is_named, 60),
+        'a_root_that_cannot_act_for_others_is_told_so_before_it_serves':
+            (a_root_that_cannot_act_for_others_is_told_so_before_it_serves, 30),
         'a_mount_that_is_interrupted_does_not_come_later': (a_mount_that_is_interrupted_does_not_come_later, 60),
         'setuid_that_a_write_has_ended_is_not_in_effect_any_more':
             (setuid_that_a_write_has_ended_is_not_in_effect_any_more, 60),
