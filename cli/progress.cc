@@ -48,11 +48,13 @@ std::vector<Detail> details(const nlohmann::json& handoff) {
   const auto files_total = count_of(handoff, "files_total");
   const auto bytes_total = count_of(handoff, "bytes_total");
   std::vector<Detail> all;
-  all.push_back(
-      {4, of_total(format_count(count_of(handoff, "files")), files_total, format_count(files_total)) +
-              " files"});
-  all.push_back(
-      {3, of_total(format_bytes(count_of(handoff, "image_bytes")), bytes_total, format_bytes(bytes_total))});
+  if (handoff.contains("files")) {  // the source counts
+    all.push_back(
+        {4, of_total(format_count(count_of(handoff, "files")), files_total, format_count(files_total)) +
+                " files"});
+    all.push_back({3, of_total(format_bytes(count_of(handoff, "image_bytes")), bytes_total,
+                               format_bytes(bytes_total))});
+  }
   if (const auto rate = count_of(handoff, "rate"); rate > 0) all.push_back({2, format_bytes(rate) + "/s"});
   if (const double eta = number_of(handoff, "eta_s"); eta > 0)
     all.push_back({6, "ETA " + format_seconds(eta)});
@@ -133,7 +135,8 @@ std::string progress_line(const nlohmann::json& handoff, unsigned width) {
 }
 
 std::string plain_line(const nlohmann::json& handoff) {
-  return fmt::format("{}: {}", text_of(handoff, "phase"), joined(details(handoff)));
+  const std::string more = joined(details(handoff));
+  return text_of(handoff, "phase") + (more.empty() ? "" : ": ") + more;
 }
 
 std::string handoff_summary(const nlohmann::json& handoff) {

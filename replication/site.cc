@@ -604,8 +604,9 @@ std::string Site::Impl::why_not_connected(const SiteName& site) {
   }
   return fmt::format(
       "{} cannot be reached{}: is its daemon running (\"sharefs mount {} MOUNTPOINT\" or "
-      "\"sharefs serve {}\" there), does this machine know that host, and does a firewall let it through?",
-      who, where, name, name);
+      "\"sharefs serve {}\" there), does this machine know that host, and does a firewall let it through?{}",
+      who, where, name, name,
+      site == ownership.owner ? " README.md says what to do when the owner is lost for good" : "");
 }
 
 void Site::Impl::start(const std::function<void(std::string)>& ready) {

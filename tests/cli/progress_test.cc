@@ -46,6 +46,10 @@ TEST(Progress, WhileItWaitsTheLineSaysForWhat) {
   EXPECT_NE(progress_line(waiting, 80).find("the connection to beta was lost"), std::string::npos);
 }
 
+TEST(Progress, TheTargetDoesNotCount) {
+  EXPECT_EQ(plain_line({{"phase", "receiving"}, {"image_files", 0}, {"image_bytes", 0}}), "receiving");
+}
+
 TEST(Progress, TheLineFitsIntoTheTerminal) {
   for (const unsigned width : {20u, 80u, 120u}) EXPECT_LT(progress_line(example(), width).size(), width);
   const std::string narrow = progress_line(example(), 80);
