@@ -21,7 +21,8 @@ constexpr int kDeferredCheckpointPages = 64 * 1024 * 1024 / 4096;  // pages are 
 
 // Of any connection of this process: a sync of the write-ahead log has failed; see Database::mend_log. Of the
 // processes before it is not known.
-std::atomic<unsigned> failed_log_syncs{1}, mended_log_syncs{0};
+constexpr unsigned kBeforeThisProcess = 1;
+std::atomic<unsigned> failed_log_syncs{kBeforeThisProcess}, mended_log_syncs{0};
 
 // See meta/README.md for what each table means. Names of files are BLOBs: they are bytes, not text.
 constexpr const char* kSchema = R"sql(
@@ -240,9 +241,12 @@ void Database::sync_commits() {
 void Database::mend_log() {
   const unsigned failed = failed_log_syncs;
   if (failed == mended_log_syncs) return;
-  if (sqlite3_wal_checkpoint_v2(handle_, nullptr, SQLITE_CHECKPOINT_TRUNCATE, nullptr, nullptr) != SQLITE_OK)
+  if (sqlite3_wal_checkpoint_v2(handle_, nullptr, SQLITE_CHECKPOINT_TRUNCATE, nullptr, nullptr) ==
+      SQLITE_OK) {
+    mended_log_syncs = failed;
+  } else if (failed != kBeforeThisProcess) {
     fail(handle_, file_, "checkpoint");
-  mended_log_syncs = failed;
+  }  // else most probably nothing was lost, and a full disk must not keep a daemon from starting
 }
 
 // _v2: statements that live longer than their Database finish the closing.
