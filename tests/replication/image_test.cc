@@ -403,6 +403,14 @@ void remove_directory(Store& store, const std::string& name, InodeId id) {
     store.execute(request, {}, [](const pb::Outcome& outcome, Bytes) { EXPECT_EQ(outcome.error(), 0U); });
 }
 
+// Once the target is asked for the first time what it has.
+void remove_when_asked(Attempt& attempt, Store& store, const std::string& name, InodeId id) {
+  attempt.on_message = [&store, name, id, done = false](const pb::Envelope& message) mutable {
+    if (message.has_manifest() && !std::exchange(done, true)) remove_directory(store, name, id);
+    return true;
+  };
+}
+
 // It is where the image has not been yet, and moves to where that has been.
 // It was announced, so the target takes it for whole; and what is in it there has another name by now.
 TEST_P(ImageTest, ADirectoryThatGoesBeforeItIsListedHidesNoName) {
@@ -412,11 +420,7 @@ TEST_P(ImageTest, ADirectoryThatGoesBeforeItIsListedHidesNoName) {
   std::filesystem::rename(a("gone/f"), a("kept/f"));
   const InodeId gone = id_of("gone");
   begin(true);
-  attempt_->on_message = [&, done = false](const pb::Envelope& message) mutable {
-    if (!message.has_manifest() || std::exchange(done, true)) return true;
-    remove_directory(*a_->store, "gone", gone);
-    return true;
-  };
+  remove_when_asked(*attempt_, *a_->store, "gone", gone);
   attempt_->image();
   attempt_->round(true);
   EXPECT_EQ(stat_name(AT_FDCWD, b("kept/f").string())->stx_nlink, 1U) << "from t2 on applications see it";
@@ -431,11 +435,7 @@ TEST_P(ImageTest, ADirectoryThatGoesCutsIntoNoListing) {
   send_all();
   const InodeId gone = id_of("gone");
   begin(true);
-  attempt_->on_message = [&, done = false](const pb::Envelope& message) mutable {
-    if (!message.has_manifest() || std::exchange(done, true)) return true;
-    remove_directory(*a_->store, "gone", gone);
-    return true;
-  };
+  remove_when_asked(*attempt_, *a_->store, "gone", gone);
   attempt_->image();
   attempt_->round(true);
   attempt_->end();
