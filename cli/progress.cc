@@ -42,13 +42,16 @@ struct Detail {
   std::string text;
 };
 
+// The source does; a target only knows the phase.
+bool counts(const nlohmann::json& handoff) { return handoff.contains("files"); }
+
 std::vector<Detail> details(const nlohmann::json& handoff) {
   // Between two tries nothing moves: what the last one ended with is what somebody may have to see to.
   if (text_of(handoff, "phase") == "waiting") return {{1, text_of(handoff, "error")}};
   const auto files_total = count_of(handoff, "files_total");
   const auto bytes_total = count_of(handoff, "bytes_total");
   std::vector<Detail> all;
-  if (handoff.contains("files")) {  // the source counts
+  if (counts(handoff)) {
     all.push_back(
         {4, of_total(format_count(count_of(handoff, "files")), files_total, format_count(files_total)) +
                 " files"});
@@ -115,6 +118,7 @@ bool is_connected(const nlohmann::json& status, const std::string& to) {
 }
 
 std::string progress_line(const nlohmann::json& handoff, unsigned width) {
+  if (!counts(handoff)) return plain_line(handoff).substr(0, std::max(width, 2u) - 1);
   const double done = share_done(handoff);
   const auto filled = static_cast<std::size_t>(std::lround(done * kBarWidth));
   const std::string phase = text_of(handoff, "phase");

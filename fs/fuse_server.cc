@@ -642,10 +642,8 @@ void FuseServer::send_forgets() {
   forget_timer_ = 0;
   pb::Request request;
   for (const InodeId id : std::exchange(forgotten_orphans_, {})) {
-    if (known_.contains(id))  // again, by its file handle
-      watched_orphans_.insert(id);
-    else
-      request.mutable_forget()->add_ids(id);
+    if (!watch_orphan(id))
+      request.mutable_forget()->add_ids(id);  // it may be known again, by its file handle
   }
   if (!request.has_forget()) return;
   request.set_lazy(true);

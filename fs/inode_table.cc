@@ -1,6 +1,8 @@
 #include "fs/inode_table.h"
 
 #include <fcntl.h>
+#include <linux/openat2.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -122,6 +124,13 @@ UniqueFd& UniqueFd::operator=(UniqueFd&& other) noexcept {
     fd_ = other.release();
   }
   return *this;
+}
+
+UniqueFd open_above(int directory_fd, int flags) {
+  open_how how{};
+  how.flags = static_cast<std::uint64_t>(flags) | O_DIRECTORY | O_CLOEXEC;
+  how.resolve = RESOLVE_NO_XDEV;
+  return UniqueFd(static_cast<int>(::syscall(SYS_openat2, directory_fd, "..", &how, sizeof how)));
 }
 
 UniqueFd::~UniqueFd() {

@@ -53,6 +53,10 @@ class UniqueFd {
   int fd_ = -1;
 };
 
+// The directory above an open one; EXDEV where something is mounted over it: over the root of a store that is
+// sharefs itself, which must not wait for its own answers. `flags` as for open(2). In errno why it is none.
+UniqueFd open_above(int directory_fd, int flags);
+
 // What the table needs of a statx(2) of a backing inode: STATX_BASIC_STATS | STATX_BTIME.
 using Backing = struct statx;
 

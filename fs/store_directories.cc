@@ -2,7 +2,6 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/openat2.h>
 #include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -48,12 +47,7 @@ ino_t inode_above(int directory_fd) {
 // The directory above an open one, which must not be the root. Whoever found that one by a name was told of
 // this one before, so what has no id lies elsewhere: somebody has moved the directory out of the store.
 int Store::Impl::parent_of(int directory_fd, InodeId& id, Backing& backing) {
-  // Not into what is mounted above: over the root that is this mount, which would be asked by the thread that
-  // answers.
-  open_how how{};
-  how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
-  how.resolve = RESOLVE_NO_XDEV;
-  const UniqueFd parent(static_cast<int>(::syscall(SYS_openat2, directory_fd, "..", &how, sizeof how)));
+  const UniqueFd parent = open_above(directory_fd, O_PATH);
   const bool covered = !parent && errno == EXDEV;
   const int above = covered ? inodes.root() : parent.get();
   if (above < 0 || ::statx(above, "", AT_EMPTY_PATH, kBackingMask, &backing) != 0) return errno;

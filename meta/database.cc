@@ -56,6 +56,17 @@ CREATE TABLE removed_site(public_key TEXT PRIMARY KEY, name TEXT);
 PRAGMA user_version = 3;
 )sql";
 
+// Calls until it is not SQLITE_BUSY: for what SQLite refuses at once, whatever the busy timeout.
+template <typename Call>
+int patiently(Call call) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(kBusyTimeoutMs);
+  for (;;) {
+    const int result = call();
+    if (result != SQLITE_BUSY || std::chrono::steady_clock::now() >= deadline) return result;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
 // One line, whatever the statement looks like.
 [[noreturn]] void fail(sqlite3* handle, const std::filesystem::path& file, std::string_view what) {
   const int error = sqlite3_errcode(handle) == SQLITE_IOERR ? sqlite3_system_errno(handle) : 0;
@@ -212,14 +223,11 @@ Database::Database(const std::filesystem::path& file) : file_(file) {
 }
 
 // Two connections that find a new file read it both before one of them can change it: SQLite, which would
-// have them wait for each other, refuses one at once, whatever its busy timeout.
+// have them wait for each other, refuses one at once.
 void Database::use_write_ahead_log() {
-  for (int waited = 0;; ++waited) {
-    const int result = sqlite3_exec(handle_, "PRAGMA journal_mode=WAL", nullptr, nullptr, nullptr);
-    if (result == SQLITE_OK) return;
-    if (result != SQLITE_BUSY || waited >= kBusyTimeoutMs) fail(handle_, file_, "PRAGMA journal_mode=WAL");
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
+  const int result = patiently(
+      [this] { return sqlite3_exec(handle_, "PRAGMA journal_mode=WAL", nullptr, nullptr, nullptr); });
+  if (result != SQLITE_OK) fail(handle_, file_, "PRAGMA journal_mode=WAL");
 }
 
 // What is no longer in the log is safe, too: SQLite syncs the database before it uses the log again from its
@@ -241,8 +249,11 @@ void Database::sync_commits() {
 void Database::mend_log() {
   const unsigned failed = failed_log_syncs;
   if (failed == mended_log_syncs) return;
-  if (sqlite3_wal_checkpoint_v2(handle_, nullptr, SQLITE_CHECKPOINT_TRUNCATE, nullptr, nullptr) ==
-      SQLITE_OK) {
+  // Beside the checkpoint of another connection it is refused at once.
+  const int result = patiently([this] {
+    return sqlite3_wal_checkpoint_v2(handle_, nullptr, SQLITE_CHECKPOINT_TRUNCATE, nullptr, nullptr);
+  });
+  if (result == SQLITE_OK) {
     mended_log_syncs = failed;
   } else if (failed != kBeforeThisProcess) {
     fail(handle_, file_, "checkpoint");

@@ -273,7 +273,8 @@ pb::Need::Inode CellsApply::need_of(const pb::Attr& attr, std::uint64_t& room) {
   if (here.stx_mode == attr.mode() && here.stx_uid == attr.uid() && here.stx_gid == attr.gid() &&
       (!regular || here.stx_size == attr.size()) && timestamp_ns(here.stx_mtime) == attr.mtime() &&
       inodes_.presented_ctime(attr.id(), here) == attr.ctime() &&
-      !doubtful_.contains(timestamp_ns(here.stx_ctime)) && !lost_.contains(attr.ctime())) {
+      !tree_.doubt_of(attr.id()).contains(timestamp_ns(here.stx_ctime)) &&
+      (tree_.was_received(attr.id()) || !lost_.contains(attr.ctime()))) {
     need.set_what(pb::Need::HAVE);
     tree_.received(attr.id());  // in doubt it would come with its ctime, which it does not
     return need;

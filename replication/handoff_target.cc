@@ -109,6 +109,9 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, SiteName source, const pb::
   record_.role = "target";
   record_.started = record_.t0 = wall_clock_ns();
   const auto failed_syncs = note_failed_syncs(parts_);
+  const auto losses = fmt::format("{} {} {}", failed_syncs, source_, source_losses_);
+  if (parts_.received.under != losses)
+    parts_.received = {.under = losses, .inodes = std::make_shared<SentSet>()};
   image_ = std::make_unique<ImageTarget>(
       ImageTarget::Options{.attempt = prepare.attempt(),
                            .source = source_,
@@ -117,7 +120,8 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, SiteName source, const pb::
                            .lost = parts_.state.setting(received_key(source_)) == source_losses_
                                        ? Power::Interval{}
                                        : source_lost_,
-                           .failed_syncs = failed_syncs},
+                           .failed_syncs = failed_syncs,
+                           .received = parts_.received.inodes},
       parts_.inodes, parts_.disk, parts_.reactor, [this](const pb::Envelope& envelope) { send(envelope); },
       [this](const std::string& reason) { fail(reason); });
   persist(Durability::normal);
@@ -350,6 +354,7 @@ void HandoffTarget::commit(const pb::Commit& message) {
   transaction.commit();
   fault_point("target.owner");
   record_ = std::move(record);
+  parts_.received = {};
   records_total_ = record_.records;
   state_ = *performing;
   try {

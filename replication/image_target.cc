@@ -59,7 +59,7 @@ struct ImageTarget::Impl {
         disk(disk_sync),
         reactor(the_reactor),
         outlet(std::make_shared<Outlet>(Outlet{std::move(send), std::move(failed)})),
-        tree(inodes, options.private_area, options.doubtful),
+        tree(inodes, options.private_area, options.doubtful, options.received),
         cells(inodes, tree, options.doubtful, options.lost) {
     thread = std::thread([this] { serve(); });
   }

@@ -26,6 +26,7 @@
 #include "fs/inode_table.h"
 #include "replication/disk_sync.h"
 #include "replication/power.h"
+#include "replication/sent_set.h"
 #include "replication/transport.h"
 
 namespace sharefs {
@@ -40,6 +41,9 @@ class ImageTarget {
     // Ctimes, as the source shows them, of files that it may have lost what was received of before.
     Power::Interval lost{};
     std::uint64_t failed_syncs = 0;  // that `doubtful` knows of
+    // What has been received whole since the losses that `doubtful` and `lost` speak of: not in doubt,
+    // whatever its stamp is. Lives beyond the attempt; its applying thread uses it.
+    std::shared_ptr<SentSet> received = std::make_shared<SentSet>();
   };
   // `send` posts an answer to the source (called on the reactor thread); `failed` is called once, on the
   // reactor thread, with one clear line when the attempt cannot go on (disk full, malformed batch, checksum).

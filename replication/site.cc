@@ -155,6 +155,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
             .reactor = reactor,
             .state = state,
             .power = power,
+            .received = received,
             .disk = disk,
             .transport = transport,
             .inodes = inodes,

@@ -145,6 +145,7 @@ struct Site::Impl {
   const std::string endpoint = state.setting("endpoint");  // where this process can be reached
   const ClientId client;  // this process, as the owner knows it; also its incarnation for other sites
   Power power;
+  Received received;
   // The store, opened before anything is mounted over it: its path would lead back into our own mount.
   UniqueFd store_fd;
   DiskSync disk{store_fd.get()};

@@ -4,6 +4,7 @@
 #include <exception>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <nlohmann/json.hpp>
 
 #include "fs/coherence.h"
@@ -22,6 +23,7 @@
 #include "replication/peer.h"
 #include "replication/power.h"
 #include "replication/request_server.h"
+#include "replication/sent_set.h"
 #include "replication/transport.h"
 
 namespace sharefs {
@@ -38,6 +40,12 @@ constexpr const char* kTakenAtPowerSetting = "taken_at_power";
 // Setting: the client that the last process of this site was.
 constexpr const char* kLastClientSetting = "client";
 
+// What this process has received whole, as the target of any number of attempts.
+struct Received {
+  std::string under;  // what was lost before, at either end: for other losses it begins anew
+  std::shared_ptr<SentSet> inodes;
+};
+
 struct SiteParts {
   SiteName self;
   std::filesystem::path store_directory;  // through a descriptor: a mount over the store does not hide it
@@ -45,6 +53,7 @@ struct SiteParts {
   Reactor& reactor;
   State& state;
   Power& power;
+  Received& received;
   DiskSync& disk;
   Transport& transport;
   InodeTable& inodes;

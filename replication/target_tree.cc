@@ -82,8 +82,8 @@ std::string hex_name(InodeId id) {
 }
 
 TargetTree::TargetTree(InodeTable& inodes, const std::filesystem::path& private_area,
-                       const Power::Interval& doubtful)
-    : inodes_(inodes), doubtful_(doubtful) {
+                       const Power::Interval& doubtful, std::shared_ptr<SentSet> received)
+    : inodes_(inodes), doubtful_(doubtful), received_(std::move(received)) {
   area_ = UniqueFd(::open(private_area.c_str(), kDirectoryFlags));
   if (!area_ || !is_private(area_.get())) throw_errno("cannot use the private area of the store");
   parked_fd_ = open_folder(area_.get(), "parked");

@@ -50,10 +50,11 @@ std::string hex_name(InodeId id);
 
 class TargetTree {
  public:
-  // `private_area` holds (or gets) parked/ and orphans/. The tree is at InodeTable::root(). `doubtful`: see
-  // ImageTarget::Options.
+  // `private_area` holds (or gets) parked/ and orphans/. The tree is at InodeTable::root(). `doubtful` and
+  // `received`: see ImageTarget::Options.
   TargetTree(InodeTable& inodes, const std::filesystem::path& private_area,
-             const Power::Interval& doubtful = {});
+             const Power::Interval& doubtful = {},
+             std::shared_ptr<SentSet> received = std::make_shared<SentSet>());
 
   bool known(InodeId id);
   // Opens a known inode: a regular file for writing, a directory for reading, anything else as a path. Throws
@@ -62,8 +63,11 @@ class TargetTree {
   // Creates an inode, at `place` if that is given and its directory is known, otherwise parked.
   OpenedInode create(const pb::InodeState& state, const pb::EntryState* place);
   bool is_parked(InodeId id) const { return lies_in(parked_, id); }
-  // All of it has been received in this attempt: it is not in doubt any more, whatever its stamp is.
-  void received(InodeId id) { received_.insert(id); }
+  // All of it has been received.
+  void received(InodeId id) { received_->insert(id); }
+  // What its attributes say is not believed while this contains its ctime.
+  Power::Interval doubt_of(InodeId id) const { return was_received(id) ? Power::Interval() : doubtful_; }
+  bool was_received(InodeId id) const { return received_->contains(id); }
 
   void detach(InodeId parent, const std::string& name);
   void attach(InodeId parent, const std::string& name, InodeId id);
@@ -102,9 +106,6 @@ class TargetTree {
   int folder_of(const std::unordered_set<InodeId>& ids) const {
     return (&ids == &parked_ ? parked_fd_ : orphans_fd_).get();
   }
-  Power::Interval doubt_of(InodeId id) const {
-    return received_.contains(id) ? Power::Interval() : doubtful_;
-  }
   Directory directory(InodeId id);  // null: not known
   void detach_unlisted(InodeId id, const Directory& folder);
   void unlock(InodeId id);
@@ -128,10 +129,11 @@ class TargetTree {
   // constant after construction
   InodeTable& inodes_;
   const Power::Interval doubtful_;
+  const std::shared_ptr<SentSet> received_;  // what is in it: applying thread
   UniqueFd area_, parked_fd_, orphans_fd_;
   bool fresh_ = false;  // nothing was here: what is not in seen_ is not known
   // applying thread
-  SentSet seen_, received_;
+  SentSet seen_;
   std::unordered_set<InodeId> parked_, orphans_;  // names that are there; see lies_in()
   std::unordered_map<InodeId, Directory> directories_;
   std::unordered_map<InodeId, mode_t> unlocked_;  // their own modes

@@ -93,12 +93,12 @@ class Measure {
     }
   }
 
-  // To the directory above, unless this one has been moved meanwhile: then by the way that it was reached,
-  // as far as that leads.
+  // To the directory above, unless this one has been moved meanwhile, or something is mounted over that one:
+  // then by the way that it was reached, as far as that leads.
   UniqueFd back(int directory) {
     way_.pop_back();
     if (way_.empty()) return {};
-    UniqueFd above(::openat(directory, "..", kDirectoryFlags));
+    UniqueFd above = open_above(directory, kDirectoryFlags);
     if (is(above, way_.back())) return above;
     above = UniqueFd(::open(top_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     std::size_t reached = is(above, way_.front()) ? 1 : 0;

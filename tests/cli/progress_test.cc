@@ -47,7 +47,9 @@ TEST(Progress, WhileItWaitsTheLineSaysForWhat) {
 }
 
 TEST(Progress, TheTargetDoesNotCount) {
-  EXPECT_EQ(plain_line({{"phase", "receiving"}, {"image_files", 0}, {"image_bytes", 0}}), "receiving");
+  const json receiving = {{"phase", "receiving"}, {"image_files", 0}, {"image_bytes", 0}};
+  EXPECT_EQ(plain_line(receiving), "receiving");
+  EXPECT_EQ(progress_line(receiving, 80), "receiving");
 }
 
 TEST(Progress, TheLineFitsIntoTheTerminal) {
@@ -66,7 +68,8 @@ TEST(Progress, KeysThatAreMissingOrOddCountAsNothing) {
   EXPECT_EQ(count_of({{"attempt", 0xffffffffffffffffu}}, "attempt"), 0xffffffffffffffffu);
   EXPECT_EQ(text_of({{"error", nullptr}}, "error"), "");
   EXPECT_EQ(text_of(nullptr, "error"), "");
-  EXPECT_NE(progress_line(nullptr, 80), "");
+  EXPECT_EQ(progress_line(nullptr, 80), "");
+  EXPECT_NE(progress_line({{"files", "many"}}, 80), "");
   EXPECT_NE(handoff_summary(json::object()), "");
 }
 

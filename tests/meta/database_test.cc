@@ -1,10 +1,13 @@
 #include "meta/database.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <fstream>
 #include <thread>
@@ -200,6 +203,39 @@ TEST(Database, nothing_counts_as_durable_behind_what_a_failed_sync_may_have_lost
     Database after(scratch / "after.db");
     EXPECT_EQ(count(after, "SELECT count(*) FROM setting WHERE key = 'first'"), 1);
   }
+}
+
+// SQLite refuses it at once, whatever its busy timeout.
+TEST(Database, what_follows_a_failed_sync_waits_for_the_checkpoint_of_another_process) {
+  const Scratch scratch;
+  Database database(scratch / "state.db");
+  database.execute("INSERT INTO setting(key, value) VALUES('first', 1)");
+  disk_fails = true;
+  EXPECT_THROW(database.sync_commits(), DatabaseError);
+  disk_fails = false;
+  std::array<int, 2> locked{};
+  ASSERT_EQ(::pipe(locked.data()), 0);
+  const pid_t other = ::fork();
+  if (other == 0) {
+    constexpr off_t kCheckpointLock = 121;  // see «WAL-index locks» in SQLite's walformat.html
+    struct flock lock {};
+    lock.l_type = F_WRLCK;
+    lock.l_whence = SEEK_SET;
+    lock.l_start = kCheckpointLock;
+    lock.l_len = 1;
+    const int index = ::open((scratch / "state.db-shm").c_str(), O_RDWR | O_CLOEXEC);
+    const bool ok = ::fcntl(index, F_SETLK, &lock) == 0 && ::write(locked[1], "", 1) == 1;
+    ::usleep(200'000);
+    ::_exit(ok ? 0 : 1);
+  }
+  ::close(locked[1]);
+  char byte = 0;
+  EXPECT_EQ(::read(locked[0], &byte, 1), 1);
+  ::close(locked[0]);
+  EXPECT_NO_THROW(database.sync_commits());
+  int status = -1;
+  EXPECT_EQ(::waitpid(other, &status, 0), other);
+  EXPECT_EQ(status, 0);
 }
 
 // Each process runs the test from its beginning, and finds the file in its environment.

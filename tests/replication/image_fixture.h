@@ -99,7 +99,7 @@ class ImageTest : public testing::TestWithParam<bool> {
 
   void begin(bool holds_image = false) {
     attempt_.reset();
-    attempt_ = std::make_unique<Attempt>(reactor_, *a_, *b_, holds_image, ++attempts_, doubtful_);
+    attempt_ = std::make_unique<Attempt>(reactor_, *a_, *b_, holds_image, ++attempts_, doubtful_, received_);
   }
   void finish(const std::set<InodeId>& orphans = {}) {
     attempt_->round(true);
@@ -128,7 +128,9 @@ class ImageTest : public testing::TestWithParam<bool> {
   std::unique_ptr<Copy> a_, b_;
   std::unique_ptr<Attempt> attempt_;
   std::uint64_t attempts_ = 0;
-  Power::Interval doubtful_;  // at the target
+  // at the target
+  Power::Interval doubtful_;
+  std::shared_ptr<SentSet> received_ = std::make_shared<SentSet>();
   bool b_on_disk_of_its_own_ = false;
 };
 

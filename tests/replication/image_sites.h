@@ -109,12 +109,16 @@ struct Copy {
 class Attempt {
  public:
   Attempt(RunningReactor& reactor, Copy& from, Copy& to, bool holds_image, std::uint64_t number = 1,
-          const Power::Interval& doubtful = {})
+          const Power::Interval& doubtful = {},
+          std::shared_ptr<SentSet> received = std::make_shared<SentSet>())
       : reactor_(reactor), from_(from), number_(number) {
     reactor_.run([&] {
       target_ = std::make_unique<ImageTarget>(
-          ImageTarget::Options{
-              .attempt = number, .source = "source", .private_area = to.area(), .doubtful = doubtful},
+          ImageTarget::Options{.attempt = number,
+                               .source = "source",
+                               .private_area = to.area(),
+                               .doubtful = doubtful,
+                               .received = std::move(received)},
           *to.inodes, *to.disk, *reactor_, [this](const pb::Envelope& answer) { to_source(answer); },
           [this](const std::string& reason) {
             error_ = reason;
