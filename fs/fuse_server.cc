@@ -327,7 +327,7 @@ void FuseServer::undo(const PendingRequest& pending, const pb::Outcome& outcome)
 void FuseServer::finish(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
   const bool pages = outcome.invalidate() && may_drop_first(pending);
   const auto lent = lent_to_.empty() ? std::vector<InodeId>() : lent_under_way(pending, outcome);
-  if (pages || !lent.empty())
+  if ((pages || !lent.empty()) && *alive_)  // later no reactor runs that would tell when it is dropped
     drop_first(pending, outcome, data, pages, lent);
   else
     conclude(pending, outcome, data);

@@ -198,9 +198,10 @@ bool Once::answer_again(const Slot& slot, const pb::Request& request, const Repl
 }
 
 void Once::settle() {
-  for (const auto& [key, index] : slots_) {
+  std::erase_if(slots_, [this](const auto& one) {
+    const std::size_t index = one.second;
     Slot& slot = at(index);
-    if (slot.state != Slot::kIntent || performing_[index]) continue;
+    if (slot.state != Slot::kIntent || performing_[index]) return false;
     pb::Request asked;
     pb::Outcome before;
     const auto outcome =
@@ -209,7 +210,8 @@ void Once::settle() {
       put(slot, Slot::kOutcome, {}, *outcome);
     else
       slot.state = Slot::kFree;
-  }
+    return !outcome;
+  });
 }
 
 void Once::intend(Slot& slot, const pb::Request& request) {

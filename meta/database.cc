@@ -56,10 +56,10 @@ CREATE TABLE removed_site(public_key TEXT PRIMARY KEY, name TEXT);
 PRAGMA user_version = 3;
 )sql";
 
-// Calls until it is not SQLITE_BUSY: for what SQLite refuses at once, whatever the busy timeout.
+// Calls until it is not SQLITE_BUSY: for what SQLite refuses at once, whatever its busy timeout.
 template <typename Call>
-int patiently(Call call) {
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(kBusyTimeoutMs);
+int patiently(Call call, int timeout_ms = kBusyTimeoutMs) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
   for (;;) {
     const int result = call();
     if (result != SQLITE_BUSY || std::chrono::steady_clock::now() >= deadline) return result;
@@ -249,15 +249,23 @@ void Database::sync_commits() {
 void Database::mend_log() {
   const unsigned failed = failed_log_syncs;
   if (failed == mended_log_syncs) return;
-  // Beside the checkpoint of another connection it is refused at once.
-  const int result = patiently([this] {
+  // Most probably nothing was lost before this process: it waits for nobody who reads, and a full disk does
+  // not keep it from starting.
+  const bool known = failed != kBeforeThisProcess;
+  wait_for_others(known);
+  const auto checkpoint = [this] {
     return sqlite3_wal_checkpoint_v2(handle_, nullptr, SQLITE_CHECKPOINT_TRUNCATE, nullptr, nullptr);
-  });
+  };
+  // Beside the checkpoint of another connection it is refused at once.
+  const int result = patiently(checkpoint, known ? kBusyTimeoutMs : 0);
+  wait_for_others(true);
   if (result == SQLITE_OK) {
     mended_log_syncs = failed;
-  } else if (failed != kBeforeThisProcess) {
-    fail(handle_, file_, "checkpoint");
-  }  // else most probably nothing was lost, and a full disk must not keep a daemon from starting
+    return;
+  }
+  const bool lost = sqlite3_extended_errcode(handle_) == SQLITE_IOERR_FSYNC;
+  if (lost) ++failed_log_syncs;
+  if (lost || known) fail(handle_, file_, "checkpoint");
 }
 
 // _v2: statements that live longer than their Database finish the closing.

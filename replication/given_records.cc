@@ -65,4 +65,13 @@ void GivenRecords::done(const pb::RecordDone& message, const Message& raw) {
   reply(message.outcome(), raw.parts.empty() ? Bytes() : as_bytes(raw.parts[0].to_string_view()));
 }
 
+void GivenRecords::ask_again(ClientId mount) {
+  for (const Number number : std::exchange(outstanding_, {})) {
+    Gate::Record& record = records_.at(number);
+    Reply reply = std::exchange(record.reply, nullptr);
+    if (reply && record.request.client() == mount)
+      parts_.peer.execute(record.request, as_bytes(record.data), std::move(reply));
+  }
+}
+
 }  // namespace sharefs

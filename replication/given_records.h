@@ -28,6 +28,9 @@ class GivenRecords {
   void send();
   void done(const pb::RecordDone& message, const Message& raw);
   bool all_answered() const { return outstanding_.empty(); }
+  // The target has served, and handed on what it had answered: this mount's records are asked for at the
+  // owner that there is now. Those of others are by their own sites.
+  void ask_again(ClientId mount);
 
   // What is not a record, but asked again at the new owner: requests that may wait for others, which the
   // sequence of records must not, and queries, since a record may have to wait for a page that is being read.

@@ -447,12 +447,12 @@ void HandoffSource::resume(const HandoffRecord& committed) {
 
 // Durable before the target forgets the outcomes: an old owner that lost its power asks for them again
 // otherwise. If it fails (a full disk), nothing has happened: the target is asked again.
-void HandoffSource::taken_over(const pb::TakenOver& message) {
+void HandoffSource::taken_over(std::int64_t when) {
   if (!given_ || !given_->all_answered()) return;
   auto record = record_;
   record.phase = name(SourceState::done);
-  record.t3 = wall_clock_ns() - static_cast<std::int64_t>(message.for_ns());
-  if (record.t1) record.pause_ms = static_cast<double>(record.t3 - record.t1) / 1e6;
+  record.t3 = when;
+  if (record.t1 && record.t3) record.pause_ms = static_cast<double>(record.t3 - record.t1) / 1e6;
   record.result = "done";
   Transaction transaction(parts_.state.database(), Durability::full);
   parts_.state.put_handoff(record, Durability::normal);
@@ -583,7 +583,8 @@ void HandoffSource::message(const Message& message) {
       if (mine(head.record_done()) && given_) given_->done(head.record_done(), message);
       break;
     case pb::Envelope::kTakenOver:
-      if (mine(head.taken_over())) taken_over(head.taken_over());
+      if (mine(head.taken_over()))
+        taken_over(wall_clock_ns() - static_cast<std::int64_t>(head.taken_over().for_ns()));
       break;
     default:
       break;
@@ -601,6 +602,12 @@ void HandoffSource::connected(bool interrupted) {
     // lost.
     give_up(fmt::format("the connection to {} was interrupted", options_.target), true);
   }
+}
+
+void HandoffSource::owned_since(Epoch epoch, ClientId mount) {
+  if (!given_ || epoch <= record_.epoch) return;
+  given_->ask_again(mount);
+  taken_over(0);
 }
 
 void HandoffSource::lost() {

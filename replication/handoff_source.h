@@ -60,6 +60,9 @@ class HandoffSource {
   // The target is connected; `interrupted`: messages may have been lost, or its process is another one.
   void connected(bool interrupted);
   void lost();
+  // Another site owns, at this epoch: if that is a later one than this attempt's, the target has taken over
+  // and handed on, whether or not it was heard again. `mount`: this site's own.
+  void owned_since(Epoch epoch, ClientId mount);
 
   const SiteName& target() const { return options_.target; }
   std::uint64_t attempt() const { return record_.attempt; }
@@ -90,7 +93,7 @@ class HandoffSource {
   void commit();
   void hand_over();
   void give(std::vector<Gate::Record> records);
-  void taken_over(const pb::TakenOver& message);
+  void taken_over(std::int64_t when);  // ns since 1970; 0: not known
   void finished();
   void give_up(std::string reason, bool retry);
   void roll_back();

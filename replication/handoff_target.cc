@@ -98,7 +98,6 @@ HandoffTarget::HandoffTarget(const SiteParts& parts, SiteName source, const pb::
                              bool holds_image, Events events)
     : parts_(parts),
       source_(std::move(source)),
-      source_power_(prepare.power()),
       source_losses_(losses_of(prepare)),
       source_lost_{prepare.lost_from(), prepare.lost_to()},
       events_(std::move(events)) {
@@ -346,8 +345,8 @@ void HandoffTarget::commit(const pb::Commit& message) {
   parts_.state.put_blob(total_key(record.attempt), std::to_string(record.records));
   parts_.state.set_setting(kMountsSetting, kMountsUnknown);
   if (!source_losses_.empty()) parts_.state.set_setting(received_key(source_), source_losses_);
-  parts_.state.set_setting(kTakenFromSetting, source_power_ == 0 ? "" : source_);
-  parts_.state.set_setting(kTakenAtPowerSetting, std::to_string(source_power_));
+  parts_.state.set_setting(kTakenFromSetting, live_.power() == 0 ? "" : source_);
+  parts_.state.set_setting(kTakenAtPowerSetting, std::to_string(live_.power()));
   parts_.state.put_handoff(record, Durability::normal);
   parts_.state.set_ownership({.epoch = record.epoch, .owner = parts_.self, .burnt = record.epoch});
   if (fault_point("target.commit")) throw std::runtime_error("fault point target.commit");

@@ -56,6 +56,7 @@ class HandoffTarget {
   void abandon(const std::string& reason);
 
   std::uint64_t attempt() const { return record_.attempt; }
+  Epoch epoch() const { return record_.epoch; }
   const SiteName& source() const { return source_; }
   TargetState state() const { return state_; }
 
@@ -88,7 +89,6 @@ class HandoffTarget {
   SiteParts parts_;
   SiteName source_;
   // Of Prepare; after a restart not known any more.
-  std::uint64_t source_power_ = 0;
   std::string source_losses_;
   Power::Interval source_lost_;
   Events events_;

@@ -73,7 +73,13 @@ nlohmann::json to_json(const HandoffRecord& handoff) {
 
 pb::LiveState take_live_state(const SiteParts& parts) {
   pb::LiveState live;
-  for (const auto& window : parts.server.windows()) *live.add_clients() = window;
+  for (const auto& window : parts.server.windows()) {
+    // Who has only asked to be let in asks the next owner again, which has others told before
+    // (Coherence::attach). Nothing tells it from a mount that this process has not heard of yet, but that its
+    // site has not.
+    if (parts.opens.clients().contains(window.client()) || parts.coherence.unheard().contains(window.site()))
+      *live.add_clients() = window;
+  }
   for (const auto& [client, site] : parts.opens.clients()) {
     bool known = false;
     for (const auto& window : live.clients()) known = known || window.client() == client;
@@ -105,6 +111,7 @@ pb::LiveState take_live_state(const SiteParts& parts) {
     missed->mutable_ids()->Add(ids.begin(), ids.end());
   }
   for (const auto& site : parts.coherence.unheard()) live.add_unheard(site);
+  live.set_power(parts.power.number());
   // What may be asked again, also of another process of the next owner, which has no windows: by a site that
   // has not said to have the answer, or that this process has not heard at all.
   std::map<ClientId, std::uint64_t> answered_below;

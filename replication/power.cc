@@ -63,7 +63,8 @@ Power::Power(State& state) : state_(state) {
 }
 
 void Power::synced(std::int64_t when) {
-  if (when > number_in(state_.setting(kSynced))) state_.set_setting(kSynced, std::to_string(when));
+  // Also if it is earlier than the last time: then the clock was set back, and so are the stamps that follow.
+  state_.set_setting(kSynced, std::to_string(when));
 }
 
 void Power::sync_failed() { extend(kDoubtful, number_in(state_.setting(kSynced)), kNone); }
@@ -85,9 +86,11 @@ Power::Interval Power::interval(const char* setting) {
 }
 
 // Up to the last stamp that a file may have now (ctime_floor() is the first one that it may get), or by
-// `clock_error` more.
+// `clock_error` more. A clock that was set back since does not tell what was stamped since.
 void Power::extend(const char* setting, std::int64_t from, std::chrono::nanoseconds clock_error) {
   const Interval before = interval(setting);
+  if (now() < from)
+    return set(setting, {.from = 0, .to = std::max(before.to, from + clock_error.count() + 1)});
   const std::int64_t to = std::max(before.to, std::max(now(), from) + clock_error.count() + 1);
   set(setting, {.from = before.to > 0 ? std::min(before.from, from) : from, .to = to});
 }

@@ -346,8 +346,11 @@ void Site::Impl::continue_handoff() {
       target = std::make_unique<HandoffTarget>(parts, last, target_events());
     } else {
       HandoffTarget::forget(state, last.attempt);
-      last.result = "failed";
-      last.error = fmt::format("{} was restarted during the handoff", parts.self);
+      // A later owner took over from one that had taken over.
+      const bool done =
+          was_source && last.phase == name(SourceState::committed) && ownership.epoch > last.epoch;
+      last.result = done ? "done" : "failed";
+      if (!done) last.error = fmt::format("{} was restarted during the handoff", parts.self);
       last.ended = wall_clock_ns();
       state.put_handoff(last, Durability::normal);
     }
@@ -501,8 +504,11 @@ void Site::Impl::learn(const SiteName& owner, Epoch epoch) {
   server.redirect(owner, epoch);
   // It cannot recall what this mount shows.
   if (!transport.connected(owner)) show_nothing_old();
+  if (target && target->epoch() <= epoch)
+    target->abandon(fmt::format("{} owns at epoch {}: it cannot be committed any more", owner, epoch));
   // Last, since it may fail (a full disk): another process would hear of it again.
   try {
+    if (source) source->owned_since(epoch, client);
     state.set_ownership(ownership);
   } catch (const std::exception& error) {
     spdlog::warn("that {} owns now is not noted: {}", owner, error.what());

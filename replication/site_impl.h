@@ -188,7 +188,8 @@ struct Site::Impl {
   Reactor::Clock::time_point sole_until = {};
   bool attached = false;
   std::uint64_t own_seq = 0;
-  std::uint64_t latest_attempt = 0;  // that another site has asked this one to take part in
+  std::uint64_t latest_attempt = 0;  // that another site has asked this one to take part in; 0: it is over
+  SiteName latest_source;            // that site
   // Of recalls, commands and verifications sent. No later process uses one again: whoever was asked by this
   // one may answer late.
   std::uint64_t next_number = client;

@@ -232,6 +232,7 @@ void Site::Impl::drop_site(const SiteName& site) {
   if (verification && verification->with == site)
     verify_ends({{"error", fmt::format("{} is not part of the data set any more", site)}});
   forget_handoffs_from(site);
+  if (source && source->target() == site) source->lost();
   incarnations.erase(site);
   powers.erase(site);
   doubted.erase(site);
@@ -246,6 +247,7 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, Gap gap)
     spdlog::warn("what {} says of other sites is not noted: {}", site, error.what());
   }
   learn(said.owner(), said.epoch());
+  if (gap == Gap::broken && site == latest_source) latest_attempt = 0;  // it gives up what was interrupted
 
   auto& last = incarnations[site];
   const bool another_process = last != 0 && last != said.incarnation();
@@ -455,7 +457,10 @@ bool Site::Impl::holds_image() const {
 // What an old image holds is counted only where it matters, since counting takes a while.
 void Site::Impl::prepare(const SiteName& from, const pb::Prepare& prepare) {
   const auto why = objection(from, prepare);
-  if (!prepare.dry_run()) latest_attempt = prepare.attempt();
+  if (!prepare.dry_run()) {
+    latest_attempt = prepare.attempt();
+    latest_source = from;
+  }
   if (!why.empty() || HandoffTarget::lack_of_space(parts, prepare, {}).empty())
     return judged(from, prepare, why);
   const auto held = std::make_shared<TreeSize>();
@@ -523,6 +528,7 @@ void Site::Impl::completed_already(const SiteName& from, const pb::Envelope& hea
   const auto attempt = head.has_record()    ? head.record().attempt()
                        : head.has_abandon() ? head.abandon().attempt()
                                             : head.commit().attempt();
+  if (head.has_abandon() && attempt == latest_attempt) latest_attempt = 0;
   const auto handoff = state.handoff(attempt);
   if (!handoff || handoff->role != "target" || handoff->source != from || handoff->result != "done") return;
   if (head.has_abandon()) return HandoffTarget::forget(state, attempt);

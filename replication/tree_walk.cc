@@ -136,7 +136,7 @@ void TreeWalk::visit(InodeId directory, std::vector<InodeId>& below) {
   const auto opened = open_inode(inodes_, directory);
   pb::DirectoryState listing;
   listing.set_id(directory);
-  if (!opened && asking_) return queue_listing(listing);  // behind the parts of another one, and gone then
+  if (!opened && asking_) return queue_listing(listing, true);  // behind the parts of another one
   if (!opened) return gone(directory);
   const Listing names(opened->fd.get());
   for (const bool directories : {false, true}) {
@@ -163,8 +163,8 @@ void TreeWalk::list(InodeId directory, const OpenedInode& opened, pb::DirectoryS
   queue_listing(listing);
 }
 
-void TreeWalk::queue_listing(pb::DirectoryState& listing) {
-  queue_.push_back({.inode = 0, .parent = listing.id(), .name = {}, .attr = {}, .listing = {}});
+void TreeWalk::queue_listing(pb::DirectoryState& listing, bool gone) {
+  queue_.push_back({.inode = 0, .parent = listing.id(), .name = {}, .attr = {}, .listing = {}, .gone = gone});
   queue_.back().listing.Swap(&listing);
   ++not_asked_;
   names_not_asked_ += static_cast<std::size_t>(queue_.back().listing.entries_size());
@@ -292,6 +292,7 @@ void TreeWalk::settle_item(Item& item, const pb::Need::Inode* need) {
   // What the target has gets its name there from the listing of its directory.
   if (need != nullptr && need->what() == pb::Need::HAVE) return shipper_.passed(item.bytes);
   const InodeId id = need != nullptr ? item.inode : item.parent;
+  if (item.gone) return gone(id);
   const auto opened = open_inode(inodes_, id);
   if (!opened && need == nullptr) {
     gone(id);

@@ -69,6 +69,7 @@ class TreeWalk {
     pb::Attr attr;  // until it is in a manifest
     std::uint64_t bytes = 0;
     pb::DirectoryState listing;
+    bool gone = false;  // the directory, before it could be listed
   };
 
   // A directory: names first, then the directories below, to be visited later.
@@ -77,7 +78,7 @@ class TreeWalk {
   void child(InodeId directory, int directory_fd, const ListedName& listed, pb::DirectoryState& listing,
              std::vector<InodeId>& below);
   void list(InodeId directory, const OpenedInode& opened, pb::DirectoryState& listing);
-  void queue_listing(pb::DirectoryState& listing);
+  void queue_listing(pb::DirectoryState& listing, bool gone = false);
   void announce_directory(InodeId id, const OpenedInode& opened, const EntryName* entry);
   void gone(InodeId directory);
   void finish_directory(InodeId id, const OpenedInode& opened, pb::DirectoryState& listing);

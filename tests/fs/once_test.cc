@@ -159,6 +159,19 @@ TEST_P(OnceTest, what_was_only_intended_is_performed) {
   expect_all_performed_once();
 }
 
+TEST_P(OnceTest, what_was_intended_here_and_performed_by_the_next_owner_is_not_performed_again) {
+  const auto all = requests();
+  killed_.when = Killed::When::before;
+  for (const auto& [name, one] : all) leave_unanswered(one.first, one.second);
+  killed_.when = Killed::When::never;
+  next_process();
+  Once other(killed_, directory_.path() / "other.slots");
+  for (const auto& [name, one] : all) EXPECT_EQ(through(other, one.first, one.second).error(), 0) << name;
+  for (const auto& known : other.left([](std::uint64_t, std::uint64_t) { return true; })) once().adopt(known);
+  for (const auto& [name, one] : all) EXPECT_EQ(through(once(), one.first, one.second).error(), 0) << name;
+  expect_all_performed_once();
+}
+
 TEST_P(OnceTest, synced_appends_that_overlap_are_each_performed_once) {
   const InodeId id = create(kRootInode, "log").id();
   const auto first = append(1, id, 5, true), second = append(2, id, 6, true);

@@ -17,13 +17,13 @@
 
 namespace {
 std::atomic<int> syncs = 0;
-std::atomic<bool> disk_fails = false;
+std::atomic<bool> disk_fails = false, disk_fails_once = false;
 }  // namespace
 
 // SQLite's calls land here: this is how the tests see what is made durable when.
 extern "C" int fdatasync(int fd) {
   ++syncs;
-  if (disk_fails) {
+  if (disk_fails || disk_fails_once.exchange(false)) {
     errno = EIO;
     return -1;
   }
@@ -252,6 +252,12 @@ TEST(Database, a_new_process_does_not_trust_the_log_of_one_whose_sync_failed) {
     EXPECT_THROW(database.sync_commits(), DatabaseError);
     ::_exit(testing::Test::HasFailure() ? 1 : 0);
   };
+  const auto not_commit = [&file] {
+    Database database(file);
+    disk_fails_once = true;
+    EXPECT_THROW(Transaction(database, Durability::full), DatabaseError) << "the kernel tells it once";
+    ::_exit(testing::Test::HasFailure() ? 1 : 0);
+  };
   const auto commit = [&file] {
     Database database(file);
     Transaction transaction(database, Durability::full);
@@ -260,12 +266,35 @@ TEST(Database, a_new_process_does_not_trust_the_log_of_one_whose_sync_failed) {
     ::_exit(0);
   };
   EXPECT_EXIT(fail_to_sync(), testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(not_commit(), testing::ExitedWithCode(0), "");
   EXPECT_EXIT(commit(), testing::ExitedWithCode(0), "");
   ::unsetenv(kFile);
   // As after a power cut that has taken the log.
   std::filesystem::copy_file(file, scratch / "after.db");
   Database after(scratch / "after.db");
   EXPECT_EQ(count(after, "SELECT count(*) FROM setting WHERE key = 'first'"), 1);
+}
+
+// That of an earlier process, of which nothing is known.
+TEST(Database, who_reads_does_not_hold_up_a_new_process) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const Scratch scratch;
+  constexpr const char* kFile = "SHAREFS_TEST_DATABASE";
+  ::setenv(kFile, (scratch / "state.db").c_str(), 0);
+  const std::filesystem::path file = ::getenv(kFile);
+  Database database(file);
+  database.execute("INSERT OR IGNORE INTO setting(key, value) VALUES('first', 1)");
+  database.execute("BEGIN");
+  EXPECT_EQ(count(database, "SELECT count(*) FROM setting WHERE key = 'first'"), 1);
+  const auto commit = [&file] {
+    const auto began = std::chrono::steady_clock::now();
+    Database other(file);
+    Transaction(other, Durability::full).commit();
+    const auto took = std::chrono::steady_clock::now() - began;
+    ::_exit(took < std::chrono::seconds(5) ? 0 : 1);  // it would be ten
+  };
+  EXPECT_EXIT(commit(), testing::ExitedWithCode(0), "");
+  ::unsetenv(kFile);
 }
 
 TEST(Statement, keeps_empty_values_null_and_bytes_apart) {

@@ -225,6 +225,84 @@ def killed_after_a_roll_back():
     scene.hand_over_and_compare()
 
 
+def who_is_let_in_during_a_pause_is_not_hidden_from_a_sole_mount():
+    """A mount comes while the gate is closed: the one that had the data set for itself hears of it."""
+    cluster = Cluster(3, mount=False, content=lambda store: content.write(f'{store}/f', b'old'))
+    alpha, beta, gamma = cluster
+    alpha.start(faults='round.source=sleep:2000')
+    for site in (beta, gamma):
+        cluster.join(site)
+    beta.start(serve=True)
+    cluster.wait_connected()
+
+    def read():
+        with open(f'{alpha.mountpoint}/f', 'rb') as f:
+            return f.read()
+
+    assert read() == b'old'
+    migration = alpha.migrate_in_background(beta, '--max-pause', '20s')
+    sandbox.eventually(lambda: (alpha.status().get('handoff') or {}).get('phase') == 'finishing', 'the gate is closed')
+    gamma.start()
+    assert migration.finish()['result'] == 'done'
+    assert read() == b'old' and read() == b'old' and not os.path.exists(f'{alpha.mountpoint}/new')
+    content.write(f'{gamma.mountpoint}/new', b'')
+    assert os.path.exists(f'{alpha.mountpoint}/new')
+    content.write(f'{gamma.mountpoint}/f', b'new')
+    time.sleep(2)
+    assert read() == b'new'
+
+
+def records_are_answered_by_a_later_owner():
+    """The new owner performs them, cannot tell the old one so, hands over to a third site and is gone."""
+    scene = Scene()
+    alpha, beta, gamma = scene.cluster
+    beta.restart('target.record.stored=stop@1')
+    scene.cluster.wait_connected()
+    a = alpha.mountpoint
+    loads = [Load('writer', dir=a, id='a', expect=f'{scene.scratch}/a', rate=1000),
+             Load('appender', file=f'{a}/appended', id='aa', block=128, rate=1000)]
+    time.sleep(0.5)
+    migration = alpha.migrate_in_background(beta, *MAX_PAUSE)
+    wait_stopped(beta)
+    scene.cluster.network.cut('alpha', 'beta')
+    beta.signal(sandbox.signal.SIGCONT)
+    sandbox.eventually(lambda: beta.status()['role'] == 'owner' and gamma.status()['owner'] == 'beta', 'beta serves')
+    beta.migrate(gamma, *MAX_PAUSE)
+    beta.kill()
+    assert migration.finish(timeout=60)['result'] == 'done'
+    time.sleep(1)
+    appended = [load.stop() for load in loads][1]['records']
+    once('verify-writer', dir=a, id='a', expect=f'{scene.scratch}/a')
+    once('verify-appender', file=f'{a}/appended', block=128, count=f'aa={appended}')
+    scene.cluster.network.heal('alpha')
+    beta.start()
+    scene.cluster.wait_agreed(gamma)
+    scene.hand_over_and_compare()
+
+
+def a_prepared_target_hears_that_another_site_owns():
+    """Its source has gone on, and it cannot be told so by that one."""
+    scene = Scene()
+    alpha, beta, gamma = scene.cluster
+    alpha.restart('source.before_commit=stop@1')
+    scene.cluster.wait_connected()
+    migration = alpha.migrate_in_background(beta, *MAX_PAUSE)
+    wait_stopped(alpha)
+    scene.cluster.network.cut('alpha', 'beta')
+    time.sleep(0.3)
+    alpha.signal(sandbox.signal.SIGCONT)
+    scene.goes_on('the source opens its gate')
+    alpha.abort(check=False)
+    migration.finish(check=False)
+    assert beta.status()['handoff']['phase'] == 'prepared', beta.status()['handoff']
+    alpha.migrate(gamma, *MAX_PAUSE)
+    sandbox.eventually(lambda: any(h['to'] == 'beta' and h['result'] == 'aborted' for h in beta.status()['history']),
+                       'beta knows that it is over')
+    scene.cluster.network.heal('alpha')
+    scene.cluster.wait_connected()
+    scene.hand_over_and_compare()
+
+
 class BrokenAttempt:
     """An attempt that ends after a file has changed behind what was read of it; the file is not touched again. The next
     attempt must not take the target's copy for a good one."""
@@ -366,6 +444,9 @@ def tests():
         found[f'owner_killed_at_{name}'] = functools.partial(owner_killed_in_a_request, point), 90
     for test, seconds in ((too_late_to_abort, 60), (a_commit_that_cannot_be_stored_is_sent_again, 90),
                           (killed_after_a_roll_back, 90),
+                          (who_is_let_in_during_a_pause_is_not_hidden_from_a_sole_mount, 60),
+                          (records_are_answered_by_a_later_owner, 120),
+                          (a_prepared_target_hears_that_another_site_owns, 120),
                           (target_frozen_during_the_image, 90),
                           (a_gate_is_opened_in_another_tick_than_the_rest_was_sent_in, 60),
                           (what_is_given_up_leaves_nothing_behind, 90),
