@@ -278,9 +278,17 @@ void FuseServer::answer_count(PendingRequest& pending, const pb::Outcome& outcom
 
 // Kernels drop their pages of the range before a direct write, if at all: another process may have read them
 // again while it was on its way, and what that one maps would stay what was before.
+// What an append has changed, and what the kernel takes it to have: the end of the file as that knew it may
+// be above the one that the owner found, of a file that became shorter meanwhile.
+std::uint64_t FuseServer::appended_from(const PendingRequest& pending, const pb::Outcome& outcome) {
+  if (!outcome.has_attr() || outcome.attr().size() < outcome.count()) return pending.offset;
+  return std::min(pending.offset, outcome.attr().size() - outcome.count());
+}
+
 void FuseServer::answer_direct_write(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
   if (outcome.error() != 0 || !known_.may_be_cached(pending.id)) return answer_count(pending, outcome, data);
-  answer_when_dropped(pending, pending.offset, pending.size,
+  const std::uint64_t from = pending.size == 0 ? appended_from(pending, outcome) : pending.offset;
+  answer_when_dropped(pending, from, pending.size,
                       [count = outcome.count()](fuse_req_t caller) { fuse_reply_write(caller, count); });
 }
 
@@ -300,7 +308,7 @@ void FuseServer::answer_when_dropped(PendingRequest& pending, std::uint64_t offs
 // is answered.
 void FuseServer::answer_misplaced_write(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
   const InodeId id = pending.id;
-  const std::uint64_t offset = pending.offset;
+  const std::uint64_t offset = appended_from(pending, outcome);
   answer_count(pending, outcome, data);
   drop_pages(id, offset, 0, [] {});
 }

@@ -146,6 +146,7 @@ class FuseServer {
   void answer_directory(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_statfs(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_count(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
+  static std::uint64_t appended_from(const PendingRequest& pending, const pb::Outcome& outcome);
   void answer_direct_write(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_misplaced_write(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);
   void answer_offset(PendingRequest& pending, const pb::Outcome& outcome, Bytes data);

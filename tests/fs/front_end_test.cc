@@ -255,6 +255,27 @@ TEST_F(FrontEndTest, what_is_read_while_a_direct_write_is_on_its_way_does_not_st
   ::munmap(memory, 4096);
 }
 
+// The file becomes shorter while it is on its way.
+TEST_F(FrontEndTest, an_append_that_comes_to_lie_lower_than_it_was_asked_for_is_seen) {
+  m().on_reactor([&] { m().front_end().set_policy({10s, 10s}); });
+  write_file(m().path("f"), std::string(3 * 4096, 'o'));
+  const InodeId id = look(m().path("f")).st_ino;
+  const UniqueFd reading = open("f", O_RDONLY), appending = open("f", O_WRONLY | O_APPEND);
+  m().spy().hold(pb::Request::kWrite);
+  auto held = std::async(std::launch::async, [&] { return ::write(appending.get(), "new", 3); });
+  ASSERT_TRUE(soon([&] { return m().spy().held() == 1; }));
+  ASSERT_EQ(::truncate(m().below("f").c_str(), 0), 0);
+  std::promise<void> dropped;
+  m().on_reactor([&] { m().front_end().invalidate(id, 0, 0, [&] { dropped.set_value(); }); });
+  dropped.get_future().wait();
+  std::array<char, 10> text{};
+  ASSERT_EQ(::pread(reading.get(), text.data(), text.size(), 0), 0);  // from a page that is kept
+  m().on_reactor([&] { m().spy().let_go(); });
+  ASSERT_EQ(held.get(), 3);
+  ASSERT_GE(::pread(reading.get(), text.data(), 3, 0), 3);
+  EXPECT_EQ(std::string(text.data(), 3), "new");
+}
+
 // Opening the file drops its pages, also those that a write on its way has just changed: what is read now
 // would stay.
 TEST_F(FrontEndTest, what_is_read_while_a_write_is_on_its_way_does_not_stay) {
