@@ -592,7 +592,12 @@ void Coherence::restore_orphans(std::map<InodeId, std::set<ClientId>> orphans, s
   if (!impl_->unheard.empty() && !impl_->recovering) {
     // Nobody waits for them: what they had been promised has run out at the owner before.
     impl_->reactor.post([this, still = std::weak_ptr(impl_->alive)] {
-      if (!still.expired()) impl_->recall({.client = 0, .all_names = true}, [](bool) {});
+      if (still.expired()) return;
+      impl_->recall({.client = 0, .all_names = true}, [](bool) {});
+      // One of them may have come back in the pause, and be known here before the only mount was told of it.
+      if (impl_->opens.clients().size() < 2) return;
+      for (const auto& [client, site] : impl_->opens.clients())
+        impl_->recall({.client = client, .sole = false}, [](bool) {});
     });
   }
   impl_->orphans.restore(std::move(orphans));

@@ -25,6 +25,8 @@ void FrontEnd::invalidate(InodeId id, std::uint64_t offset, std::uint64_t length
   impl_->server.invalidate(id, offset, length, std::move(done));
 }
 
+void FrontEnd::invalidate_all(std::vector<InodeId> ids) { impl_->server.invalidate_all(std::move(ids)); }
+
 void FrontEnd::promise_broken(const std::vector<InodeId>* ids, const std::vector<InodeId>& lent,
                               std::function<void()> done) {
   impl_->server.promise_broken(ids, lent, std::move(done));

@@ -65,6 +65,9 @@ class FrontEnd {
   // mappings are written back first. `done` is called on the reactor thread when the kernel has done so.
   void invalidate(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done);
 
+  // Drops all pages of these. What may have to be written back first, and waits for an owner, comes last.
+  void invalidate_all(std::vector<InodeId> ids);
+
   // What was promised of these inodes (nullptr: of all) is broken. The kernel believes no attributes of
   // `lent` any more. Files among `ids` that were opened at once with the pages that the kernel had lose
   // these, unless the owner has answered: it knows since then that they are open, and has their pages

@@ -480,6 +480,11 @@ void FuseServer::invalidate(InodeId id, std::uint64_t offset, std::uint64_t leng
   drop_pages(id, offset, length, std::move(done));
 }
 
+void FuseServer::invalidate_all(std::vector<InodeId> ids) {
+  std::ranges::partition(ids, [this](InodeId id) { return !known_.may_be_dirty(id); });
+  for (const InodeId id : ids) drop_pages(id, 0, 0, {});
+}
+
 // The kernel keeps pages locked that this mount itself is reading or writing, for as long as the owner takes.
 // A notifier that waited for them would hold up the others, and keep the device of a killed process open: its
 // callers would never end.

@@ -93,6 +93,7 @@ class FuseServer {
   std::uint64_t client() const { return client_; }
   void set_policy(CachePolicy policy);
   void invalidate(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done);
+  void invalidate_all(std::vector<InodeId> ids);
   void promise_broken(const std::vector<InodeId>* ids, const std::vector<InodeId>& lent,
                       std::function<void()> done);
   bool watch_orphan(InodeId id);

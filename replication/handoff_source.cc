@@ -25,6 +25,7 @@ constexpr auto kLongestRetryDelay = std::chrono::milliseconds(3000);
 constexpr auto kLettingInPoll = std::chrono::milliseconds(20);
 // How long a lost connection is waited for before the handoff fails (the data set goes on being served here).
 constexpr auto kConnectionPatience = std::chrono::seconds(60);
+constexpr auto kTargetPatience = std::chrono::seconds(10);  // of what was handed over and handed on
 // The question whose answer allows the commit must not be older than this, and a few round trips, at the
 // commit point.
 constexpr auto kFreshness = std::chrono::milliseconds(50);
@@ -606,8 +607,18 @@ void HandoffSource::connected(bool interrupted) {
 
 void HandoffSource::owned_since(Epoch epoch, ClientId mount) {
   if (!given_ || epoch <= record_.epoch) return;
-  given_->ask_again(mount);
-  taken_over(0);
+  parts_.reactor.cancel(retry_timer_);
+  retry_timer_ = parts_.reactor.after(kTargetPatience, [this, epoch, mount] {
+    // It knows the outcomes for certain; the owner, if it was restarted since, does not know all.
+    if (parts_.transport.connected(options_.target)) return owned_since(epoch, mount);
+    given_->ask_again(mount);
+    try {
+      taken_over(0);
+    } catch (const std::exception& error) {  // a full disk
+      spdlog::warn("that handoff {} is done is not noted: {}", record_.attempt, error.what());
+      owned_since(epoch, mount);
+    }
+  });
 }
 
 void HandoffSource::lost() {

@@ -61,7 +61,8 @@ class HandoffSource {
   void connected(bool interrupted);
   void lost();
   // Another site owns, at this epoch: if that is a later one than this attempt's, the target has taken over
-  // and handed on, whether or not it was heard again. `mount`: this site's own.
+  // and handed on. Where it does not come back to tell the outcomes of the records itself, that owner is
+  // asked, to which they were handed on. `mount`: this site's own.
   void owned_since(Epoch epoch, ClientId mount);
 
   const SiteName& target() const { return options_.target; }

@@ -506,9 +506,9 @@ void Site::Impl::learn(const SiteName& owner, Epoch epoch) {
   if (!transport.connected(owner)) show_nothing_old();
   if (target && target->epoch() <= epoch)
     target->abandon(fmt::format("{} owns at epoch {}: it cannot be committed any more", owner, epoch));
+  if (source) source->owned_since(epoch, client);
   // Last, since it may fail (a full disk): another process would hear of it again.
   try {
-    if (source) source->owned_since(epoch, client);
     state.set_ownership(ownership);
   } catch (const std::exception& error) {
     spdlog::warn("that {} owns now is not noted: {}", owner, error.what());
@@ -562,7 +562,7 @@ void Site::Impl::show_nothing_old() {
   std::set<InodeId> open;
   for (const auto& handle : holdings.opens().all())
     if (handle.client == client && !handle.directory) open.insert(handle.id);
-  for (const InodeId id : open) front_end->invalidate(id, 0, 0, [] {});
+  front_end->invalidate_all({open.begin(), open.end()});
 }
 
 // From what the names and attributes are believed to come. The only mount is promised nothing: its kernel

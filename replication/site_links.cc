@@ -457,7 +457,7 @@ bool Site::Impl::holds_image() const {
 // What an old image holds is counted only where it matters, since counting takes a while.
 void Site::Impl::prepare(const SiteName& from, const pb::Prepare& prepare) {
   const auto why = objection(from, prepare);
-  if (!prepare.dry_run()) {
+  if (!prepare.dry_run() && why.empty()) {
     latest_attempt = prepare.attempt();
     latest_source = from;
   }
@@ -466,8 +466,9 @@ void Site::Impl::prepare(const SiteName& from, const pb::Prepare& prepare) {
   const auto held = std::make_shared<TreeSize>();
   workers->submit([held, area = parts.store_directory / kPrivateArea] { *held = measure(area); },
                   [this, held, from, prepare] {
-                    if (!prepare.dry_run() && latest_attempt != prepare.attempt()) return;
                     auto why_not = objection(from, prepare);
+                    if (!prepare.dry_run() && latest_attempt != prepare.attempt())
+                      why_not = fmt::format("{} was interrupted: try again", parts.self);
                     if (why_not.empty()) why_not = HandoffTarget::lack_of_space(parts, prepare, *held);
                     judged(from, prepare, why_not);
                   });

@@ -478,6 +478,29 @@ def a_site_that_is_away_is_waited_for_once():
     assert took < 3 + 2.5 + 5 + 2, f'21 changes took {took:.1f} s'
 
 
+def what_waits_to_be_written_back_keeps_no_old_pages_of_other_files():
+    """Of a site that is cut off: the kernel drops what is dirty only when the owner has it."""
+    dirty = [f'dirty{i}' for i in range(20)]  # more than there are notifiers
+    cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{name}', b'old') for name in (*dirty, 'f')])
+    alpha, beta = cluster
+    away, other = Actor(beta.mountpoint), Actor(alpha.mountpoint)
+    writers = {name: Actor(beta.mountpoint) for name in dirty}
+    for name, writer in writers.items():
+        assert writer.do('open', 1, name, os.O_RDWR)[0] == 'ok' and writer.do('share', 1, 3)[0] == 'ok'
+        assert writer.do('mapped', 0, 3) == ('ok', b'old')
+    assert away.do('open', 1, 'f', os.O_RDONLY)[0] == 'ok' and away.do('pread', 1, 3, 0) == ('ok', b'old')
+    cluster.network.cut('beta')
+    for writer in writers.values():
+        assert writer.do('store', 0, b'new')[0] == 'ok'
+    assert other.do('put', 'f', b'new', timeout=30)[0] == 'ok'
+    away.send('pread', 1, 3, 0)
+    time.sleep(1)
+    cluster.network.heal('beta')
+    assert away.receive() == ('ok', b'new')
+    for name, writer in writers.items():
+        assert writer.do('msync')[0] == 'ok' and other.do('content', name) == ('ok', b'new')
+
+
 def a_target_that_is_killed_as_it_becomes_the_owner():
     """It goes on where it was: an open file without a name, and no lock of the mount that ended with it."""
     cluster = Cluster(2, content=lambda store: [content.write(f'{store}/{name}', b'data') for name in ('locked', 'open')])
@@ -1074,6 +1097,7 @@ if __name__ == '__main__':
         what_is_deleted_makes_room_on_kernels_that_cannot_be_told,
         a_daemon_that_makes_its_kernel_look_again_can_be_killed,
         a_site_that_is_away_is_waited_for_once,
+        what_waits_to_be_written_back_keeps_no_old_pages_of_other_files,
         a_target_that_is_killed_as_it_becomes_the_owner,
         the_root_of_an_empty_data_set_stays_what_it_is,
         an_owner_whose_state_was_put_back_stops,
