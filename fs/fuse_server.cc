@@ -481,7 +481,7 @@ void FuseServer::invalidate(InodeId id, std::uint64_t offset, std::uint64_t leng
 }
 
 void FuseServer::invalidate_all(std::vector<InodeId> ids) {
-  std::ranges::partition(ids, [this](InodeId id) { return !known_.may_be_dirty(id); });
+  std::partition(ids.begin(), ids.end(), [this](InodeId id) { return !known_.may_be_dirty(id); });
   for (const InodeId id : ids) drop_pages(id, 0, 0, {});
 }
 
