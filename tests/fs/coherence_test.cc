@@ -305,8 +305,10 @@ TEST_F(CoherenceTest, ANewOwnerAsksTheSitesThatTheOldOneHadNotHeard) {
   attach_all({kA, kC});
   coherence_.restore_orphans({{kFile, {0}}}, {"site2"});
   pass_time(milliseconds(5));
-  ASSERT_EQ(orders_.size(), 1U);
+  ASSERT_EQ(orders_.size(), 3U);
   EXPECT_TRUE(orders_.front().what.client == 0 && orders_.front().what.all_names);
+  for (const std::size_t one : {1, 2})
+    EXPECT_EQ(orders_[one].what.sole, false) << "one may not know of the other";
   follow(0);
   EXPECT_EQ(coherence_.unheard(), std::set<SiteName>{"site2"}) << "and says so at the next handoff";
   coherence_.reassert(kB, "site2", {}, {});
