@@ -277,7 +277,9 @@ int run_migrate(const Home& home, const MigrateArguments& arguments) {
   } catch (const UsageError&) {
     throw;
   } catch (const std::exception& error) {
-    print_json(handoff_result({{"result", "failed"}, {"to", arguments.to}, {"error", error.what()}}));
+    auto result = handoff_result({{"result", "failed"}, {"to", arguments.to}, {"error", error.what()}});
+    if (arguments.dry_run) result["dry_run"] = true;
+    print_json(result);
     throw;
   }
 }

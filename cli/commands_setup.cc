@@ -96,8 +96,10 @@ void add_setup_commands(CLI::App& app, CommandLine& line) {
   auto* join = app.add_subcommand("join", "Join a data set with a token from one of its sites");
   const auto join_options = std::make_shared<JoinOptions>();
   join->add_option("TOKEN", join_options->token, "What \"sharefs invite\" printed")->required();
-  join->add_option("--store", join_options->store,
-                   "Directory for this site's copy: empty (made if missing) or an old image of this data set")
+  join->add_option(
+          "--store", join_options->store,
+          "Directory for this site's copy: empty (made if missing), or an old image of this data set, "
+          "which is sent again as a whole")
       ->required();
   join->add_option("--site", join_options->site, "Name of this site (default: the host name)")
       ->check(not_empty);

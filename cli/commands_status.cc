@@ -111,7 +111,10 @@ std::string history_rows(const nlohmann::json& status) {
                         text_of(handoff, "from") + " -> " + text_of(handoff, "to"),
                         result.empty() ? text_of(handoff, "phase") : result,
                         result == "done" ? format_milliseconds(number_of(handoff, "pause_ms")) : "-",
-                        format_bytes(count_of(handoff, "image_bytes_sent")));
+                        // The target learns it in the end.
+                        text_of(handoff, "role") == "target" && result != "done"
+                            ? "-"
+                            : format_bytes(count_of(handoff, "image_bytes_sent")));
     if (const std::string error = printable(text_of(handoff, "error")); !error.empty())
       text += "               " + error + "\n";
   }

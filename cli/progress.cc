@@ -162,7 +162,8 @@ std::string handoff_summary(const nlohmann::json& handoff) {
   text += timeline_row("t1", handoff, "gate closes");
   text += timeline_row("t2", handoff, "log applied");
   text += timeline_row("t3", handoff, "new owner serves");
-  text += fmt::format("  pause  {} (t1 to t3); total {}", format_milliseconds(number_of(handoff, "pause_ms")),
+  text += fmt::format("  pause  {} (t1 to t3); total {}",
+                      result == "done" ? format_milliseconds(number_of(handoff, "pause_ms")) : "-",
                       format_seconds(number_of(handoff, "total_ms") / 1000));
   if (const auto attempts = count_of(handoff, "attempts"); attempts > 1)
     text += fmt::format("; {} tries", attempts);

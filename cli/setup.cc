@@ -348,8 +348,12 @@ void init_data_set(const Home& home, const InitOptions& options) {
   }
   std::error_code error;
   const fs::path store = fs::canonical(options.store, error);
-  if (error) fail(fmt::format("{}: {}", options.store.string(), error.message()));
-  if (!fs::is_directory(store)) fail(fmt::format("{} is not a directory", store.string()));
+  if (error)
+    fail(fmt::format("{}: {}: --store names the directory that is to be shared, which init does not make",
+                     options.store.string(), error.message()));
+  if (!fs::is_directory(store))
+    fail(fmt::format("{} is not a directory: --store names the directory that is to be shared",
+                     store.string()));
   const UniqueFd lock = lock_store(store);
   check_store_place(home, store);
   if (address) check_address(home, options.name, *address);

@@ -295,6 +295,12 @@ void Coherence::Impl::set_lock(const pb::Request& request, Reply reply) {
     asked.push_back({request, std::move(reply)});
   } else if ((request.setlock().wait() || request.given_up()) &&
              lock.range.type() != pb::LockRange::UNLOCKED) {
+    // What its mount has missed comes before the lock under which it looks.
+    reply = [this, client = request.client(), still = std::weak_ptr(alive), reply = std::move(reply)](
+                const pb::Outcome& outcome, Bytes data) {
+      if (!still.expired()) changes.heard(client);
+      reply(outcome, data);
+    };
     locks.wait({std::move(lock), request.seq(), std::move(reply), request.given_up()});
   } else {
     reply_errno(reply, locks.set(lock));
@@ -629,7 +635,11 @@ bool Coherence::recovering() const { return impl_->recovering; }
 bool Coherence::letting_in() const { return !impl_->arrivals.empty(); }
 
 void Coherence::away(const SiteName& site) { impl_->orphans.away(site); }
-void Coherence::back(const SiteName& site) { impl_->orphans.back(site); }
+void Coherence::back(const SiteName& site) {
+  impl_->orphans.back(site);
+  for (const auto& [client, known] : impl_->opens.clients())
+    if (known == site) impl_->changes.heard(client);
+}
 
 void Coherence::clear() {
   impl_->alive = std::make_shared<const bool>(true);

@@ -112,8 +112,9 @@ class Coherence final : public Executor {
   // that: for a second, or a lease and a second if that one is silent.
   bool letting_in() const;
 
-  // The site is away, for longer than it is waited for; it is back. Its mount does not count as referring to
-  // orphans meanwhile, but for what it has open: otherwise nothing that is deleted would make room.
+  // The site is away, for longer than it is waited for; it is back, and hears what its mount has missed. That
+  // does not count as referring to orphans meanwhile, but for what it has open: otherwise nothing that is
+  // deleted would make room.
   void away(const SiteName& site);
   void back(const SiteName& site);
 

@@ -276,8 +276,6 @@ void FuseServer::answer_count(PendingRequest& pending, const pb::Outcome& outcom
   fuse_reply_write(pending.caller, outcome.count());
 }
 
-// Kernels drop their pages of the range before a direct write, if at all: another process may have read them
-// again while it was on its way, and what that one maps would stay what was before.
 // What an append has changed, and what the kernel takes it to have: the end of the file as that knew it may
 // be above the one that the owner found, of a file that became shorter meanwhile.
 std::uint64_t FuseServer::appended_from(const PendingRequest& pending, const pb::Outcome& outcome) {
@@ -285,21 +283,24 @@ std::uint64_t FuseServer::appended_from(const PendingRequest& pending, const pb:
   return std::min(pending.offset, outcome.attr().size() - outcome.count());
 }
 
+// Kernels drop their pages of the range before a direct write, if at all: another process may have read them
+// again while it was on its way, and what that one maps would stay what was before.
 void FuseServer::answer_direct_write(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
   if (outcome.error() != 0 || !known_.may_be_cached(pending.id)) return answer_count(pending, outcome, data);
   const std::uint64_t from = pending.size == 0 ? appended_from(pending, outcome) : pending.offset;
-  answer_when_dropped(pending, from, pending.size,
-                      [count = outcome.count()](fuse_req_t caller) { fuse_reply_write(caller, count); });
+  const auto answer = [count = outcome.count()](fuse_req_t caller) { fuse_reply_write(caller, count); };
+  answer_late(pending, answer, [&](const auto& done) { drop_pages(pending.id, from, pending.size, done); });
 }
 
-void FuseServer::answer_when_dropped(PendingRequest& pending, std::uint64_t offset, std::uint64_t length,
-                                     std::function<void(fuse_req_t)> answer) {
+void FuseServer::answer_late(PendingRequest& pending, std::function<void(fuse_req_t)> answer,
+                             const std::function<void(std::function<void()> done)>& wait) {
   link(pending);  // its caller can be killed meanwhile
   pending.late = true;
-  drop_pages(pending.id, offset, length, [this, p = &pending, seq = pending.seq, answer = std::move(answer)] {
+  wait([this, p = &pending, seq = pending.seq, answer = std::move(answer)] {
     if (p->server == nullptr || p->seq != seq) return;
     unlink(*p);
     if (p->caller != nullptr) answer(p->caller);
+    answered(seq);
     done_with(*p);
   });
 }
@@ -330,16 +331,20 @@ void FuseServer::answer_getlk(PendingRequest& pending, const pb::Outcome& outcom
   fuse_reply_lock(pending.caller, &lock);
 }
 
-// Who has a lock sees what others did while they had it. They have not waited for pages of an inode that this
-// mount itself is changing (another part of it, with another lock): those go first.
+// Who has a lock sees what others did while they had it, and be it by another file. They have not waited for
+// pages of an inode that this mount itself is changing (another part of it, with another lock).
 void FuseServer::answer_lock(PendingRequest& pending, const pb::Outcome& outcome, Bytes data) {
   if (outcome.error() != 0) return answer_error(pending, outcome, data);
   // Noted again: a close by another thread may have released what the owner had while this one was waiting.
   if (pending.posix_lock) note_posix_lock(pending.id, pending.owner, pending.handle);
   const bool dropping = !locked_pages_.empty() || !notifier_->idle();
-  if (!known_.may_be_cached(pending.id) || (!dropping && !changes(pending.id)))
-    return answer_error(pending, outcome, data);
-  answer_when_dropped(pending, 0, 0, [](fuse_req_t caller) { fuse_reply_err(caller, 0); });
+  if (sole_ || (!dropping && !changes_data())) return answer_error(pending, outcome, data);
+  const auto answer = [](fuse_req_t caller) { fuse_reply_err(caller, 0); };
+  answer_late(pending, answer, [&](const std::function<void()>& done) {
+    const InodeId id = pending.id;
+    if (!known_.may_be_cached(id) || (!dropping && !changes(id))) return when_changes_are_seen(done);
+    drop_pages(id, 0, 0, [this, done] { when_changes_are_seen(done); });
+  });
 }
 
 void FuseServer::answer_error(PendingRequest& pending, const pb::Outcome& outcome, Bytes /*data*/) {

@@ -38,10 +38,23 @@ void FuseNotifier::invalidate(InodeId id, std::uint64_t offset, std::uint64_t le
   add(offset == kAttributes ? attributes_ : pages_, {id, offset, length, std::move(done)});
 }
 
+void FuseNotifier::when_followed(std::function<void()> done) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!open_.empty()) {
+      waiting_.emplace(last_number_, std::move(done));
+      return;
+    }
+  }
+  done();
+}
+
 void FuseNotifier::add(Queue& queue, Order order) {
   bool another = false;
   {
     const std::lock_guard lock(mutex_);
+    order.number = ++last_number_;
+    open_.insert(order.number);
     queue.orders.push_back(std::move(order));
     another =
         queue.busy + queue.orders.size() > queue.threads.size() && queue.threads.size() < queue.most_threads;
@@ -52,8 +65,7 @@ void FuseNotifier::add(Queue& queue, Order order) {
 
 bool FuseNotifier::idle() const {
   const std::lock_guard lock(mutex_);
-  const auto rests = [](const Queue& queue) { return queue.orders.empty() && queue.busy == 0; };
-  return rests(pages_) && rests(attributes_);
+  return open_.empty();
 }
 
 void FuseNotifier::work(Queue& queue) {
@@ -72,10 +84,17 @@ void FuseNotifier::work(Queue& queue) {
                             static_cast<std::int64_t>(order.length));
     lock.lock();
     --queue.busy;
-    if (!order.done) continue;
-    followed_.push_back(std::move(order.done));
-    ::eventfd_write(wake_.get(), 1);
+    if (order.done) followed_.push_back(std::move(order.done));
+    note_followed(order.number);
+    if (!followed_.empty()) ::eventfd_write(wake_.get(), 1);
   }
+}
+
+void FuseNotifier::note_followed(std::uint64_t number) {
+  open_.erase(number);
+  const auto last = open_.empty() ? waiting_.end() : waiting_.lower_bound(*open_.begin());
+  for (auto one = waiting_.begin(); one != last; ++one) followed_.push_back(std::move(one->second));
+  waiting_.erase(waiting_.begin(), last);
 }
 
 void FuseNotifier::tell_followed() {

@@ -12,8 +12,10 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <vector>
 
@@ -40,6 +42,9 @@ class FuseNotifier {
   // See FrontEnd::invalidate. Reactor thread. An empty `done` is allowed.
   void invalidate(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done);
 
+  // `done` is called once all that has been asked so far is followed. Reactor thread.
+  void when_followed(std::function<void()> done);
+
   // Nothing is queued or being done.
   bool idle() const;
 
@@ -49,6 +54,7 @@ class FuseNotifier {
     std::uint64_t offset = 0;
     std::uint64_t length = 0;
     std::function<void()> done;
+    std::uint64_t number = 0;
   };
   struct Queue {
     explicit Queue(std::size_t most) : most_threads(most) {}
@@ -60,6 +66,7 @@ class FuseNotifier {
   };
   void add(Queue& queue, Order order);
   void work(Queue& queue);
+  void note_followed(std::uint64_t number);  // mutex_ is held
   void tell_followed();
 
   // constant after construction
@@ -69,8 +76,12 @@ class FuseNotifier {
   const std::shared_ptr<bool> alive_;  // reactor thread; outlives this object in what was posted
 
   mutable std::mutex mutex_;
-  bool ending_ = false;                          // under mutex_
-  std::vector<std::function<void()>> followed_;  // under mutex_: whoever waits for that
+  // under mutex_
+  bool ending_ = false;
+  std::uint64_t last_number_ = 0;
+  std::set<std::uint64_t> open_;                                 // orders that are not followed yet
+  std::multimap<std::uint64_t, std::function<void()>> waiting_;  // for all orders up to this number
+  std::vector<std::function<void()>> followed_;                  // whoever waits for that
   Queue pages_{16};
   Queue attributes_{1};
 };

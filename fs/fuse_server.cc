@@ -175,7 +175,7 @@ FuseServer::Begun FuseServer::begin(fuse_req_t caller, pb::Request::OpCase op, I
   pending.seq = session_.extras().unique;
   pending.arrived = Reactor::Clock::now();
   pending.id = id;
-  pending.changes = op_class(op) == OpClass::mutation;
+  pending.changes = op_class(op) == OpClass::mutation && op != pb::Request::kSync;
   pending.leaves_attributes = changes_names(op) || op == pb::Request::kSetxattr ||
                               op == pb::Request::kRemovexattr || op == pb::Request::kFallocate;
   link(pending);
@@ -396,8 +396,8 @@ void FuseServer::conclude(PendingRequest& pending, const pb::Outcome& outcome, B
   else
     (this->*pending.answer)(pending, outcome, data);
   // After the answer: the kernel holds the caller's locks until then.
-  if (!locked_pages_.empty()) pages_unlocked(pending.seq);
   if (outcome.invalidate()) drop_pages(pending.id, 0, 0, {});
+  if (!pending.late) answered(pending.seq);
   if (!waiting_reads_.empty()) submit_waiting_reads();
   if (!pending.late) done_with(pending);
 }
@@ -591,6 +591,41 @@ bool FuseServer::changes(InodeId id) const {
   for (const PendingRequest* pending = oldest_; pending != nullptr; pending = pending->next)
     if (pending->changes && pending->id == id) return true;
   return false;
+}
+
+bool FuseServer::changes_data() const {
+  for (const PendingRequest* pending = oldest_; pending != nullptr; pending = pending->next)
+    if (pending->changes && known_.may_be_cached(pending->id)) return true;
+  return false;
+}
+
+void FuseServer::when_changes_are_seen(const std::function<void()>& done) {
+  std::set<std::uint64_t> awaited;
+  for (const PendingRequest* pending = oldest_; pending != nullptr; pending = pending->next)
+    if (pending->changes && known_.may_be_cached(pending->id)) awaited.insert(pending->seq);
+  for (const LockedPages& pages : locked_pages_) awaited.insert(pages.seq);
+  const auto once = [done, over = std::make_shared<bool>(false)] {
+    if (!std::exchange(*over, true)) done();
+  };
+  const auto left = std::make_shared<std::size_t>(awaited.size() + 1);
+  const auto one_less = [this, left, once] {
+    if (--*left == 0) notifier_->when_followed(once);
+  };
+  for (const std::uint64_t seq : awaited) until_answered_.emplace(seq, one_less);
+  reactor_.after(kDropPatience, [once, alive = alive_] {
+    if (*alive) once();
+  });
+  one_less();
+}
+
+void FuseServer::answered(std::uint64_t seq) {
+  if (!locked_pages_.empty()) pages_unlocked(seq);
+  if (until_answered_.empty()) return;
+  const auto [first, last] = until_answered_.equal_range(seq);
+  std::vector<std::function<void()>> waiting;
+  for (auto one = first; one != last; ++one) waiting.push_back(std::move(one->second));
+  until_answered_.erase(first, last);
+  for (const auto& tell : waiting) tell();
 }
 
 // Nobody need wait for pages of this inode any more.

@@ -20,6 +20,7 @@
 #include <deque>
 #include <exception>
 #include <functional>
+#include <map>
 #include <memory>
 #include <set>
 #include <span>
@@ -72,7 +73,7 @@ struct PendingRequest {
   bool interrupted = false;  // a signal for the caller
   bool cancelled = false;    // Cancel was sent
   bool given_up = false;     // the caller was killed, and answered
-  bool changes = false;      // a mutation
+  bool changes = false;      // a mutation, and no sync
   bool leaves_attributes =
       false;                  // one of names or xattrs: the kernel does not tell attributes from before it
   bool locks_pages = false;   // the kernel keeps pages of the range locked until the answer, perhaps all
@@ -236,14 +237,19 @@ class FuseServer {
   void ask(pb::Request& request);
   void ask_cancel(std::uint64_t seq);
   bool changes(InodeId id) const;
+  bool changes_data() const;
   static bool is_being_written(const PendingRequest& read);
   void submit_waiting_reads();
   // `done` waits for all of them, but for those that the kernel keeps locked for `except`.
   void drop_pages(InodeId id, std::uint64_t offset, std::uint64_t length, std::function<void()> done,
                   const PendingRequest* except = nullptr);
-  // `answer` once these pages are dropped, unless the caller was killed meanwhile.
-  void answer_when_dropped(PendingRequest& pending, std::uint64_t offset, std::uint64_t length,
-                           std::function<void(fuse_req_t)> answer);
+  // `answer` once `wait` has called back, unless the caller was killed meanwhile.
+  void answer_late(PendingRequest& pending, std::function<void(fuse_req_t)> answer,
+                   const std::function<void(std::function<void()> done)>& wait);
+  // `done` once what this mount is changing is answered, and all that others have made old is dropped; after
+  // kDropPatience in any case.
+  void when_changes_are_seen(const std::function<void()>& done);
+  void answered(std::uint64_t seq);
   void pages_unlocked(std::uint64_t seq);
   void pages_dropped(InodeId id);
   void settle_drops();
@@ -309,7 +315,8 @@ class FuseServer {
   std::unordered_map<pid_t, Lent> lent_to_;
   std::vector<std::shared_ptr<Drop>> drops_;  // that somebody waits for
   std::vector<LockedPages> locked_pages_;
-  std::vector<WaitingRead> waiting_reads_;  // oldest first
+  std::multimap<std::uint64_t, std::function<void()>> until_answered_;  // by the seq of a request
+  std::vector<WaitingRead> waiting_reads_;                              // oldest first
   // By handle: answered so that the opener's thread drops the pages that the kernel has, and not used since.
   std::unordered_map<std::uint64_t, InodeId> dropping_opens_;
   std::unordered_set<InodeId> watched_orphans_;

@@ -258,7 +258,6 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, Gap gap)
 
   note_power(site, said);
 
-  coherence.back(site);
   if (gap != Gap::none) {
     if (site == ownership.owner) {
       // It has not waited for this mount to forget.
@@ -276,6 +275,7 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, Gap gap)
     verify_goes_on(site);
     end_commands(site);
   }
+  coherence.back(site);
   if (source && source->target() == site) source->connected(gap == Gap::broken);
   if (target) target->connected(site, another_process);
 }
@@ -391,10 +391,12 @@ void Site::Impl::join(const std::string& route, const std::string& public_key, c
   for (const auto& other : others) {
     if (other.name == site.name)
       return refuse(
-          fmt::format("there is a site named {} already: choose another with --site, or, if its machine is "
-                      "gone, take it out "
-                      "with \"sharefs remove {} --site {}\" there",
-                      site.name, state.setting("data_set"), site.name));
+          site.name == ownership.owner
+              ? fmt::format("there is a site named {} already, the owner: choose another with --site",
+                            site.name)
+              : fmt::format("there is a site named {} already: choose another with --site, or, if its "
+                            "machine is gone, take it out with \"sharefs remove {} --site {}\" there",
+                            site.name, state.setting("data_set"), site.name));
     if (other.endpoint == site.endpoint)
       return refuse(fmt::format("{} has the address {} already: choose another with --listen", other.name,
                                 site.endpoint));

@@ -91,6 +91,7 @@ TEST(Progress, WhatHadNotBegunHasNoTimeline) {
   json aborted = refused;
   aborted["t0"] = 1700000000000000000;
   EXPECT_NE(handoff_summary(aborted).find("image starts"), std::string::npos);
+  EXPECT_NE(handoff_summary(aborted).find("pause  - "), std::string::npos);
 }
 
 TEST(Progress, TheSummaryShowsTheTimeline) {

@@ -401,6 +401,33 @@ TEST_F(DataChangesTest, ASilentClientIsWaitedForOneLeaseAndToldLater) {
   EXPECT_FALSE(write(kA).given()) << "and is waited for again";
 }
 
+TEST_F(DataChangesTest, ASilentClientIsToldWhatItMissedBeforeItIsGrantedALock) {
+  for (const bool granted : {true, false}) {
+    attach_all({kA, kB});
+    opened(kA, kOther);
+    opened(kB, kOther, O_RDONLY);
+    lock(kA, 7, pb::LockRange::EXCLUSIVE, false);
+    Answer& waiting = lock(kB, 7, pb::LockRange::EXCLUSIVE, true);
+    write(kA, kOther);
+    pass_time(milliseconds(250));
+    EXPECT_TRUE(write(kA, kOther).given()) << "it is not waited for any more";
+    orders_.clear();
+    if (granted) {
+      std::size_t ordered_before = 0;
+      waiting.then = [&] { ordered_before = orders_.size(); };
+      lock(kA, 7, pb::LockRange::UNLOCKED, false);
+      EXPECT_TRUE(waiting.given());
+      EXPECT_EQ(ordered_before, 1U);
+    } else {
+      coherence_.back("site" + std::to_string(kB));
+    }
+    EXPECT_EQ(ordered(), (Clients{kB}));
+    detach(kB);
+    detach(kA);
+    orders_.clear();
+  }
+}
+
 TEST_F(DataChangesTest, WhatWasOrderedIsMissedUntilItIsFollowed) {
   attach_all({kA, kB, kC});
   opened(kA);

@@ -51,11 +51,13 @@ class FakeExecutor final : public Executor {
 struct Answer {
   int times = 0;
   pb::Outcome outcome;
+  std::function<void()> then = [] {};  // when it is given
 
   Reply reply() {
     return [this](const pb::Outcome& given, Bytes) {
       ++times;
       outcome = given;
+      then();
     };
   }
   bool given() const { return times == 1; }

@@ -366,6 +366,71 @@ TEST_F(FrontEndTest, who_has_a_lock_sees_what_was_done_under_it_while_this_mount
   }
 }
 
+// The same by a lock of another file.
+TEST_F(FrontEndTest, who_has_a_lock_of_another_file_sees_what_was_done_under_it) {
+  for (const bool truncating : {false, true}) {
+    constexpr off_t kNext = 4096;
+    write_file(m().path("f"), std::string(kNext + 4, 'o'));
+    write_file(m().path("lock"), "");
+    const UniqueFd changing = open("f", O_RDWR), reading = open("f", O_RDONLY);
+    const UniqueFd locking = open("lock", O_RDWR);
+    ASSERT_EQ(::posix_fadvise(reading.get(), 0, 0, POSIX_FADV_RANDOM), 0);
+    char text = 0;
+    ASSERT_EQ(::pread(reading.get(), &text, 1, 0), 1);
+    ASSERT_EQ(text, 'o');
+    m().spy().clear();
+    m().on_reactor([&] {
+      m().spy().tell([](const pb::Request& request, pb::Outcome& outcome) {
+        if (request.has_write() || request.has_setattr()) outcome.set_invalidate(true);
+      });
+    });
+    m().spy().hold(truncating ? pb::Request::kSetattr : pb::Request::kWrite);
+    auto changed = std::async(std::launch::async, [&] {
+      return truncating ? ::ftruncate(changing.get(), kNext + 1) : ::pwrite(changing.get(), "w", 1, kNext);
+    });
+    ASSERT_TRUE(soon([&] { return m().spy().held() == 1; }));
+    {
+      const UniqueFd below(::open(m().below("f").c_str(), O_WRONLY | O_CLOEXEC));
+      ASSERT_EQ(::pwrite(below.get(), "n", 1, 0), 1);
+    }
+    const auto began = std::chrono::steady_clock::now();
+    auto seen = std::async(std::launch::async, [&] {
+      EXPECT_EQ(::flock(locking.get(), LOCK_EX), 0);
+      char found = 0;
+      EXPECT_EQ(::pread(reading.get(), &found, 1, 0), 1);
+      return found;
+    });
+    ASSERT_TRUE(soon([&] { return m().spy().seen(pb::Request::kSetlock).size() == 1; }));
+    seen.wait_for(20ms);
+    m().on_reactor([&] { m().spy().let_go(); });
+    const char found = seen.get();
+    // A lock waits for no longer, however busy the machine is.
+    if (std::chrono::steady_clock::now() - began < 100ms) {
+      EXPECT_EQ(found, 'n') << (truncating ? "truncating" : "writing");
+    }
+    EXPECT_GE(changed.get(), 0);
+    m().on_reactor([&] { m().spy().tell({}); });
+  }
+}
+
+TEST_F(FrontEndTest, a_lock_waits_for_a_change_that_takes_long_no_longer_than_needed) {
+  write_file(m().path("f"), "o");
+  write_file(m().path("lock"), "");
+  const UniqueFd changing = open("f", O_RDWR), locking = open("lock", O_RDWR);
+  for (const auto kind : {pb::Request::kSync, pb::Request::kWrite}) {
+    m().spy().hold(kind);
+    auto changed = std::async(std::launch::async, [&] {
+      return kind == pb::Request::kSync ? ::fsync(changing.get()) : ::pwrite(changing.get(), "w", 1, 0);
+    });
+    ASSERT_TRUE(soon([&] { return m().spy().held() == 1; }));
+    EXPECT_EQ(::flock(locking.get(), LOCK_EX), 0);
+    EXPECT_EQ(::flock(locking.get(), LOCK_UN), 0);
+    EXPECT_EQ(m().spy().held(), 1U);
+    m().on_reactor([&] { m().spy().let_go(); });
+    EXPECT_GE(changed.get(), 0);
+  }
+}
+
 TEST_F(FrontEndTest, an_append_handle_can_be_mapped) {
   write_file(m().path("log"), "mapped");
   const UniqueFd fd = open("log", O_RDWR | O_APPEND);

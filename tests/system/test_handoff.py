@@ -348,8 +348,10 @@ def what_is_reported_is_true():
         assert {'site', 'endpoint', 'connected'} <= status['sites'][0].keys(), status
     refused = alpha.migrate(beta, check=False)
     assert refused['exit'] != 0 or refused['result'] == 'done', refused
-    nowhere = alpha.cli('migrate', 'd', '--to', 'nobody', check=False)
-    assert nowhere.returncode != 0 and len(nowhere.stderr.strip().splitlines()) == 1, nowhere.stderr
+    for dry_run in ((), ('--dry-run',)):
+        nowhere = alpha.cli('migrate', 'd', '--to', 'nobody', '--json', *dry_run, check=False)
+        assert nowhere.returncode != 0 and len(nowhere.stderr.strip().splitlines()) == 1, nowhere.stderr
+        assert json.loads(nowhere.stdout).get('dry_run', False) == bool(dry_run), nowhere.stdout
 
 
 def a_name_that_is_not_text_can_be_complained_of():
@@ -448,6 +450,7 @@ def begun_slowly():
 def a_dry_run_asks_what_the_handoff_would():
     cluster, migration = begun_slowly()
     alpha, beta = cluster
+    sandbox.eventually(lambda: alpha.status()['history'][0]['image_bytes_sent'] > 0, 'status counts what is sent')
     alpha.abort()
     assert migration.finish(check=False)['result'] == 'aborted'
     found = alpha.cli('migrate', DATA_SET, '--to', 'beta', '--dry-run', '--json', check=False)
