@@ -233,8 +233,13 @@ nlohmann::json read_status(const Home& home, const std::string& name) {
     }
   }
   status["history"] = nlohmann::json::array();
-  for (const auto& handoff : open.state.handoffs(kShownHandoffs))
-    status["history"].push_back(to_status(handoff));
+  const nlohmann::json latest = status["handoff"];
+  for (const auto& handoff : open.state.handoffs(kShownHandoffs)) {
+    auto& row = status["history"].emplace_back(to_status(handoff));
+    // The database knows of one that runs what was so when its phase began.
+    if (!latest.is_object() || row["attempt"] != latest.value("attempt", nlohmann::json())) continue;
+    for (auto& [key, value] : row.items()) value = latest.value(key, value);
+  }
   return status;
 }
 

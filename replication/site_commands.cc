@@ -169,11 +169,6 @@ nlohmann::json Site::Impl::status_json() {
   }
   nlohmann::json history = nlohmann::json::array();
   for (const auto& handoff : state.handoffs(5)) history.push_back(to_json(handoff));
-  const nlohmann::json handoff = handoff_json();
-  // What the database says of one that runs was noted when its phase began.
-  if (source && !history.empty() && history[0]["attempt"] == handoff["attempt"])
-    for (auto& [key, value] : history[0].items())
-      if (handoff.contains(key)) value = handoff[key];
   return {
       {"name", state.setting("data_set")},
       {"site", parts.self},
@@ -193,7 +188,7 @@ nlohmann::json Site::Impl::status_json() {
       {"longest_wait_ms",
        front_end ? std::chrono::duration<double, std::milli>(front_end->take_longest_wait()).count() : 0.0},
       {"sites", sites},
-      {"handoff", handoff},
+      {"handoff", handoff_json()},
       {"history", history}};
 }
 
