@@ -169,11 +169,13 @@ def what_an_old_image_has_lost_in_its_root_is_sent_again():
     cluster.verify(alpha, beta)
 
 
-def begin_in_vain(cluster, owner, target):
-    """The owner is killed when the target has received all, and nothing is committed."""
+def begin_in_vain(cluster, owner, target, changes=lambda: None):
+    """The owner is killed when the target has received all, and nothing is committed. `changes`: what is done before, which
+    this process of the owner does not sync."""
     owner.stop()
     owner.start(faults='source.log_applied=kill@1')
     cluster.wait_connected()
+    changes()
     migration = owner.migrate_in_background(target, *MAX_PAUSE)
     owner.process.wait(40)
     migration.kill()
@@ -206,8 +208,7 @@ def what_was_received_since_a_loss_is_not_compared_again():
 
 def lose_what_was_received(cluster, owner, target):
     """The owner's machine loses its power when the target has received all, and nothing is committed."""
-    overwrite(owner, b'1')
-    begin_in_vain(cluster, owner, target)
+    begin_in_vain(cluster, owner, target, lambda: overwrite(owner, b'1'))  # a daemon that ends has synced
     power.cut(owner, lost={f'{owner.store}/below/big{number}': b'0' * 300_000 for number in range(8)})
     owner.start()
     cluster.wait_connected()
