@@ -236,8 +236,11 @@ nlohmann::json read_status(const Home& home, const std::string& name) {
   const nlohmann::json latest = status["handoff"];
   for (const auto& handoff : open.state.handoffs(kShownHandoffs)) {
     auto& row = status["history"].emplace_back(to_status(handoff));
-    // The database knows of one that runs what was so when its phase began.
-    if (!latest.is_object() || row["attempt"] != latest.value("attempt", nlohmann::json())) continue;
+    // The database knows of one that runs what was so when its phase began. (A target tells of it what the
+    // source says.)
+    if (!latest.is_object() || row["attempt"] != latest.value("attempt", nlohmann::json()) ||
+        row["role"] != latest.value("role", ""))
+      continue;
     for (auto& [key, value] : row.items()) value = latest.value(key, value);
   }
   return status;

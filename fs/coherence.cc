@@ -72,6 +72,7 @@ struct Coherence::Impl {
   void remove_name(const pb::Request& request, Reply reply);
   void release(const pb::Request& request, Reply reply);
   void sync(const pb::Request& request, Bytes data, Reply reply);
+  Reply with_what_it_missed(ClientId client, Reply granted);
   void set_lock(const pb::Request& request, Reply reply);
   void get_lock(const pb::Request& request, Reply reply);
   void release_locks(const pb::Request& request);
@@ -287,20 +288,28 @@ void Coherence::Impl::release_locks(const pb::Request& request) {
   if (recovering && !asked.empty()) asked.push_back({request, ignore});
 }
 
+// Who is granted a lock looks at what others have done under it: what its mount has missed comes before.
+Reply Coherence::Impl::with_what_it_missed(ClientId client, Reply granted) {
+  return [this, client, still = std::weak_ptr(alive), granted = std::move(granted)](
+             const pb::Outcome& outcome, Bytes data) {
+    if (outcome.error() != 0 || still.expired()) return granted(outcome, data);
+    changes.remind(client);
+    if (!changes.met(client)) return granted(outcome, data);
+    pb::Outcome told = outcome;
+    told.set_changes_met(true);
+    granted(told, data);
+  };
+}
+
 void Coherence::Impl::set_lock(const pb::Request& request, Reply reply) {
   LockTable::Lock lock = lock_of(request);
+  const bool locks_something = lock.range.type() != pb::LockRange::UNLOCKED;
+  if (locks_something) reply = with_what_it_missed(request.client(), std::move(reply));
   if (!valid(lock.range)) {
     reply_errno(reply, EINVAL);
-  } else if (recovering && lock.range.type() != pb::LockRange::UNLOCKED) {
+  } else if (recovering && locks_something) {
     asked.push_back({request, std::move(reply)});
-  } else if ((request.setlock().wait() || request.given_up()) &&
-             lock.range.type() != pb::LockRange::UNLOCKED) {
-    // What its mount has missed comes before the lock under which it looks.
-    reply = [this, client = request.client(), still = std::weak_ptr(alive), reply = std::move(reply)](
-                const pb::Outcome& outcome, Bytes data) {
-      if (!still.expired()) changes.heard(client);
-      reply(outcome, data);
-    };
+  } else if (locks_something && (request.setlock().wait() || request.given_up())) {
     locks.wait({std::move(lock), request.seq(), std::move(reply), request.given_up()});
   } else {
     reply_errno(reply, locks.set(lock));

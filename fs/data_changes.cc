@@ -279,6 +279,14 @@ void DataChanges::not_held(ClientId client, const Range& range) {
     held_.erase(held);
 }
 
+bool DataChanges::met(ClientId client) const {
+  return std::ranges::any_of(unanswered_, [client](const auto& of_inode) {
+    return std::ranges::any_of(of_inode.second, [client](const ChangePtr& change) {
+      return change->client == client && change->invalidate;
+    });
+  });
+}
+
 bool DataChanges::awaits(ClientId client, InodeId id) const {
   const auto it = unanswered_.find(id);
   if (it == unanswered_.end()) return false;
@@ -306,6 +314,11 @@ std::map<ClientId, std::set<InodeId>> DataChanges::missed() const {
 
 void DataChanges::tell(ClientId client, const std::set<InodeId>& ids) {
   for (const InodeId id : ids) order({.client = client, .id = id}, [this, client] { heard(client); });
+}
+
+void DataChanges::remind(ClientId client) {
+  if (const auto lapsed = lapsed_.find(client); lapsed != lapsed_.end())
+    tell(client, std::set(lapsed->second));
 }
 
 void DataChanges::tell_lapsed(ClientId client) {

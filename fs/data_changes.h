@@ -62,6 +62,8 @@ class DataChanges {
   bool cancel(ClientId client, std::uint64_t seq);
 
   void held(const pb::Request& request);
+  // Somebody has not waited for pages of this client, because of an unanswered change of its own.
+  bool met(ClientId client) const;
   // One of those that were held has arrived, or is not going to.
   void not_held(ClientId client, const Range& range);
   void none_held() { held_.clear(); }
@@ -71,6 +73,8 @@ class DataChanges {
   // Orders them to.
   void tell(ClientId client, const std::set<InodeId>& ids);
   void detach(ClientId client);
+  // Orders what it missed, if it did, which may never arrive.
+  void remind(ClientId client);
   // A request of this client arrived: if it missed recalls, they are ordered again.
   void heard(ClientId client) {
     if (!lapsed_.empty()) tell_lapsed(client);

@@ -337,13 +337,12 @@ void FuseServer::answer_lock(PendingRequest& pending, const pb::Outcome& outcome
   if (outcome.error() != 0) return answer_error(pending, outcome, data);
   // Noted again: a close by another thread may have released what the owner had while this one was waiting.
   if (pending.posix_lock) note_posix_lock(pending.id, pending.owner, pending.handle);
-  const bool dropping = !locked_pages_.empty() || !notifier_->idle();
-  if (sole_ || (!dropping && !changes_data())) return answer_error(pending, outcome, data);
+  if (!outcome.changes_met() && locked_pages_.empty() && notifier_->idle())
+    return answer_error(pending, outcome, data);
   const auto answer = [](fuse_req_t caller) { fuse_reply_err(caller, 0); };
-  answer_late(pending, answer, [&](const std::function<void()>& done) {
-    const InodeId id = pending.id;
-    if (!known_.may_be_cached(id) || (!dropping && !changes(id))) return when_changes_are_seen(done);
-    drop_pages(id, 0, 0, [this, done] { when_changes_are_seen(done); });
+  answer_late(pending, answer, [&](const auto& done) {
+    if (outcome.changes_met()) drop_changing();
+    when_changes_are_seen(done);
   });
 }
 

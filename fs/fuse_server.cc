@@ -593,10 +593,11 @@ bool FuseServer::changes(InodeId id) const {
   return false;
 }
 
-bool FuseServer::changes_data() const {
+void FuseServer::drop_changing() {
+  std::set<InodeId> changing;
   for (const PendingRequest* pending = oldest_; pending != nullptr; pending = pending->next)
-    if (pending->changes && known_.may_be_cached(pending->id)) return true;
-  return false;
+    if (pending->changes && known_.may_be_cached(pending->id)) changing.insert(pending->id);
+  for (const InodeId id : changing) drop_pages(id, 0, 0, {});
 }
 
 void FuseServer::when_changes_are_seen(const std::function<void()>& done) {

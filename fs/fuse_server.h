@@ -237,7 +237,6 @@ class FuseServer {
   void ask(pb::Request& request);
   void ask_cancel(std::uint64_t seq);
   bool changes(InodeId id) const;
-  bool changes_data() const;
   static bool is_being_written(const PendingRequest& read);
   void submit_waiting_reads();
   // `done` waits for all of them, but for those that the kernel keeps locked for `except`.
@@ -246,6 +245,7 @@ class FuseServer {
   // `answer` once `wait` has called back, unless the caller was killed meanwhile.
   void answer_late(PendingRequest& pending, std::function<void(fuse_req_t)> answer,
                    const std::function<void(std::function<void()> done)>& wait);
+  void drop_changing();  // pages of what this mount is changing
   // `done` once what this mount is changing is answered, and all that others have made old is dropped; after
   // kDropPatience in any case.
   void when_changes_are_seen(const std::function<void()>& done);

@@ -418,6 +418,7 @@ TEST_F(DataChangesTest, ASilentClientIsToldWhatItMissedBeforeItIsGrantedALock) {
       lock(kA, 7, pb::LockRange::UNLOCKED, false);
       EXPECT_TRUE(waiting.given());
       EXPECT_EQ(ordered_before, 1U);
+      EXPECT_TRUE(write(kA, kOther).given()) << "a grant is no sign of life";
     } else {
       coherence_.back("site" + std::to_string(kB));
     }
@@ -426,6 +427,25 @@ TEST_F(DataChangesTest, ASilentClientIsToldWhatItMissedBeforeItIsGrantedALock) {
     detach(kA);
     orders_.clear();
   }
+}
+
+TEST_F(DataChangesTest, WhoChangesWhatOthersChangedMeanwhileHearsOfThatWithALock) {
+  attach_all({kA, kB});
+  opened(kA, kOther);
+  opened(kB, kOther, O_RDONLY);
+  const auto granted = [&] { return lock(kA, 7, pb::LockRange::EXCLUSIVE, false).outcome; };
+  store_.late = true;
+  Answer& mine = write(kA, kOther);
+  EXPECT_FALSE(granted().changes_met()) << "nobody has changed anything";
+  Answer& theirs = write(kB, kOther);
+  store_.answer(1);
+  EXPECT_TRUE(theirs.given()) << "it does not wait for whoever changes the inode";
+  EXPECT_TRUE(granted().changes_met());
+  store_.answer(0);
+  follow(kB);
+  EXPECT_TRUE(mine.given());
+  EXPECT_TRUE(mine.outcome.invalidate());
+  EXPECT_FALSE(granted().changes_met()) << "it has heard";
 }
 
 TEST_F(DataChangesTest, WhatWasOrderedIsMissedUntilItIsFollowed) {

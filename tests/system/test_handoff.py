@@ -453,6 +453,7 @@ def a_dry_run_asks_what_the_handoff_would():
     sandbox.eventually(lambda: alpha.status()['history'][0]['image_bytes_sent'] > 0, 'status counts what is sent')
     alpha.abort()
     assert migration.finish(check=False)['result'] == 'aborted'
+    assert [site.status()['history'][0]['role'] for site in cluster] == ['source', 'target']
     found = alpha.cli('migrate', DATA_SET, '--to', 'beta', '--dry-run', '--json', check=False)
     assert found.returncode == 0, found
     alpha.migrate(beta, *PAUSE)
