@@ -337,12 +337,12 @@ void FuseServer::answer_lock(PendingRequest& pending, const pb::Outcome& outcome
   if (outcome.error() != 0) return answer_error(pending, outcome, data);
   // Noted again: a close by another thread may have released what the owner had while this one was waiting.
   if (pending.posix_lock) note_posix_lock(pending.id, pending.owner, pending.handle);
-  if (!outcome.changes_met() && locked_pages_.empty() && notifier_->idle())
-    return answer_error(pending, outcome, data);
+  const bool met = outcome.changes_met() || concludes_a_change();
+  if (!met && locked_pages_.empty() && notifier_->idle()) return answer_error(pending, outcome, data);
   const auto answer = [](fuse_req_t caller) { fuse_reply_err(caller, 0); };
   answer_late(pending, answer, [&](const auto& done) {
-    if (outcome.changes_met()) drop_changing();
-    when_changes_are_seen(done);
+    if (met) drop_changing();
+    when_pages_are_dropped(met, done);
   });
 }
 

@@ -593,17 +593,28 @@ bool FuseServer::changes(InodeId id) const {
   return false;
 }
 
+bool FuseServer::concludes_a_change() const {
+  for (const PendingRequest* pending = oldest_; pending != nullptr; pending = pending->next)
+    if (pending->changes && pending->late) return true;
+  return false;
+}
+
+// While the kernel truncates it writes nothing back: see may_drop_first.
 void FuseServer::drop_changing() {
   std::set<InodeId> changing;
-  for (const PendingRequest* pending = oldest_; pending != nullptr; pending = pending->next)
-    if (pending->changes && known_.may_be_cached(pending->id)) changing.insert(pending->id);
+  for (const PendingRequest* pending = oldest_; pending != nullptr; pending = pending->next) {
+    const bool may_truncate = pending->answer == &FuseServer::answer_attr;
+    if (pending->changes && known_.may_be_cached(pending->id) &&
+        !(may_truncate && known_.may_be_dirty(pending->id)))
+      changing.insert(pending->id);
+  }
   for (const InodeId id : changing) drop_pages(id, 0, 0, {});
 }
 
-void FuseServer::when_changes_are_seen(const std::function<void()>& done) {
+void FuseServer::when_pages_are_dropped(bool changes_too, const std::function<void()>& done) {
   std::set<std::uint64_t> awaited;
   for (const PendingRequest* pending = oldest_; pending != nullptr; pending = pending->next)
-    if (pending->changes && known_.may_be_cached(pending->id)) awaited.insert(pending->seq);
+    if (changes_too && pending->changes && known_.may_be_cached(pending->id)) awaited.insert(pending->seq);
   for (const LockedPages& pages : locked_pages_) awaited.insert(pages.seq);
   const auto once = [done, over = std::make_shared<bool>(false)] {
     if (!std::exchange(*over, true)) done();

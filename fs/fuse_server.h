@@ -245,10 +245,12 @@ class FuseServer {
   // `answer` once `wait` has called back, unless the caller was killed meanwhile.
   void answer_late(PendingRequest& pending, std::function<void(fuse_req_t)> answer,
                    const std::function<void(std::function<void()> done)>& wait);
+  // The owner has answered it, and this mount has not yet.
+  bool concludes_a_change() const;
   void drop_changing();  // pages of what this mount is changing
-  // `done` once what this mount is changing is answered, and all that others have made old is dropped; after
-  // kDropPatience in any case.
-  void when_changes_are_seen(const std::function<void()>& done);
+  // `done` once all pages are dropped that were ordered to be, and, if so asked, what this mount is changing
+  // is answered; after kDropPatience in any case.
+  void when_pages_are_dropped(bool changes_too, const std::function<void()>& done);
   void answered(std::uint64_t seq);
   void pages_unlocked(std::uint64_t seq);
   void pages_dropped(InodeId id);
