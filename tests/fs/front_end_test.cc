@@ -258,7 +258,7 @@ TEST_F(FrontEndTest, what_is_read_while_a_direct_write_is_on_its_way_does_not_st
 // The file becomes shorter while it is on its way.
 TEST_F(FrontEndTest, an_append_that_comes_to_lie_lower_than_it_was_asked_for_is_seen) {
   m().on_reactor([&] { m().front_end().set_policy({10s, 10s}); });
-  write_file(m().path("f"), std::string(3 * 4096, 'o'));
+  write_file(m().path("f"), std::string(3UL * 4096, 'o'));
   const InodeId id = look(m().path("f")).st_ino;
   const UniqueFd reading = open("f", O_RDONLY), appending = open("f", O_WRONLY | O_APPEND);
   m().spy().hold(pb::Request::kWrite);
@@ -339,13 +339,17 @@ TEST_F(FrontEndTest, whose_write_was_met_by_another_sees_that_one_when_it_return
 TEST_F(FrontEndTest, who_has_a_lock_sees_what_was_done_under_it_while_this_mount_was_changing) {
   constexpr off_t kNext = 4096;
   enum class By { write, truncate };
-  for (const auto& [by, posix, lock] :
-       {std::tuple(By::write, true, "f"), std::tuple(By::write, false, "f"),
-        std::tuple(By::write, false, "lock"), std::tuple(By::truncate, true, "lock")}) {
+  struct Case {
+    By by;
+    bool posix;
+    const char* lock;
+  };
+  for (const Case& one : {Case{By::write, true, "f"}, Case{By::write, false, "f"},
+                          Case{By::write, false, "lock"}, Case{By::truncate, true, "lock"}}) {
     write_file(m().path("f"), std::string(kNext + 4, 'o'));
     write_file(m().path("lock"), "");
     const UniqueFd changing = open("f", O_RDWR), reading = open("f", O_RDONLY);
-    const UniqueFd locking = open(lock, O_RDWR);
+    const UniqueFd locking = open(one.lock, O_RDWR);
     ASSERT_EQ(::posix_fadvise(reading.get(), 0, 0, POSIX_FADV_RANDOM), 0);
     const auto first = [&] {
       char text = 0;
@@ -360,10 +364,10 @@ TEST_F(FrontEndTest, who_has_a_lock_sees_what_was_done_under_it_while_this_mount
         outcome.set_changes_met(request.has_setlock());
       });
     });
-    m().spy().hold(by == By::truncate ? pb::Request::kSetattr : pb::Request::kWrite);
+    m().spy().hold(one.by == By::truncate ? pb::Request::kSetattr : pb::Request::kWrite);
     auto changed = std::async(std::launch::async, [&] {
-      return by == By::truncate ? ::ftruncate(changing.get(), kNext + 1)
-                                : ::pwrite(changing.get(), "w", 1, kNext);
+      return one.by == By::truncate ? ::ftruncate(changing.get(), kNext + 1)
+                                    : ::pwrite(changing.get(), "w", 1, kNext);
     });
     ASSERT_TRUE(soon([&] { return m().spy().held() == 1; }));
     {
@@ -375,7 +379,7 @@ TEST_F(FrontEndTest, who_has_a_lock_sees_what_was_done_under_it_while_this_mount
       struct flock range {};
       range.l_type = F_WRLCK;
       range.l_len = 1;
-      EXPECT_EQ(posix ? ::fcntl(locking.get(), F_SETLKW, &range) : ::flock(locking.get(), LOCK_EX), 0);
+      EXPECT_EQ(one.posix ? ::fcntl(locking.get(), F_SETLKW, &range) : ::flock(locking.get(), LOCK_EX), 0);
       return first();
     });
     ASSERT_TRUE(soon([&] { return m().spy().seen(pb::Request::kSetlock).size() == 1; }));
@@ -384,7 +388,7 @@ TEST_F(FrontEndTest, who_has_a_lock_sees_what_was_done_under_it_while_this_mount
     const char found = seen.get();
     // A lock waits for no longer, however busy the machine is.
     if (std::chrono::steady_clock::now() - began < 100ms) {
-      EXPECT_EQ(found, 'n') << lock << static_cast<int>(by);
+      EXPECT_EQ(found, 'n') << one.lock << static_cast<int>(one.by);
     }
     EXPECT_GE(changed.get(), 0);
     m().on_reactor([&] { m().spy().tell({}); });
