@@ -70,7 +70,7 @@ void GivenRecords::ask_again(ClientId mount) {
     Gate::Record& record = records_.at(number);
     Reply reply = std::exchange(record.reply, nullptr);
     if (reply && record.request.client() == mount)
-      parts_.peer.execute(record.request, as_bytes(record.data), std::move(reply));
+      parts_.peer.execute_again(record.request, as_bytes(record.data), std::move(reply));
   }
 }
 

@@ -420,7 +420,7 @@ void HandoffSource::hand_over() {
     const auto client = clients.find(record.request.client());
     if (client != clients.end() ? client->second == parts_.self
                                 : record.request.attach().site() == parts_.self)
-      parts_.peer.execute(record.request, as_bytes(record.data), std::move(record.reply));
+      parts_.peer.execute_again(record.request, as_bytes(record.data), std::move(record.reply));
   }
   parts_.log.stop();
 }

@@ -182,7 +182,7 @@ void drop_live_state(const SiteParts& parts) {
     *lock->mutable_range() = waiter.lock.range;
     lock->set_wait(true);
     lock->set_flock(waiter.lock.flock);
-    parts.peer.execute(request, {}, std::move(waiter.reply));
+    parts.peer.execute_again(request, {}, std::move(waiter.reply));
   }
 }
 

@@ -50,6 +50,16 @@ bool may_fail(const pb::Request& request) {
   }
 }
 
+// A lock that was asked for before a change, and both are asked again: it may be answered before the change
+// tells that pages of it are old, and what others have done under the lock would not be seen yet.
+Reply telling_of_changes(Reply granted) {
+  return [granted = std::move(granted)](const pb::Outcome& outcome, Bytes data) {
+    pb::Outcome told = outcome;
+    told.set_changes_met(true);
+    granted(told, data);
+  };
+}
+
 // The envelope of a request, without copying the request into it.
 zmq::message_t serialize_ask(const pb::Request& request) {
   pb::Envelope envelope;
@@ -79,6 +89,7 @@ struct Peer::Impl {
     Reactor::Clock::time_point deadline{};
     std::uint64_t asked = 0;        // bits of the sites that it was sent to, see bit_of
     bool waits_for_others = false;  // a lock that somebody has; to be let in beside the only mount
+    bool locks = false;             // and was not asked again yet
     bool sent = false;              // to the present owner, on a connection that has not broken since
     bool lazy = false;              // not sent yet: it travels with the next request
     bool unwanted = false;          // a lock that is given up: not to be granted when it is asked again
@@ -98,6 +109,7 @@ struct Peer::Impl {
   void cancelled(const RequestKey& key);
   bool closes_unsent(const pb::Request& request);
   void send_lazy();
+  static void asked_again(Pending& pending);
   void send_again();
   void send_unsent_soon();
   void send_unsent();
@@ -178,6 +190,7 @@ void Peer::Impl::execute(const pb::Request& request, Bytes data, Reply reply) {
   added.data = copy_to_parts(data);
   added.reply = std::move(reply);
   added.waits_for_others = request.setlock().wait() || request.has_attach();
+  added.locks = request.has_setlock();
   added.cancels = request.cancel().seq();
   added.opens = request.has_open()     ? request.open().handle()
                 : request.has_create() ? request.create().handle()
@@ -268,6 +281,7 @@ void Peer::Impl::send_lazy() {
 
 void Peer::Impl::send(Pending& which) {
   if (which.unwanted && which.asked != 0) cancelled(which.key);
+  if (which.asked != 0) asked_again(which);
   zmq::message_t head = with(which.head, round_bytes);
   std::vector<zmq::message_t> parts;
   for (auto& part : which.data) parts.emplace_back().copy(part);
@@ -275,6 +289,10 @@ void Peer::Impl::send(Pending& which) {
   which.sent = true;
   which.lazy = false;
   transport.send(owner, Lane::requests, std::move(head), std::move(parts));
+}
+
+void Peer::Impl::asked_again(Pending& which) {
+  if (std::exchange(which.locks, false)) which.reply = telling_of_changes(std::move(which.reply));
 }
 
 void Peer::Impl::send_again() {
@@ -439,6 +457,7 @@ void Peer::Impl::resubmit_to(Executor& local) {
       throw std::logic_error("a kept request cannot be read");
     pb::Request& request = *envelope.mutable_ask()->mutable_request();
     if (one.unwanted && one.asked != 0) request.set_given_up(true);
+    if (one.asked != 0) asked_again(one);
     local.execute(request, join_parts(one.data, joined), std::move(one.reply));
   }
 }
@@ -543,6 +562,11 @@ Peer::~Peer() = default;
 
 void Peer::execute(const pb::Request& request, Bytes data, Reply reply) {
   impl_->execute(request, data, std::move(reply));
+}
+
+void Peer::execute_again(const pb::Request& request, Bytes data, Reply reply) {
+  impl_->execute(request, data,
+                 request.has_setlock() ? telling_of_changes(std::move(reply)) : std::move(reply));
 }
 
 void Peer::cancelled(std::uint64_t client, std::uint64_t seq) { impl_->cancelled({client, seq}); }

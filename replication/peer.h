@@ -6,6 +6,8 @@
 //  has moved.
 //  - What was not sent yet is not sent for a caller that was killed (Cancel); what is sent again for one says
 //  so (Request.given_up): done later, it would overtake what others have written since.
+//  - A lock that was asked for again says that changes were met (Outcome.changes_met): the owner cannot know
+//  in which order its client learns of what was lost.
 //  - A reply is given exactly once; a late second answer is dropped, and so is one of a site that was not
 //  asked.
 //  - An owner that does not know a client (it lost its memory in a crash) says «moved» to itself: the client
@@ -38,6 +40,8 @@ class Peer final : public Executor {
   ~Peer() override;
 
   void execute(const pb::Request& request, Bytes data, Reply reply) override;
+  // What this site, which was the owner, has begun, and left to the new one.
+  void execute_again(const pb::Request& request, Bytes data, Reply reply);
 
   // The new owner performs the Cancel of this lock, which is asked there, too, before it serves.
   void cancelled(std::uint64_t client, std::uint64_t seq);

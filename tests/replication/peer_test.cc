@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <iostream>
+#include <map>
 
 #include "replication/request_server.h"
 #include "requests.h"
@@ -39,10 +40,9 @@ class PeerTest : public ::testing::Test {
   void start(Peer::Options options = {}, bool wait = true) {
     peer = std::make_unique<Peer>(options, me.transport, reactor);
     for (auto kind : {pb::Envelope::kAnswer, pb::Envelope::kMoved})
-      me.transport.subscribe(
-          kind, [this](const SiteName& from, Message message) {
-            if (!deaf) peer->answer(from, std::move(message));
-          });
+      me.transport.subscribe(kind, [this](const SiteName& from, Message message) {
+        if (!deaf) peer->answer(from, std::move(message));
+      });
     me.on_connected = [this](const SiteName& site, Gap gap) {
       if (gap != Gap::none) peer->connected(site, gap == Gap::broken);
     };
@@ -206,6 +206,48 @@ TEST_F(PeerTest, ALockThatIsGivenUpIsNotAskedForWhenThisSiteBecomesTheOwner) {
   send(cancel);
   peer->resubmit_to(local);
   EXPECT_EQ(local.given_up, (std::vector<bool>{false, true}));
+}
+
+// The answer of a change that was asked for later may be what was lost: the lock is answered first then, and
+// the pages that the change made old are not dropped yet.
+TEST_F(PeerTest, ALockThatIsAskedAgainTellsOfChanges) {
+  const auto lock = [](std::uint64_t seq) {
+    auto request = request_of(kClient, seq);
+    request.mutable_setlock()->set_wait(true);
+    return request;
+  };
+  std::map<std::uint64_t, bool> met;
+  const auto granted = [&met](std::uint64_t seq) {
+    return [&met, seq](const pb::Outcome& outcome, Bytes) { met[seq] = outcome.changes_met(); };
+  };
+  start();
+  peer->execute(lock(10), {}, granted(10));
+  ASSERT_TRUE(run_until(reactor, [&] { return met.contains(10); }));
+  EXPECT_FALSE(met[10]);
+
+  one->lose = true;
+  peer->execute(lock(20), {}, granted(20));
+  peer->execute(write_request(kClient, 21, 0), {}, [](const pb::Outcome&, Bytes) {});
+  ASSERT_TRUE(run_until(reactor, [&] { return one->asked == 4; }));
+  one->lose = false;
+  peer->connected("one", true);
+  peer->execute(lock(22), {}, granted(22));
+  ASSERT_TRUE(run_until(reactor, [&] { return peer->unanswered() == 0; }));
+  EXPECT_TRUE(met[20]);
+  EXPECT_FALSE(met[22]);
+
+  one->store.hold = true;
+  peer->execute(lock(30), {}, granted(30));
+  FakeStore local;
+  peer->resubmit_to(local);
+  EXPECT_TRUE(met[30]);
+
+  two->requests.restore(one->requests.windows());
+  two->requests.serve();
+  peer->set_owner("two", 2);
+  peer->execute_again(lock(40), {}, granted(40));
+  ASSERT_TRUE(run_until(reactor, [&] { return met.contains(40); }));
+  EXPECT_TRUE(met[40]);
 }
 
 TEST_F(PeerTest, WhatIsClosedBeforeItsOpenWasSentIsNotSent) {
