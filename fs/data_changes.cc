@@ -317,8 +317,9 @@ void DataChanges::tell(ClientId client, const std::set<InodeId>& ids) {
 }
 
 void DataChanges::remind(ClientId client) {
-  if (const auto lapsed = lapsed_.find(client); lapsed != lapsed_.end())
-    tell(client, std::set(lapsed->second));
+  if (lapsed_.empty() && ordered_.empty()) return;
+  const auto all = missed();
+  if (const auto of_client = all.find(client); of_client != all.end()) tell(client, of_client->second);
 }
 
 void DataChanges::tell_lapsed(ClientId client) {

@@ -175,7 +175,7 @@ FuseServer::Begun FuseServer::begin(fuse_req_t caller, pb::Request::OpCase op, I
   pending.seq = session_.extras().unique;
   pending.arrived = Reactor::Clock::now();
   pending.id = id;
-  pending.changes = op_class(op) == OpClass::mutation && op != pb::Request::kSync;
+  pending.changes = changes_files(op);
   pending.leaves_attributes = changes_names(op) || op == pb::Request::kSetxattr ||
                               op == pb::Request::kRemovexattr || op == pb::Request::kFallocate;
   link(pending);

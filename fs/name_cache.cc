@@ -50,7 +50,7 @@ void NameCache::execute(const pb::Request& request, Bytes data, Reply reply) {
     ask_listing(request, std::move(reply));
   } else if (changes_names(op)) {
     ask(request, data, std::move(reply));
-  } else if (op_class(op) == OpClass::mutation && op != pb::Request::kSync) {
+  } else if (changes_files(op)) {
     change(request, data, std::move(reply));
   } else {
     next_.execute(request, data, std::move(reply));

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <sys/xattr.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -45,8 +46,10 @@ struct Named {
   bool empty() const { return names.empty() && sized == 0 && xattr.first == 0; }
 };
 
-bool appends_synced(const pb::Request& request) {
-  return request.has_write() && request.write().append() && request.write().sync();
+bool writes_synced(const pb::Request& request) { return request.has_write() && request.write().sync(); }
+
+bool has_effect(const pb::Request& request) {
+  return changes_files(request.op_case()) || changes_data_of(request) != 0;
 }
 
 Named named_by(const pb::Request& request) {
@@ -180,9 +183,10 @@ Once::~Once() { ::munmap(map_, kSlots * kSlotSize); }
 Once::Slot& Once::at(std::size_t index) { return static_cast<Slot*>(map_)[index]; }
 
 void Once::execute(const pb::Request& request, Bytes data, Reply reply) {
-  if (request.client() == exempt_ || request.client() == 0)
+  if (request.client() == exempt_ || request.client() == 0 || !has_effect(request))
     return store_.execute(request, data, std::move(reply));
-  if (named_by(request).empty()) return store_.execute(request, data, std::move(reply));
+  std::uint64_t& below = answered_below_[request.client()];
+  below = std::max(below, request.answered_below());
   const auto known = slots_.find({request.client(), request.seq()});
   if (known != slots_.end() && answer_again(at(known->second), request, reply)) return;
   perform(request, data, std::move(reply));
@@ -224,33 +228,36 @@ void Once::intend(Slot& slot, const pb::Request& request) {
 
 void Once::perform(const pb::Request& request, Bytes data, Reply reply) {
   const Key key{request.client(), request.seq()};
-  const std::size_t index = slot_for(key);
-  performing_.set(index);
-  intend(at(index), request);
-  fault_point("once.intent");
-  const auto done = [this, key](const pb::Request& performed, const pb::Outcome& outcome, Bytes bytes,
-                                const Reply& to) {
-    fault_point("once.effect");
-    if (const auto slot = slots_.find(key); slot != slots_.end()) {
-      performing_.reset(slot->second);
-      put(at(slot->second), Slot::kOutcome, {}, outcome);
-    }
-    fault_point("once.outcome");
-    answer(performed, outcome, bytes, to);
-  };
-  if (!appends_synced(request)) [[likely]]
+  if (!named_by(request).empty()) {
+    const std::size_t index = slot_for(key);
+    performing_.set(index);
+    intend(at(index), request);
+    fault_point("once.intent");
+  }
+  if (!writes_synced(request)) [[likely]]
     return store_.execute(request, data,
-                          [done, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
-                            done({}, outcome, bytes, reply);
+                          [this, key, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
+                            note(key, outcome);
+                            reply(outcome, bytes);
                           });
-  // Of two appends that are being synced at the same time, the size would tell of neither whether it was
-  // performed. So the outcome is noted before anything is waited for.
-  pb::Request append = request;
-  append.mutable_write()->set_sync(false);
-  store_.execute(append, data,
-                 [done, request, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
-                   done(request, outcome, bytes, reply);
+  // The outcome is noted before the disk is waited for: others write meanwhile. (And of two appends that are
+  // being synced at the same time, the size would tell of neither whether it was performed.)
+  pb::Request write = request;
+  write.mutable_write()->set_sync(false);
+  store_.execute(write, data,
+                 [this, key, request, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
+                   note(key, outcome);
+                   answer(request, outcome, bytes, reply);
                  });
+}
+
+void Once::note(const Key& key, const pb::Outcome& outcome) {
+  fault_point("once.effect");
+  const auto slot = slots_.find(key);
+  const std::size_t index = slot != slots_.end() ? slot->second : slot_for(key);
+  performing_.reset(index);
+  put(at(index), Slot::kOutcome, {}, outcome);
+  fault_point("once.outcome");
 }
 
 void Once::put_aside(const pb::Request& request, bool aside) {
@@ -263,7 +270,7 @@ void Once::put_aside(const pb::Request& request, bool aside) {
 }
 
 void Once::answer(const pb::Request& request, const pb::Outcome& outcome, Bytes data, const Reply& reply) {
-  if (!appends_synced(request) || outcome.error() != 0) return reply(outcome, data);
+  if (!writes_synced(request) || outcome.error() != 0) return reply(outcome, data);
   pb::Request sync;
   sync.mutable_sync()->set_id(request.write().id());
   sync.mutable_sync()->set_data_only(true);
@@ -291,14 +298,20 @@ void Once::adopt(const Known& known) {
   put(at(slot_for(key)), Slot::kOutcome, {}, known.outcome);
 }
 
-// The oldest one; if possible, of a request that is not under way. What was known of this request is over.
+// Of one that is not asked again, or else the oldest; if possible, of a request that is not under way. What
+// was known of this request is over.
 std::size_t Once::slot_for(const Key& key) {
   if (const auto before = slots_.find(key); before != slots_.end()) {
     at(before->second).state = Slot::kFree;
     slots_.erase(before);
   }
-  for (std::size_t tried = 0; tried < kSlots && performing_[next_]; ++tried) next_ = (next_ + 1) % kSlots;
-  const std::size_t index = std::exchange(next_, (next_ + 1) % kSlots);
+  std::size_t index = next_;
+  for (std::size_t tried = 0; tried < kKeptBack && is_needed(index); ++tried) index = (index + 1) % kSlots;
+  if (is_needed(index)) {
+    index = next_;
+    for (std::size_t tried = 0; tried < kSlots && performing_[index]; ++tried) index = (index + 1) % kSlots;
+  }
+  next_ = (index + 1) % kSlots;
   Slot& slot = at(index);
   if (const auto old = slots_.find({slot.client, slot.seq}); old != slots_.end() && old->second == index)
     slots_.erase(old);
@@ -308,6 +321,15 @@ std::size_t Once::slot_for(const Key& key) {
   slot.number = ++last_number_;
   slots_[key] = index;
   return index;
+}
+
+// Also of a client that has not been heard in this process: it may have been cut off since before.
+bool Once::is_needed(std::size_t index) {
+  if (performing_[index]) return true;
+  const Slot& slot = at(index);
+  if (slot.state == Slot::kFree) return false;
+  const auto below = answered_below_.find(slot.client);
+  return below == answered_below_.end() || slot.seq >= below->second;
 }
 
 void Once::put(Slot& slot, std::uint32_t state, const pb::Request& asked, const pb::Outcome& outcome) {

@@ -1,4 +1,4 @@
-// Performs what is not idempotent at most once, across kill -9 of this process.
+// Performs what other sites ask at most once, across the end of this process.
 //
 // A crash can fall between an effect and its reply, and the request then comes again under the same (client,
 // seq): from another site's Peer, from the records of a handoff, from a kernel that resends. Repeating a
@@ -8,11 +8,16 @@
 //
 // in slots of a file mapped MAP_SHARED, which survives the process. Asked again: a slot with an outcome
 // answers. What an earlier process left with an intent only is decided by comparing the tree with the intent,
-// before anybody changes what would tell. All other requests are idempotent and pass. After a power cut the
-// file may be stale: then an operation that was not fsynced may be lost, as on any local disk.
+// before anybody changes what would tell.
+//
+// All other changes are idempotent, but not for ever: a site that was cut off before it was answered asks
+// again much later, and would undo what others have written since. Of them the outcome is noted, too, without
+// an intent: between effect and outcome nobody else comes. After a power cut the file may be stale: then an
+// operation that was not fsynced may be lost, as on any local disk.
 //
 // File: kSlots slots of kSlotSize bytes, used in a ring that the next process goes on with; see Slot in
-// once.cc. What is known of the newest requests is kept the longest. Threads: reactor thread only.
+// once.cc. What a client has said to have the answer to goes first (Request.answered_below), then the oldest.
+// Threads: reactor thread only.
 #pragma once
 
 #include <bitset>
@@ -59,6 +64,8 @@ class Once final : public Executor {
 
   static constexpr std::size_t kSlots = 4096;
   static constexpr std::size_t kSlotSize = 1024;  // two names and their attributes fit
+  // More than a mount that is cut off leaves unanswered, one behind the other.
+  static constexpr std::size_t kKeptBack = 1024;
 
  private:
   struct Slot;
@@ -73,8 +80,10 @@ class Once final : public Executor {
   // True if the request was answered from its slot.
   bool answer_again(const Slot& slot, const pb::Request& request, const Reply& reply);
   void perform(const pb::Request& request, Bytes data, Reply reply);
+  void note(const Key& key, const pb::Outcome& outcome);
   void answer(const pb::Request& request, const pb::Outcome& outcome, Bytes data, const Reply& reply);
   std::size_t slot_for(const Key& key);
+  bool is_needed(std::size_t index);
   void intend(Slot& slot, const pb::Request& request);
   static void put(Slot& slot, std::uint32_t state, const pb::Request& asked, const pb::Outcome& outcome);
   static bool get(const Slot& slot, pb::Request& asked, pb::Outcome& outcome);
@@ -86,9 +95,10 @@ class Once final : public Executor {
   // reactor thread
   std::uint64_t exempt_ = 0;
   std::size_t next_ = 0;
-  std::uint64_t last_number_ = 0;                        // of a slot
-  std::unordered_map<Key, std::size_t, KeyHash> slots_;  // those in use
-  std::bitset<kSlots> performing_;                       // those of requests under way
+  std::uint64_t last_number_ = 0;                                    // of a slot
+  std::unordered_map<Key, std::size_t, KeyHash> slots_;              // those in use
+  std::bitset<kSlots> performing_;                                   // those of requests under way
+  std::unordered_map<std::uint64_t, std::uint64_t> answered_below_;  // by client, as far as heard
 };
 
 }  // namespace sharefs

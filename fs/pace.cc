@@ -12,8 +12,7 @@ constexpr auto kShortestDelay = std::chrono::milliseconds(1);
 
 // Recalls wait for writebacks, and a sync changes nothing.
 bool is_slowed(const pb::Request& request) {
-  return op_class(request.op_case()) == OpClass::mutation && !request.has_sync() &&
-         !request.write().writeback();
+  return changes_files(request.op_case()) && !request.write().writeback();
 }
 
 }  // namespace

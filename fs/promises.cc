@@ -85,8 +85,7 @@ std::function<void(const std::function<void()>& attempt)> Promises::put_aside() 
 void Promises::execute(const pb::Request& request, Bytes data, Reply reply) {
   const auto op = request.op_case();
   if (asked_of(request) != 0) return query(request, data, std::move(reply));
-  if (op_class(op) != OpClass::mutation || op == pb::Request::kSync)
-    return store_.execute(request, data, std::move(reply));
+  if (!changes_files(op)) return store_.execute(request, data, std::move(reply));
 
   // The store reports what it changes before it returns, also what it does later on a worker. Somebody may be
   // told meanwhile, also where nobody had been told of anything.
@@ -163,7 +162,8 @@ void Promises::performed(ClientId client, const Ids& changed, const pb::Outcome&
                          const Reply& reply) {
   // Whoever made a change that failed does not know how much of it was made.
   recall_holders(changed, outcome.error() == 0 ? client : 0);
-  const bool promise = outcome.error() == 0 && settled(client);
+  // Nothing was changed by what was asked again: what its outcome says is of then (Once).
+  const bool promise = outcome.error() == 0 && !changed.empty() && settled(client);
   if (recalling_.empty() && !promise) return reply(outcome, data);
 
   const auto waiting = std::make_shared<Waiting>();

@@ -187,10 +187,6 @@ void Store::Impl::note_extent(InodeId id, std::uint64_t offset, std::uint64_t le
 
 namespace {
 
-bool changes_files(const pb::Request& request) {
-  return op_class(request.op_case()) == OpClass::mutation && !request.has_sync();
-}
-
 // A local disk needs no space for that. A place in the private area is ours, whoever's request it is.
 bool removes_name(const pb::Request& request) {
   return request.has_unlink() || request.has_rmdir() || request.has_rename();
@@ -203,7 +199,7 @@ int Store::Impl::later(StoreCall& call, std::vector<DescriptorCache::Ref> pinned
   job->reply = std::move(call.reply);
   for (const auto& ref : pinned) descriptors.pin(ref);
   working->fetch_add(1);
-  const bool changes = changes_files(call.request);
+  const bool changes = changes_files(call.request.op_case());
   const auto since = changes ? std::optional(ongoing->enlist()) : std::nullopt;
   const auto caller =
       changes ? std::optional(std::pair(call.request.uid(), call.request.gid())) : std::nullopt;
@@ -346,10 +342,10 @@ int Store::Impl::perform(StoreCall& call) {
     Ongoing(const Ongoing&) = delete;
     Ongoing& operator=(const Ongoing&) = delete;
   };
-  const Ongoing mark(changes_files(call.request) ? ongoing.get() : nullptr);
+  const Ongoing mark(changes_files(call.request.op_case()) ? ongoing.get() : nullptr);
   try {
     if (changes_names(call.request.op_case())) inodes.make_room();
-    if (changes_files(call.request)) become_caller(call.request.uid(), call.request.gid());
+    if (changes_files(call.request.op_case())) become_caller(call.request.uid(), call.request.gid());
     const int error = dispatch(call);
     if (!is_full(error) || !removes_name(call.request)) return error;
     become_self();

@@ -35,6 +35,11 @@ constexpr OpClass op_class(pb::Request::OpCase op) {
   return op < 40 ? OpClass::query : op < 64 ? OpClass::live : OpClass::mutation;
 }
 
+// A mutation that does more than wait for the disk.
+constexpr bool changes_files(pb::Request::OpCase op) {
+  return op_class(op) == OpClass::mutation && op != pb::Request::kSync;
+}
+
 // Makes, moves or removes names.
 bool changes_names(pb::Request::OpCase op);
 

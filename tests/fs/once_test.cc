@@ -235,6 +235,67 @@ TEST_P(OnceTest, the_newest_outcomes_are_the_last_to_give_way_also_after_a_resta
   expect_all_performed_once();
 }
 
+// A site that was cut off before it heard the outcome asks again when others have gone on.
+TEST_P(OnceTest, what_others_have_done_since_is_not_undone) {
+  const InodeId file = create(kRootInode, "file").id();
+  std::vector<std::pair<pb::Request, std::string>> late;
+  const auto add = [&](const std::string& data = "") -> pb::Request& {
+    late.emplace_back(asked(late.size() + 1), data);
+    return late.back().first;
+  };
+  auto* write = add("ours").mutable_write();
+  write->set_id(file);
+  write->set_size(4);
+  write = add("ours").mutable_write();
+  write->set_id(file);
+  write->set_size(4);
+  write->set_sync(true);
+  auto* truncation = add().mutable_setattr();
+  truncation->set_id(file);
+  truncation->set_size(0);
+  auto* mode = add().mutable_setattr();
+  mode->set_id(file);
+  mode->set_mode(0600);
+  auto* open = add().mutable_open();
+  open->set_id(file);
+  open->set_handle(1);
+  open->set_flags(O_WRONLY | O_TRUNC);
+  auto* xattr = add("ours").mutable_setxattr();
+  xattr->set_id(file);
+  xattr->set_name("user.whose");
+  for (const auto& [one, data] : late) EXPECT_EQ(through(once(), one, data).error(), 0) << one.op_case();
+
+  std::ofstream(path("file")) << "their";
+  ASSERT_EQ(::chmod(path("file").c_str(), 0640), 0);
+  ASSERT_EQ(::setxattr(path("file").c_str(), "user.whose", "their", 5, 0), 0);
+  next_process();
+  for (const auto& [one, data] : late) EXPECT_EQ(through(once(), one, data).error(), 0) << one.op_case();
+  std::string content;
+  std::getline(std::ifstream(path("file")), content);
+  EXPECT_EQ(content, "their");
+  struct stat found {};
+  ASSERT_EQ(::stat(path("file").c_str(), &found), 0);
+  EXPECT_EQ(found.st_mode & 07777, 0640u);
+  char whose[8] = {};
+  EXPECT_EQ(::getxattr(path("file").c_str(), "user.whose", whose, sizeof whose), 5);
+  EXPECT_STREQ(whose, "their");
+}
+
+TEST_P(OnceTest, what_a_site_has_not_heard_of_stays_however_much_others_ask) {
+  const auto all = requests();
+  for (const auto& [name, one] : all) leave_unanswered(one.first, one.second);
+  const InodeId log = create(kRootInode, "log").id();
+  for (std::uint64_t seq = 1; seq <= 2 * Once::kSlots; ++seq) {
+    auto other = append(seq, log, 1, false);
+    other.set_client(kClient + 1);
+    other.set_answered_below(seq);
+    EXPECT_EQ(through(once(), other, "x").error(), 0);
+  }
+  next_process();
+  for (const auto& [name, one] : all) EXPECT_EQ(through(once(), one.first, one.second).error(), 0) << name;
+  expect_all_performed_once();
+}
+
 TEST_P(OnceTest, an_intent_is_over_when_its_request_is_performed_after_all) {
   const InodeId id = create(kRootInode, "log").id();
   const auto before = append(1, id, 1, false), ours = append(2, id, 4, false),

@@ -1055,6 +1055,30 @@ def what_an_owner_left_in_doubt_is_decided_before_others_ask():
         other.close()
 
 
+def what_others_wrote_since_an_owner_performed_it_stays():
+    """The answer was lost on its way, and the site is away while others go on and the owner's process is replaced."""
+    cluster = Cluster(3, content=lambda store: content.write(f'{store}/log', b'12345'))
+    alpha, beta, gamma = cluster
+    asker, other = Actor(gamma.mountpoint), Actor(beta.mountpoint)
+    for actor in asker, other:
+        assert actor.do('open', 1, 'log', os.O_RDWR) == ('ok', None)
+    ours = (('pwrite', (1, b'ours!', 0), b'ours!', ('ok', 5)), ('ftruncate', (1, 2), b'12', ('ok', None)))
+    for end in alpha.stop, alpha.kill:
+        for operation, arguments, made, answer in ours:
+            # Nothing more has to be asked before the change itself.
+            assert asker.do('pwrite', 1, b'12345', 0) == ('ok', 5)
+            cluster.network.cut('gamma', one_way=True)
+            asker.send(operation, *arguments)
+            sandbox.eventually(lambda: open(f'{alpha.store}/log', 'rb').read() == made, 'it is performed')
+            cluster.network.cut('gamma')
+            assert other.do('pwrite', 1, b'their', 0, timeout=20) == ('ok', 5)
+            end()
+            alpha.start()
+            cluster.network.heal('gamma')
+            assert asker.receive() == answer
+            assert other.do('content', 'log') == asker.do('content', 'log') == ('ok', b'their'), operation
+
+
 def what_a_killed_caller_asked_is_not_taken_for_the_newest_word():
     """Its own kernel goes on, and what is asked then may be answered before it."""
     cluster = Cluster(3, content=lambda store: [content.write(f'{store}/{name}', b'old') for name in 'az'])
@@ -1117,5 +1141,6 @@ if __name__ == '__main__':
         what_an_owner_performed_and_did_not_answer_is_known_to_the_next,
         what_was_performed_before_a_handoff_is_known_to_another_process_of_the_new_owner,
         what_an_owner_left_in_doubt_is_decided_before_others_ask,
+        what_others_wrote_since_an_owner_performed_it_stays,
         what_a_killed_caller_asked_is_not_taken_for_the_newest_word,
         a_write_that_waits_for_space_is_seen_by_who_opened_meanwhile)}))
