@@ -30,6 +30,11 @@ GivenRecords::GivenRecords(const SiteParts& parts, HandoffRecord committed, std:
 GivenRecords::~GivenRecords() { parts_.reactor.cancel(retry_timer_); }
 
 void GivenRecords::send() {
+  if (std::exchange(sent_, true)) {
+    for (const Number number : outstanding_)
+      if (Gate::Record& record = records_.at(number); record.reply && record.request.has_setlock())
+        record.reply = telling_of_changes(std::move(record.reply));
+  }
   send_commit();
   for (const auto& [number, record] : records_) {
     pb::Envelope envelope;

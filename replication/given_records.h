@@ -48,6 +48,7 @@ class GivenRecords {
   // reactor thread
   std::map<Number, Gate::Record> records_;
   std::set<Number> outstanding_;  // those without an outcome
+  bool sent_ = false;
   Reactor::TimerId retry_timer_ = 0;
 };
 

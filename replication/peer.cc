@@ -50,16 +50,6 @@ bool may_fail(const pb::Request& request) {
   }
 }
 
-// A lock that was asked for before a change, and both are asked again: it may be answered before the change
-// tells that pages of it are old, and what others have done under the lock would not be seen yet.
-Reply telling_of_changes(Reply granted) {
-  return [granted = std::move(granted)](const pb::Outcome& outcome, Bytes data) {
-    pb::Outcome told = outcome;
-    told.set_changes_met(true);
-    granted(told, data);
-  };
-}
-
 // The envelope of a request, without copying the request into it.
 zmq::message_t serialize_ask(const pb::Request& request) {
   pb::Envelope envelope;
@@ -450,15 +440,17 @@ void Peer::Impl::resubmit_to(Executor& local) {
   owner_bit = 0;
   reattached.clear();
   to_attach.clear();
-  numbers.clear();
-  for (auto& [number, one] : std::exchange(pending, {})) {
-    pb::Envelope envelope;
-    if (!envelope.ParseFromArray(one.head.data(), static_cast<int>(one.head.size())))
-      throw std::logic_error("a kept request cannot be read");
-    pb::Request& request = *envelope.mutable_ask()->mutable_request();
-    if (one.unwanted && one.asked != 0) request.set_given_up(true);
-    if (one.asked != 0) asked_again(one);
-    local.execute(request, join_parts(one.data, joined), std::move(one.reply));
+  while (!pending.empty()) {  // an answer may make one more, see close_late()
+    numbers.clear();
+    for (auto& [number, one] : std::exchange(pending, {})) {
+      pb::Envelope envelope;
+      if (!envelope.ParseFromArray(one.head.data(), static_cast<int>(one.head.size())))
+        throw std::logic_error("a kept request cannot be read");
+      pb::Request& request = *envelope.mutable_ask()->mutable_request();
+      if (one.unwanted && one.asked != 0) request.set_given_up(true);
+      if (one.asked != 0) asked_again(one);
+      local.execute(request, join_parts(one.data, joined), std::move(one.reply));
+    }
   }
 }
 
@@ -555,6 +547,14 @@ void Peer::Impl::close_late(const pb::Request& opened, const pb::Outcome& outcom
 }
 
 // ---- the public face
+
+Reply telling_of_changes(Reply granted) {
+  return [granted = std::move(granted)](const pb::Outcome& outcome, Bytes data) {
+    pb::Outcome told = outcome;
+    told.set_changes_met(true);
+    granted(told, data);
+  };
+}
 
 Peer::Peer(Options options, Transport& transport, Reactor& reactor)
     : impl_(std::make_unique<Impl>(options, transport, reactor)) {}

@@ -491,6 +491,18 @@ TEST_F(PeerTest, WhatIsOpenedTooLateIsClosedThoughTheAnswerWasLost) {
   EXPECT_EQ(one->store.performed(), 4u) << "what attaches, opens, came later, and closes";
 }
 
+TEST_F(PeerTest, WhatIsOpenedTooLateIsClosedWhereThisSiteTakesOver) {
+  start({.timeout = 100ms});
+  one->store.hold = true;
+  auto open = request_of(kClient, 10);
+  open.mutable_open()->set_handle(7);
+  EXPECT_EQ(ask(open), ETIMEDOUT);
+  FakeStore local;
+  peer->resubmit_to(local);
+  EXPECT_EQ(local.performed(), 2u) << "what opens, and what closes";
+  EXPECT_EQ(peer->unanswered(), 0u);
+}
+
 TEST_F(PeerTest, WhatIsOpenedTooLateIsNotAskedForAgain) {
   start({.timeout = 100ms});
   one->lose = true;
