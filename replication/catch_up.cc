@@ -57,7 +57,9 @@ CatchUp::Verdict CatchUp::judge(const Round& round, const Rest& rest, const Cost
   return {.writers_rate = fits || catches_up ? 0 : slower()};
 }
 
+// A round that shipped nothing tells of no speed.
 double CatchUp::slower() {
+  if (last_.bytes == 0) return writers_rate_;
   const double shipped = static_cast<double>(last_.bytes) / std::chrono::duration<double>(last_.took).count();
   const double before = writers_rate_ > 0 ? std::min(writers_rate_, shipped) : shipped;
   writers_rate_ = std::max(before * kWritersShare, 1.0);

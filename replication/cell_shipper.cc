@@ -127,12 +127,13 @@ void CellShipper::changed_blocks(InodeId id, const OpenedInode& opened, const pb
   const std::uint64_t size = backing.stx_size;
   const bool dense = has_no_holes(fd, backing);
   block_.resize(kBlockBytes);
-  for (std::uint64_t at = 0; at < size; at += kBlockBytes) {
+  const std::uint64_t compared = std::min(size, static_cast<std::uint64_t>(need.blocks_size()) * kBlockBytes);
+  for (std::uint64_t at = 0; at < compared; at += kBlockBytes) {
     sender_.check();
     sender_.checkpoint();
     const std::uint64_t end = std::min(at + kBlockBytes, size);
     const auto index = static_cast<int>(at / kBlockBytes);
-    const bool held = index < need.blocks_size() && std::min(at + kBlockBytes, need.size()) == end;
+    const bool held = std::min(at + kBlockBytes, need.size()) == end;
     bool same = false;
     if (held && next_data(fd, dense, at, end).begin < end) {
       std::uint64_t filled = 0;
@@ -154,6 +155,7 @@ void CellShipper::changed_blocks(InodeId id, const OpenedInode& opened, const pb
       from = next.end;
     }
   }
+  if (compared < size) data(id, fd, dense, compared, size, Holes::send);
   if (need.size() > size) nothing_behind(id, size);
   state(id, opened, as_of);
   sender_.checkpoint();

@@ -225,10 +225,10 @@ void CellsApply::write(const OpenedInode& opened, Pieces pieces, Bytes data) {
 void CellsApply::apply_state(const OpenedInode& opened, const pb::InodeState& state) {
   const pb::Attr& attr = state.attr();
   const int fd = opened.fd.get();
-  const Backing before = stat_inode(fd);
-  if (is_regular(before) && before.stx_size != attr.size() &&
-      ftruncate(fd, static_cast<off_t>(attr.size())) != 0) {
-    throw_errno("cannot set a size");
+  Backing before = stat_inode(fd);
+  if (is_regular(before) && before.stx_size != attr.size()) {
+    if (ftruncate(fd, static_cast<off_t>(attr.size())) != 0) throw_errno("cannot set a size");
+    before = stat_inode(fd);  // not root's strips setuid
   }
   const bool new_owner = before.stx_uid != attr.uid() || before.stx_gid != attr.gid();
   if (new_owner) set_owner(opened, attr);

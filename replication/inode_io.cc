@@ -211,25 +211,33 @@ bool write_xattrs(int fd, bool path_only, const Xattrs& wanted) {
   const Xattrs present = read_xattrs(fd, path_only);
   if (present == wanted) return false;
   const XattrAccess access(fd, path_only);
+  const auto is_list = [](std::string_view name) { return name.starts_with("system."); };
+  std::vector<Xattrs::const_iterator> missing;
+  for (auto one = wanted.begin(); one != wanted.end(); ++one) {
+    const auto found = present.find(one->first);
+    if (found == present.end() || found->second != one->second) missing.push_back(one);
+  }
+  // Some file systems keep those of an inode in a few KiB, which need not hold old and new ones at once, nor
+  // a large one behind small ones.
   for (const auto& [name, value] : present) {
-    if (!wanted.contains(name) && access.remove(name.c_str()) != 0 && errno != ENODATA) {
+    const auto found = wanted.find(name);
+    if (found != wanted.end() && (is_list(name) || found->second == value)) continue;
+    if (access.remove(name.c_str()) != 0 && errno != ENODATA)
       throw_errno("cannot remove extended attribute " + name);
-    }
   }
   // An access control list may say that the owner may not write, who then sets no others.
-  for (const bool lists : {false, true}) {
-    for (const auto& [name, value] : wanted) {
-      if (name.starts_with("system.") != lists) continue;
-      const auto found = present.find(name);
-      if (found != present.end() && found->second == value) continue;
-      if (access.set(name.c_str(), value) == 0) continue;
-      // A disk that has room, and a file system that has not: some keep those of an inode in a few KiB.
-      if ((errno == ENOSPC && has_room(fd)) || errno == E2BIG || errno == ERANGE) {
-        throw std::runtime_error("this file system cannot hold the extended attribute " + name + " of " +
-                                 std::to_string(value.size()) + " bytes");
-      }
-      throw_errno("cannot set extended attribute " + name);
+  std::sort(missing.begin(), missing.end(), [&](const auto& a, const auto& b) {
+    return std::pair(is_list(a->first), b->second.size()) < std::pair(is_list(b->first), a->second.size());
+  });
+  for (const auto& one : missing) {
+    const auto& [name, value] = *one;
+    if (access.set(name.c_str(), value) == 0) continue;
+    // A disk that has room, and a file system that has not.
+    if ((errno == ENOSPC && has_room(fd)) || errno == E2BIG || errno == ERANGE) {
+      throw std::runtime_error("this file system cannot hold the extended attribute " + name + " of " +
+                               std::to_string(value.size()) + " bytes");
     }
+    throw_errno("cannot set extended attribute " + name);
   }
   return true;
 }

@@ -62,6 +62,15 @@ TEST_F(CatchUpTest, WritersAreSlowedMoreAndMoreWhereRoundsDoNotGetShorter) {
   EXPECT_NE(verdict.why.find("faster than beta can follow"), std::string::npos) << verdict.why;
 }
 
+TEST_F(CatchUpTest, ARoundThatShippedNothingTellsNotHowFastToWrite) {
+  const CatchUp::Rest burst{.entries = 10, .bytes = 1000};
+  EXPECT_EQ(after({.took = milliseconds(60)}, burst).next, Next::another_round);
+  EXPECT_DOUBLE_EQ(catch_up_.writers_rate(), 0);
+  after({.entries = 1000, .bytes = 1'000'000, .took = milliseconds(1000)},
+        {.entries = 1000, .bytes = 1'000'000});
+  EXPECT_DOUBLE_EQ(after({.took = milliseconds(60)}, burst).writers_rate, 500'000);
+}
+
 TEST_F(CatchUpTest, AnUnreachablePauseIsToldWithOneThatCanBe) {
   CatchUp::Costs far = kCheap;
   far.round_trip = milliseconds(100);

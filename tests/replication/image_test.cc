@@ -1,5 +1,6 @@
 // What an image and its rounds carry, to a target that holds nothing or an older one.
 
+#include <grp.h>
 #include <linux/fs.h>
 #include <sys/resource.h>
 #include <sys/sysmacros.h>
@@ -608,6 +609,57 @@ TEST(WriteXattrs, AListThatLetsTheOwnerNotWriteComesLast) {
   user.join();
   EXPECT_EQ(error, "");
   EXPECT_EQ(read_xattrs(fd.get(), false).at("user.x"), "value");
+}
+
+// ext4 keeps them in one block, which holds the new ones, but not beside the old ones.
+TEST(WriteXattrs, OldValuesMakeRoomForNewOnes) {
+  const TemporaryDirectory directory;
+  const UniqueFd fd(::open((directory.path() / "f").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  const std::string small(10, 's'), large(3000, 'l');
+  EXPECT_TRUE(write_xattrs(fd.get(), false, {{"user.a", small}, {"user.b", large}, {"user.c", small}}));
+  const Xattrs swapped{{"user.a", large}, {"user.b", small}, {"user.c", small}};
+  EXPECT_TRUE(write_xattrs(fd.get(), false, swapped));
+  EXPECT_EQ(read_xattrs(fd.get(), false), swapped);
+}
+
+// Whoever is not root strips setuid with a new size.
+TEST(OrdinaryUsersImageTest, SetuidStaysWhereTheSizeIsSet) {
+  const auto as_user = [] {
+    if (::geteuid() == 0 && (::setgroups(0, nullptr) != 0 || ::setresgid(1000, 1000, 1000) != 0 ||
+                             ::setresuid(1000, 1000, 1000) != 0))
+      std::exit(2);
+    const TemporaryDirectory directory;
+    RunningReactor reactor;
+    std::unique_ptr<Copy> a, b;
+    reactor.run([&] {
+      a = std::make_unique<Copy>(*reactor, directory.path() / "a", true, false);
+      b = std::make_unique<Copy>(*reactor, directory.path() / "b", false, false);
+    });
+    write_file(a->store_path() / "f", std::string(4096, 'x'));
+    ::chmod((a->store_path() / "f").c_str(), 04755);
+    Attempt attempt(reactor, *a, *b, false);
+    attempt.image();
+    reactor.run([&] {
+      pb::Request look, size, mode;
+      look.mutable_lookup()->set_parent(kRootInode);
+      look.mutable_lookup()->set_name("f");
+      a->store->execute(look, {}, [&](const pb::Outcome& outcome, Bytes) {
+        size.mutable_setattr()->set_id(outcome.attr().id());
+        mode.mutable_setattr()->set_id(outcome.attr().id());
+      });
+      size.mutable_setattr()->set_size(1 << 20);
+      mode.mutable_setattr()->set_mode(04755);
+      for (const auto& request : {size, mode})
+        a->store->execute(request, {}, [](const pb::Outcome&, Bytes) {});
+    });
+    attempt.round(true);
+    attempt.end({});
+    struct stat status {};
+    ::stat((b->tree() / "f").c_str(), &status);
+    std::cerr << std::oct << status.st_mode << " of " << std::dec << status.st_size << " bytes";
+    std::_Exit(0);
+  };
+  EXPECT_EXIT(as_user(), testing::ExitedWithCode(0), "104755 of 1048576 bytes");
 }
 
 // Between the look at a file that says how much there is to read and the reading.
