@@ -1,10 +1,13 @@
 #include <spdlog/fmt/fmt.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <csignal>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <thread>
 
 #include "cli/commands.h"
@@ -22,6 +25,7 @@ constexpr auto kAnswer = std::chrono::seconds(30);
 constexpr auto kAlive = std::chrono::seconds(10);
 // How long a daemon may be away (restarted by its operator) before migrate stops watching.
 constexpr auto kDaemonAway = std::chrono::seconds(10);
+constexpr auto kWaitsLong = std::chrono::seconds(5);  // for a site that does not answer
 constexpr int kInterrupted = 130;
 
 struct MigrateArguments {
@@ -65,20 +69,24 @@ void fail_on_error(const nlohmann::json& answer) {
   if (answer.contains("error") && !text_of(answer, "error").empty()) fail(text_of(answer, "error"));
 }
 
-// Ctrl-C while migrate watches: noted, so that the operator can be told that the handoff goes on.
+// Ctrl-C, or what ends it otherwise, while migrate watches: noted, so that whoever waits for it can be told
+// that the handoff goes on.
 class InterruptNote {
  public:
   InterruptNote() {
     struct sigaction action {};
     action.sa_handler = [](int) { interrupted = true; };
-    sigaction(SIGINT, &action, &before_);
+    for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &action, &before_[i]);
   }
-  ~InterruptNote() { sigaction(SIGINT, &before_, nullptr); }
+  ~InterruptNote() {
+    for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &before_[i], nullptr);
+  }
   InterruptNote(const InterruptNote&) = delete;
   InterruptNote& operator=(const InterruptNote&) = delete;
 
  private:
-  struct sigaction before_ {};
+  static constexpr std::array kSignals{SIGINT, SIGTERM, SIGHUP};
+  std::array<struct sigaction, kSignals.size()> before_{};
 };
 
 nlohmann::json handoff_of(const nlohmann::json& status) {
@@ -114,20 +122,45 @@ class HandoffWatch {
       // Each further try is an attempt of its own, at a later epoch. A site that cannot reach the owner shows
       // the last handoff of its own.
       const bool ours = is_ours(handoff);
-      if (ours && !text_of(handoff, "result").empty()) return handoff;
+      // Only the source counts the tries, and says so while it is one.
+      tries_ = ours ? std::max(tries_, count_of(handoff, "attempts")) : tries_;
+      if (ours && !text_of(handoff, "result").empty()) return with_tries(handoff);
       if (ours) seen = handoff;
       if (!ours && count_of(handoff, "epoch") >= epoch_) return end_before(handoff, *status, seen);
-      if (!handoff.empty() && text_of(handoff, "result").empty())
-        display.show(handoff);
-      else if (const auto owner = text_of(*status, "owner");
-               text_of(*status, "role") != "owner" && !is_connected(*status, owner))
-        display.show({{"phase", "waiting"}, {"error", owner + " is not connected"}});
+      if (const auto owner = text_of(*status, "owner"); lacks(*status, owner))
+        handoff = {{"phase", "waiting"}, {"error", owner + " is not connected"}};
+      if (!handoff.empty() && text_of(handoff, "result").empty()) display.show(handoff);
+      if (text_of(handoff, "phase") == "waiting" && waits_long()) {
+        display.clear();
+        std::cerr << fmt::format(
+            "sharefs: the handoff waits, however long that takes; \"sharefs abort {}\" on the owner's site "
+            "ends "
+            "it\n",
+            text_of(*status, "name"));
+      }
+      if (text_of(handoff, "phase") != "waiting") waiting_since_.reset();
       std::this_thread::sleep_for(kPoll);
     }
     return seen;
   }
 
  private:
+  static bool lacks(const nlohmann::json& status, const std::string& owner) {
+    return !owner.empty() && text_of(status, "role") != "owner" && !is_connected(status, owner);
+  }
+
+  // True once, some time after it began to wait.
+  bool waits_long() {
+    const auto now = std::chrono::steady_clock::now();
+    if (!waiting_since_) waiting_since_ = now;
+    return !told_ && now - *waiting_since_ > kWaitsLong && (told_ = true);
+  }
+
+  nlohmann::json with_tries(nlohmann::json handoff) const {
+    handoff["attempts"] = std::max(tries_, count_of(handoff, "attempts"));
+    return handoff;
+  }
+
   bool is_ours(const nlohmann::json& handoff) const {
     return count_of(handoff, "attempt") == attempt_ ||
            (count_of(handoff, "epoch") >= epoch_ && text_of(handoff, "to") == to_);
@@ -138,7 +171,7 @@ class HandoffWatch {
   nlohmann::json end_before(const nlohmann::json& other, const nlohmann::json& status,
                             nlohmann::json seen) const {
     for (const auto& handoff : status.value("history", nlohmann::json::array()))
-      if (is_ours(handoff) && !text_of(handoff, "result").empty()) return handoff;
+      if (is_ours(handoff) && !text_of(handoff, "result").empty()) return with_tries(handoff);
     const bool done = text_of(other, "from") == to_;
     seen["result"] = done ? "done" : "aborted";
     if (!done)
@@ -167,6 +200,9 @@ class HandoffWatch {
   std::optional<ControlClient> daemon_;
   const std::string to_;
   const std::uint64_t attempt_, epoch_;  // of our first try
+  std::uint64_t tries_ = 0;
+  std::optional<std::chrono::steady_clock::time_point> waiting_since_;
+  bool told_ = false;  // that it waits
 };
 
 std::string preflight_text(const nlohmann::json& preflight) {
@@ -335,8 +371,8 @@ int run_verify(const Home& home, const VerifyArguments& arguments) {
     return 0;
   }
   std::cout << text << "\n";
-  fail(
-      fmt::format("the copies differ in {} place{}", differences.size(), differences.size() == 1 ? "" : "s"));
+  fail(fmt::format("the copies differ in {} place{}: the next handoff sends again what differs",
+                   differences.size(), differences.size() == 1 ? "" : "s"));
 }
 
 }  // namespace

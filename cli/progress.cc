@@ -192,10 +192,13 @@ void ProgressDisplay::show(const nlohmann::json& handoff) {
   const std::string phase = text_of(handoff, "phase");
   const auto attempts = count_of(handoff, "attempts");
   if (phase == phase_ && attempts == attempts_ && now - last_ < kPlainInterval) return;
+  const std::string line = plain_line(handoff);
+  if (line == line_) return;  // it waits
   phase_ = phase;
   attempts_ = attempts;
   last_ = now;
-  std::fprintf(stderr, "%s\n", plain_line(handoff).c_str());
+  line_ = line;
+  std::fprintf(stderr, "%s\n", line.c_str());
 }
 
 void ProgressDisplay::clear() {

@@ -29,7 +29,7 @@ std::string handoff_summary(const nlohmann::json& handoff);
 nlohmann::json handoff_result(const nlohmann::json& handoff);
 
 // Shows a running handoff on standard error: one line redrawn on a terminal, otherwise a line at each change
-// of phase and every two seconds.
+// of phase and every two seconds, if it says something new.
 class ProgressDisplay {
  public:
   explicit ProgressDisplay(bool terminal) : terminal_(terminal) {}
@@ -40,7 +40,7 @@ class ProgressDisplay {
  private:
   const bool terminal_;
   bool shown_ = false;
-  std::string phase_;
+  std::string phase_, line_;
   std::uint64_t attempts_ = 0;
   std::chrono::steady_clock::time_point last_{};
 };

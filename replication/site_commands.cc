@@ -240,7 +240,7 @@ void Site::Impl::migrate(const nlohmann::json& request, JsonReply reply) {
   if (least > static_cast<double>(wanted.max_pause.count()))  // the first answers may have come late
     return try_again(
         request, reply,
-        fmt::format("the link to {} needs a pause of at least {:.0f} ms: use --max-pause {:.0f}ms", to, least,
+        fmt::format("the link to {} needs a pause of at least {:.1f} ms: use --max-pause {:.0f}ms", to, least,
                     2 * least));
   const auto size = std::make_shared<TreeSize>();
   const bool only_asked = request.value("dry_run", false);

@@ -481,12 +481,18 @@ def what_another_state_folder_has_received_is_no_earlier_image():
 
 def an_interrupted_migrate_ends_with_its_object():
     cluster, migration = begun_slowly()
-    migration.process.send_signal(signal.SIGINT)
-    summary = migration.finish(check=False)
-    assert summary['exit'] == 130 and summary['result'] == 'running', summary
-    assert summary['to'] == 'beta' and summary['epoch'] == 2, summary
-    assert cluster[0].phase() == 'image', 'the handoff has ended'
-    cluster[0].abort()
+    alpha, beta = cluster
+    for epoch, number in (2, signal.SIGINT), (3, signal.SIGTERM):
+        migration.process.send_signal(number)
+        summary = migration.finish(check=False)
+        assert summary['exit'] == 130 and summary['result'] == 'running', summary
+        assert summary['to'] == 'beta' and summary['epoch'] == epoch, summary
+        assert alpha.phase() == 'image', 'the handoff has ended'
+        alpha.abort()
+        migration = alpha.migrate_in_background(beta, '--rate', '64KiB/s', *PAUSE)
+        sandbox.eventually(lambda: alpha.phase() == 'image', 'it sends again')
+    alpha.abort()
+    migration.finish(check=False)
 
 
 def a_migrate_that_loses_its_daemon_says_that_the_handoff_may_go_on():
@@ -509,10 +515,11 @@ def a_migrate_that_hears_nothing_says_for_whom_it_waits():
     migration = gamma.migrate_in_background(beta, '--rate', '64KiB/s', *PAUSE)
     sandbox.eventually(lambda: alpha.phase() == 'image', 'it sends')
     alpha.kill()
-    time.sleep(5)  # until gamma knows
+    time.sleep(9)  # until gamma knows, and has waited
     alpha.start()
     summary = migration.finish(check=False)
-    assert summary['result'] == 'failed' and 'waiting: alpha is not connected' in summary['stderr'], summary
+    assert summary['result'] == 'failed' and summary['stderr'].count('waiting: alpha is not connected') == 1, summary
+    assert f'"sharefs abort {DATA_SET}" on the owner\'s site ends it' in summary['stderr'], summary
 
 
 def a_migrate_interrupted_before_it_begins_says_what_comes():
