@@ -380,8 +380,7 @@ bool TargetTree::move_to(int directory, const std::string& name, InodeId id, int
     throw_errno("cannot move '" + name + "' out of the private area");
   }
   if (is_directory(backing)) return move_directory(directory, name, fd);
-  link_to(directory, name, fd);
-  return true;
+  return link_to(directory, name, fd);
 }
 
 bool TargetTree::move_directory(int directory, const std::string& name, int fd) {
@@ -395,10 +394,12 @@ bool TargetTree::move_directory(int directory, const std::string& name, int fd) 
   throw_errno("cannot move directory '" + name + "'");
 }
 
-void TargetTree::link_to(int directory, const std::string& name, int fd) const {
-  if (linkat(fd, "", directory, name.c_str(), AT_EMPTY_PATH) == 0) return;
+// False: an inode can have no more names, until one that is to go has gone.
+bool TargetTree::link_to(int directory, const std::string& name, int fd) {
+  if (linkat(fd, "", directory, name.c_str(), AT_EMPTY_PATH) == 0) return true;
   // Without privilege only through /proc, which does not follow what the descriptor is.
-  if (linkat(AT_FDCWD, proc_path(fd).c_str(), directory, name.c_str(), AT_SYMLINK_FOLLOW) == 0) return;
+  if (linkat(AT_FDCWD, proc_path(fd).c_str(), directory, name.c_str(), AT_SYMLINK_FOLLOW) == 0) return true;
+  if (errno == EMLINK) return false;
   throw_errno("cannot link '" + name + "'");
 }
 

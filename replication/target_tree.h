@@ -115,7 +115,7 @@ class TargetTree {
   bool place(InodeId parent, const std::string& name, InodeId id);
   bool move_to(int directory, const std::string& name, InodeId id, int fd, const Backing& backing);
   bool move_directory(int directory, const std::string& name, int fd);
-  void link_to(int directory, const std::string& name, int fd) const;
+  static bool link_to(int directory, const std::string& name, int fd);
   void remove_name(InodeId parent, int directory, const std::string& name, const Backing& backing);
   void park(int directory, const std::string& name, const Backing& backing, std::optional<InodeId> id);
   std::string park_unnamed(int directory, const std::string& name);

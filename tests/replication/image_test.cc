@@ -325,6 +325,28 @@ TEST_P(ImageTest, MovingBackSendsOnlyWhatHasChanged) {
   EXPECT_LT(attempt_->source().counters().image_bytes_sent, 50 * 100'000u);
 }
 
+// Without file handles so many names of one inode take long.
+using ImageWithHandlesTest = ImageTest;
+INSTANTIATE_TEST_SUITE_P(Access, ImageWithHandlesTest, testing::Values(true));
+
+// ext4 gives an inode no more than 65,000.
+TEST_P(ImageWithHandlesTest, AnInodeWithAsManyNamesAsItCanHaveIsMovedBack) {
+  for (const char* directory : {"a", "b", "c"}) std::filesystem::create_directories(a(directory));
+  write_file(a("b/moves"), "x");
+  const long most = ::pathconf(a("b/moves").c_str(), _PC_LINK_MAX);
+  for (int i = 1; i < std::min(most, 65'000L); ++i)
+    ASSERT_EQ(::link(a("b/moves").c_str(), a("b/" + std::to_string(i)).c_str()), 0) << i;
+  send_all();
+  change_owner();
+  std::swap(a_, b_);
+  ASSERT_EQ(rename("b/1", "a/1"), 0);  // one of them is listed before b
+  ASSERT_EQ(rename("b/2", "c/2"), 0);
+  send_all(true);
+  EXPECT_EQ(attempt_->error(), "");
+  for (const char* name : {"a/1", "c/2"}) EXPECT_TRUE(std::filesystem::exists(b(name))) << name;
+  for (const char* name : {"b/1", "b/2"}) EXPECT_FALSE(std::filesystem::exists(b(name))) << name;
+}
+
 TEST_P(ImageTest, ALongListingComesInPartsOfWhichNoneIsLarge) {
   constexpr int kNames = 6000;
   const auto name = [](int i) { return "d/" + std::string(200, 'n') + std::to_string(i); };
