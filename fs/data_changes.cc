@@ -317,9 +317,8 @@ void DataChanges::tell(ClientId client, const std::set<InodeId>& ids) {
 }
 
 void DataChanges::remind(ClientId client) {
-  if (lapsed_.empty() && ordered_.empty()) return;
-  const auto all = missed();
-  if (const auto of_client = all.find(client); of_client != all.end()) tell(client, of_client->second);
+  if (const auto lapsed = lapsed_.find(client); lapsed != lapsed_.end())
+    tell(client, std::set(lapsed->second));
 }
 
 void DataChanges::tell_lapsed(ClientId client) {

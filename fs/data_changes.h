@@ -73,7 +73,7 @@ class DataChanges {
   // Orders them to.
   void tell(ClientId client, const std::set<InodeId>& ids);
   void detach(ClientId client);
-  // Orders again what it has not followed, which may never have arrived.
+  // Orders what it missed, if it did, which may never arrive.
   void remind(ClientId client);
   // A request of this client arrived: if it missed recalls, they are ordered again.
   void heard(ClientId client) {

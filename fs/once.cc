@@ -25,12 +25,20 @@ namespace sharefs {
 // `state` is written last, so a slot is whole when it says so.
 struct Once::Slot {
   // kAside: of this process, for a request that has had no effect yet.
-  enum : std::uint32_t { kFree = 0, kIntent = 0x1e44, kOutcome = 0x2e42, kAside = 0x3e43 };
+  // kOverwritten: an outcome, of what had no intent.
+  enum : std::uint32_t {
+    kFree = 0,
+    kIntent = 0x1e44,
+    kOutcome = 0x2e42,
+    kAside = 0x3e43,
+    kOverwritten = 0x4e41
+  };
   std::uint64_t client;
   std::uint64_t seq;
   std::atomic<std::uint32_t> state;
   std::uint32_t size;         // of the pb::Outcome at the start of body: of what was before, or what came
-  char body[kSlotSize - 40];  // behind it what was asked, a pb::Request: of an intent
+  char body[kSlotSize - 48];  // behind it what was asked, a pb::Request: of an intent
+  std::uint64_t power;        // of the process that has overwritten
   std::uint64_t asked;        // its size
   std::uint64_t number;       // grows from slot to slot
 };
@@ -157,7 +165,8 @@ std::optional<pb::Outcome> found_performed(Executor& store, const pb::Request& r
 
 }  // namespace
 
-Once::Once(Executor& store, const std::filesystem::path& file) : store_(store) {
+Once::Once(Executor& store, const std::filesystem::path& file, std::uint64_t power)
+    : store_(store), power_(power) {
   static_assert(sizeof(Slot) == kSlotSize);
   static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
   UniqueFd fd(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
@@ -170,8 +179,11 @@ Once::Once(Executor& store, const std::filesystem::path& file) : store_(store) {
     throw std::runtime_error("cannot map " + file.string() + ": " + std::strerror(errno));
   for (std::size_t index = 0; index < kSlots; ++index) {
     Slot& slot = at(index);
-    if (slot.state == Slot::kAside) slot.state = Slot::kFree;
-    if (slot.state == Slot::kIntent || slot.state == Slot::kOutcome) slots_[{slot.client, slot.seq}] = index;
+    const bool lost = slot.state == Slot::kOverwritten && slot.power != power;
+    if (slot.state == Slot::kAside || lost) slot.state = Slot::kFree;
+    if (slot.state == Slot::kIntent || has_outcome(slot)) slots_[{slot.client, slot.seq}] = index;
+    std::uint64_t& newest = askers_[slot.client].newest;
+    newest = std::max(newest, slot.number);
     if (slot.number < last_number_) continue;
     last_number_ = slot.number;
     next_ = (index + 1) % kSlots;
@@ -180,12 +192,16 @@ Once::Once(Executor& store, const std::filesystem::path& file) : store_(store) {
 
 Once::~Once() { ::munmap(map_, kSlots * kSlotSize); }
 
+bool Once::has_outcome(const Slot& slot) {
+  return slot.state == Slot::kOutcome || slot.state == Slot::kOverwritten;
+}
+
 Once::Slot& Once::at(std::size_t index) { return static_cast<Slot*>(map_)[index]; }
 
 void Once::execute(const pb::Request& request, Bytes data, Reply reply) {
   if (request.client() == exempt_ || request.client() == 0 || !has_effect(request))
     return store_.execute(request, data, std::move(reply));
-  std::uint64_t& below = answered_below_[request.client()];
+  std::uint64_t& below = askers_[request.client()].answered_below;
   below = std::max(below, request.answered_below());
   const auto known = slots_.find({request.client(), request.seq()});
   if (known != slots_.end() && answer_again(at(known->second), request, reply)) return;
@@ -195,7 +211,7 @@ void Once::execute(const pb::Request& request, Bytes data, Reply reply) {
 bool Once::answer_again(const Slot& slot, const pb::Request& request, const Reply& reply) {
   pb::Request ignored;
   pb::Outcome outcome;
-  if (slot.state != Slot::kOutcome || !get(slot, ignored, outcome)) return false;
+  if (!has_outcome(slot) || !get(slot, ignored, outcome)) return false;
   spdlog::info("request {}:{} was performed before: answered again", request.client(), request.seq());
   answer(request, outcome, {}, reply);
   return true;
@@ -228,36 +244,47 @@ void Once::intend(Slot& slot, const pb::Request& request) {
 
 void Once::perform(const pb::Request& request, Bytes data, Reply reply) {
   const Key key{request.client(), request.seq()};
-  if (!named_by(request).empty()) {
+  const bool overwrites = named_by(request).empty();
+  if (!overwrites) {
     const std::size_t index = slot_for(key);
     performing_.set(index);
     intend(at(index), request);
     fault_point("once.intent");
   }
   if (!writes_synced(request)) [[likely]]
-    return store_.execute(request, data,
-                          [this, key, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
-                            note(key, outcome);
-                            reply(outcome, bytes);
-                          });
+    return store_.execute(
+        request, data,
+        [this, key, overwrites, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
+          note(key, overwrites, outcome);
+          reply(outcome, bytes);
+        });
   // The outcome is noted before the disk is waited for: others write meanwhile. (And of two appends that are
   // being synced at the same time, the size would tell of neither whether it was performed.)
   pb::Request write = request;
   write.mutable_write()->set_sync(false);
-  store_.execute(write, data,
-                 [this, key, request, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
-                   note(key, outcome);
-                   answer(request, outcome, bytes, reply);
-                 });
+  store_.execute(
+      write, data,
+      [this, key, overwrites, request, reply = std::move(reply)](const pb::Outcome& outcome, Bytes bytes) {
+        note(key, overwrites, outcome);
+        answer(request, outcome, bytes, reply);
+      });
 }
 
-void Once::note(const Key& key, const pb::Outcome& outcome) {
+void Once::note(const Key& key, bool overwrites, const pb::Outcome& outcome) {
   fault_point("once.effect");
-  const auto slot = slots_.find(key);
-  const std::size_t index = slot != slots_.end() ? slot->second : slot_for(key);
+  const auto known = slots_.find(key);
+  const std::size_t index = known != slots_.end() ? known->second : slot_for(key);
   performing_.reset(index);
-  put(at(index), Slot::kOutcome, {}, outcome);
+  at(index).power = power_;
+  put(at(index), overwrites ? Slot::kOverwritten : Slot::kOutcome, {}, outcome);
   fault_point("once.outcome");
+}
+
+void Once::forget(const Key& key) {
+  const auto known = slots_.find(key);
+  if (known == slots_.end()) return;
+  at(known->second).state = Slot::kFree;
+  slots_.erase(known);
 }
 
 void Once::put_aside(const pb::Request& request, bool aside) {
@@ -274,9 +301,13 @@ void Once::answer(const pb::Request& request, const pb::Outcome& outcome, Bytes 
   pb::Request sync;
   sync.mutable_sync()->set_id(request.write().id());
   sync.mutable_sync()->set_data_only(true);
-  store_.execute(sync, {}, [outcome, reply](const pb::Outcome& synced, Bytes) {
-    reply(synced.error() == 0 ? outcome : synced, {});
-  });
+  store_.execute(sync, {},
+                 [this, key = Key{request.client(), request.seq()}, overwrites = !request.write().append(),
+                  outcome, reply](const pb::Outcome& synced, Bytes) {
+                   if (synced.error() == 0) return reply(outcome, {});
+                   if (overwrites) forget(key);  // a sync of what is lost succeeds the next time
+                   reply(synced, {});
+                 });
 }
 
 std::vector<Once::Known> Once::left(const std::function<bool(std::uint64_t, std::uint64_t)>& may_be_asked) {
@@ -285,8 +316,7 @@ std::vector<Once::Known> Once::left(const std::function<bool(std::uint64_t, std:
     const Slot& slot = at(index);
     Known known{.client = key.client, .seq = key.seq, .outcome = {}};
     pb::Request ignored;
-    if (slot.state == Slot::kOutcome && may_be_asked(key.client, key.seq) &&
-        get(slot, ignored, known.outcome))
+    if (has_outcome(slot) && may_be_asked(key.client, key.seq) && get(slot, ignored, known.outcome))
       all.push_back(std::move(known));
   }
   return all;
@@ -301,10 +331,7 @@ void Once::adopt(const Known& known) {
 // Of one that is not asked again, or else the oldest; if possible, of a request that is not under way. What
 // was known of this request is over.
 std::size_t Once::slot_for(const Key& key) {
-  if (const auto before = slots_.find(key); before != slots_.end()) {
-    at(before->second).state = Slot::kFree;
-    slots_.erase(before);
-  }
+  forget(key);
   std::size_t index = next_;
   for (std::size_t tried = 0; tried < kKeptBack && is_needed(index); ++tried) index = (index + 1) % kSlots;
   if (is_needed(index)) {
@@ -320,6 +347,7 @@ std::size_t Once::slot_for(const Key& key) {
   slot.seq = key.seq;
   slot.number = ++last_number_;
   slots_[key] = index;
+  askers_[key.client].newest = slot.number;
   return index;
 }
 
@@ -328,8 +356,8 @@ bool Once::is_needed(std::size_t index) {
   if (performing_[index]) return true;
   const Slot& slot = at(index);
   if (slot.state == Slot::kFree) return false;
-  const auto below = answered_below_.find(slot.client);
-  return below == answered_below_.end() || slot.seq >= below->second;
+  const Asker& asker = askers_[slot.client];
+  return slot.seq >= asker.answered_below && slot.number + kKeptBack >= asker.newest;
 }
 
 void Once::put(Slot& slot, std::uint32_t state, const pb::Request& asked, const pb::Outcome& outcome) {

@@ -13,10 +13,12 @@
 // All other changes are idempotent, but not for ever: a site that was cut off before it was answered asks
 // again much later, and would undo what others have written since. Of them the outcome is noted, too, without
 // an intent: between effect and outcome nobody else comes. After a power cut the file may be stale: then an
-// operation that was not fsynced may be lost, as on any local disk.
+// operation that was not fsynced may be lost, as on any local disk. Or it is newer than the bytes: what it
+// says of overwrites from before a power cut counts for nothing, and they are performed again.
 //
 // File: kSlots slots of kSlotSize bytes, used in a ring that the next process goes on with; see Slot in
-// once.cc. What a client has said to have the answer to goes first (Request.answered_below), then the oldest.
+// once.cc. What a client has said to have the answer to goes first (Request.answered_below), and
+// what is far behind its newest; then the oldest.
 // Threads: reactor thread only.
 #pragma once
 
@@ -33,8 +35,9 @@ namespace sharefs {
 
 class Once final : public Executor {
  public:
-  // Maps `file`, made if missing, and reads the slots that an earlier process left.
-  Once(Executor& store, const std::filesystem::path& file);
+  // Maps `file`, made if missing, and reads the slots that an earlier process left. `power`: another one than
+  // that process had if the machine may have lost what was not synced (Power::number).
+  Once(Executor& store, const std::filesystem::path& file, std::uint64_t power = 0);
   ~Once() override;
 
   void execute(const pb::Request& request, Bytes data, Reply reply) override;
@@ -64,7 +67,8 @@ class Once final : public Executor {
 
   static constexpr std::size_t kSlots = 4096;
   static constexpr std::size_t kSlotSize = 1024;  // two names and their attributes fit
-  // More than a mount that is cut off leaves unanswered, one behind the other.
+  // More than a mount leaves unanswered, one behind the other. (What it asked long before its newest is
+  // answered even if it waits for something older, as a lock.)
   static constexpr std::size_t kKeptBack = 1024;
 
  private:
@@ -80,10 +84,12 @@ class Once final : public Executor {
   // True if the request was answered from its slot.
   bool answer_again(const Slot& slot, const pb::Request& request, const Reply& reply);
   void perform(const pb::Request& request, Bytes data, Reply reply);
-  void note(const Key& key, const pb::Outcome& outcome);
+  void note(const Key& key, bool overwrites, const pb::Outcome& outcome);
+  void forget(const Key& key);
   void answer(const pb::Request& request, const pb::Outcome& outcome, Bytes data, const Reply& reply);
   std::size_t slot_for(const Key& key);
   bool is_needed(std::size_t index);
+  static bool has_outcome(const Slot& slot);
   void intend(Slot& slot, const pb::Request& request);
   static void put(Slot& slot, std::uint32_t state, const pb::Request& asked, const pb::Outcome& outcome);
   static bool get(const Slot& slot, pb::Request& asked, pb::Outcome& outcome);
@@ -91,14 +97,19 @@ class Once final : public Executor {
 
   // constant after construction
   Executor& store_;
+  const std::uint64_t power_;
   void* map_ = nullptr;
   // reactor thread
   std::uint64_t exempt_ = 0;
   std::size_t next_ = 0;
-  std::uint64_t last_number_ = 0;                                    // of a slot
-  std::unordered_map<Key, std::size_t, KeyHash> slots_;              // those in use
-  std::bitset<kSlots> performing_;                                   // those of requests under way
-  std::unordered_map<std::uint64_t, std::uint64_t> answered_below_;  // by client, as far as heard
+  std::uint64_t last_number_ = 0;                        // of a slot
+  std::unordered_map<Key, std::size_t, KeyHash> slots_;  // those in use
+  std::bitset<kSlots> performing_;                       // those of requests under way
+  struct Asker {
+    std::uint64_t answered_below = 0;  // as far as heard
+    std::uint64_t newest = 0;          // the number of its newest slot
+  };
+  std::unordered_map<std::uint64_t, Asker> askers_;  // by client
 };
 
 }  // namespace sharefs

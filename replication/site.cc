@@ -124,7 +124,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
                            .descriptor_limit = kDescriptorLimit},
             inodes, opens, locks, *workers),
       tree(store, inodes, state, power, store_path, reactor, [this] { return source || verification; }),
-      once(tree, options.folder / "once.slots"),
+      once(tree, options.folder / "once.slots", power.number()),
       promises(once, log, opens, client, reactor,
                [this](const RecallOrder& order, std::function<void(bool)> done) {
                  recall(order, std::move(done));

@@ -470,24 +470,6 @@ TEST_F(DataChangesTest, WhatWasOrderedIsMissedUntilItIsFollowed) {
   EXPECT_TRUE(coherence_.missed().empty());
 }
 
-TEST_F(DataChangesTest, WhatWasOrderedAndNobodyAwaitsIsOrderedAgainBeforeALock) {
-  attach_all({kA, kB});
-  opened(kA);
-  opened(kB, kFile, O_RDONLY);
-  coherence_.held(write_of(kB, ++seq_, kFile, 100, 4));
-  EXPECT_TRUE(write(kA).given());
-  ASSERT_EQ(orders_.size(), 1u);  // it may be lost with its connection
-  EXPECT_EQ(lock(kB, 7, pb::LockRange::EXCLUSIVE, false).error(), 0);
-  ASSERT_EQ(orders_.size(), 2u);
-  EXPECT_EQ(orders_[1].what.client, kB);
-  EXPECT_EQ(orders_[1].what.id, kFile);
-  follow(kB);
-  follow(kB);
-  EXPECT_TRUE(coherence_.missed().empty());
-  EXPECT_EQ(lock(kB, 7, pb::LockRange::EXCLUSIVE, false).error(), 0);
-  EXPECT_TRUE(orders_.empty());
-}
-
 TEST_F(DataChangesTest, AChangeThatWaitsIsNotPerformedForAKilledCaller) {
   attach_all({kA, kB, kC});
   for (const ClientId client : {kA, kB, kC}) opened(client);

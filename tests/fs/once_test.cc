@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <sys/xattr.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -281,14 +282,36 @@ TEST_P(OnceTest, what_others_have_done_since_is_not_undone) {
   EXPECT_STREQ(whose, "their");
 }
 
+// Its bytes may be gone, and are not looked for.
+TEST_P(OnceTest, an_overwrite_from_before_a_power_cut_is_performed_again) {
+  const InodeId file = create(kRootInode, "overwritten").id();
+  auto write = asked(1000);
+  write.mutable_write()->set_id(file);
+  write.mutable_write()->set_size(4);
+  const auto all = requests();
+  using Process = std::pair<std::uint64_t, const char*>;  // its power, and what it makes of the file
+  for (const auto& [power, made] : {Process{1, "ours"}, Process{1, "lost"}, Process{2, "ours"}}) {
+    std::ofstream(path("overwritten")) << "lost";
+    Once process(killed_, slots(), power);
+    process.settle();
+    EXPECT_EQ(through(process, write, "ours").error(), 0);
+    for (const auto& [name, one] : all) EXPECT_EQ(through(process, one.first, one.second).error(), 0) << name;
+    std::string content;
+    std::getline(std::ifstream(path("overwritten")), content);
+    EXPECT_EQ(content, made);
+  }
+  expect_all_performed_once();
+}
+
 TEST_P(OnceTest, what_a_site_has_not_heard_of_stays_however_much_others_ask) {
   const auto all = requests();
   for (const auto& [name, one] : all) leave_unanswered(one.first, one.second);
   const InodeId log = create(kRootInode, "log").id();
-  for (std::uint64_t seq = 1; seq <= 2 * Once::kSlots; ++seq) {
+  const std::uint64_t half = 2 * Once::kSlots;
+  for (std::uint64_t seq = 1; seq <= 2 * half; ++seq) {
     auto other = append(seq, log, 1, false);
     other.set_client(kClient + 1);
-    other.set_answered_below(seq);
+    other.set_answered_below(std::min(seq, half));  // one of its requests waits then, for a lock
     EXPECT_EQ(through(once(), other, "x").error(), 0);
   }
   next_process();
