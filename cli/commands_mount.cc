@@ -25,6 +25,7 @@
 #include "cli/units.h"
 #include "fs/mounts.h"
 #include "replication/power.h"
+#include "replication/site.h"
 #include "replication/tree_place.h"
 
 namespace sharefs {
@@ -41,6 +42,7 @@ struct ServeArguments {
   bool foreground = false;
   std::string options;
   std::string timeout;
+  bool write_through = false;
 };
 
 struct UmountArguments {
@@ -246,6 +248,7 @@ int run_serve(const Home& home, const ServeArguments& arguments) {
         std::chrono::duration_cast<std::chrono::milliseconds>(parse_duration(arguments.timeout, "--timeout"));
     if (options.timeout->count() < 1) throw UsageError("--timeout: at least 1ms");
   }
+  options.write_through = arguments.write_through;
   if (const pid_t pid = DaemonLock::holder(options.paths); pid != 0 && !wait_if_ending(options.paths)) {
     fail(fmt::format(
         "already mounted or served by process {}: \"sharefs status {}\" tells where, \"sharefs umount {}\" "
@@ -338,6 +341,17 @@ void fail_if_not_synced(const DataSetPaths& paths, const std::string& name) {
                    name, open.state.setting("store"), paths.log().string()));
 }
 
+// What applications were told is written must not go with the state folder.
+void tell_if_unsent(const DataSetPaths& paths, const std::string& name) {
+  const std::string unsent = OpenState(paths).state.setting(kUnsentSetting);
+  if (unsent.empty() || DaemonLock::holder(paths) != 0) return;
+  std::cerr << fmt::format(
+      "sharefs: warning: {} writes that were acknowledged here have not reached the owner, which is away: "
+      "keep "
+      "{}, the next \"sharefs mount {}\" sends them\n",
+      unsent, printable(paths.folder.string()), name);
+}
+
 // By this process and not by the daemon, which could not answer the kernel's last requests while it unmounts.
 void unmount_or_explain(const fs::path& mountpoint, bool lazy) {
   const std::string why = unmount(mountpoint, lazy ? Unmount::lazy : Unmount::busy_fails);
@@ -370,6 +384,7 @@ int run_umount(const Home& home, const UmountArguments& arguments) {
     remove_dead_mount(mountpoint);
     OpenState(paths).state.set_setting("mountpoint", "");
     tell_if_not_in_place(paths, name);
+    tell_if_unsent(paths, name);
     if (ran) fail_if_not_synced(paths, name);
     return 0;
   }
@@ -394,6 +409,7 @@ int run_umount(const Home& home, const UmountArguments& arguments) {
                      paths.log().string()));
   }
   tell_if_not_in_place(paths, name);
+  tell_if_unsent(paths, name);
   tell_who_waits(status, name);
   fail_if_not_synced(paths, name);
   return 0;
@@ -421,6 +437,8 @@ void add_mount_commands(CLI::App& app, CommandLine& line) {
       ->required();
   mount->add_option("-o", mounting->options,
                     "Mount options, separated by commas (allow_other, ro, nosuid, ...)");
+  mount->add_flag("--write-through", mounting->write_through,
+                  "Each write waits until the owner has performed it, also where no other site can tell");
   add_common(*mount, *mounting);
   mount->footer(
       "Examples:\n  sharefs mount projects /srv/projects\n  sharefs mount projects /mnt/projects -o ro "

@@ -75,7 +75,7 @@ class Daemon {
         // Posted: the mount tells from within its own code that it ended. Known before: who mounts again at
         // once may ask in between.
         site_({options.paths.folder, options.mountpoint, options.mount_options, options.timeout,
-               options.patient},
+               options.patient, options.write_through},
               reactor_,
               [this] {
                 unmounted_ = true;

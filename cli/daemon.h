@@ -20,7 +20,8 @@ struct DaemonOptions {
   std::optional<std::filesystem::path> mountpoint;
   std::vector<std::string> mount_options;
   std::optional<std::chrono::milliseconds> timeout;
-  bool patient = false;  // see Site::Options
+  bool patient = false;        // see Site::Options
+  bool write_through = false;  // the same
 };
 
 // Tells systemd (Type=notify), if it has started this process.

@@ -57,6 +57,8 @@ struct RecallOrder {
   std::vector<InodeId> names{};
   bool all_names = false;   // all of them; with client 0 the site also says what its mount holds
   std::uint64_t stamp = 0;  // what was promised before is broken
+  // Of a lease to write `id` (fs/write_leases.h): followed when all that was acknowledged under it is done.
+  std::uint64_t lease = 0;
 };
 // Carries an order to the client's site and calls `done(referenced)` once it has been followed.
 using Recall = std::function<void(const RecallOrder&, std::function<void(bool referenced)> done)>;

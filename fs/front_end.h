@@ -42,6 +42,8 @@ class FrontEnd {
     // Whether the pages that the kernel has of an inode which is being opened are still right. Asked once for
     // each time that it is opened.
     std::function<bool(InodeId)> keeps_pages = {};
+    // Whether closing this handle may have to tell of an error: what was written by it is not all performed.
+    std::function<bool(InodeId, std::uint64_t handle)> must_flush = {};
     // How long the kernel may answer with these attributes by itself, beyond the policy. `held`: it holds the
     // inode already. And: it does not know an inode any more.
     std::function<Reactor::Clock::duration(const pb::Attr&, bool held)> lend_attributes = {};

@@ -17,6 +17,7 @@ using Op = pb::Request;
 
 constexpr std::uint64_t kEndOfFile = std::numeric_limits<std::int64_t>::max();
 constexpr auto kClosePatience = std::chrono::seconds(1);
+constexpr auto kWritePatience = std::chrono::seconds(5);
 // Of one CopyFileRange: the caller sees how far it came and goes on, so no request takes for ever.
 constexpr std::uint64_t kMostCopied = 1ULL << 30;
 
@@ -93,7 +94,8 @@ void on_write(fuse_req_t caller, fuse_ino_t id, const char* data, std::size_t si
 void on_flush(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   FuseServer& server = FuseServer::of(caller);
   server.used(file->fh);
-  if (!server.take_posix_locks(id, file->lock_owner)) {
+  const bool locks = server.take_posix_locks(id, file->lock_owner);
+  if (!locks && !server.must_flush(id, file->fh)) {
     fuse_reply_err(caller, 0);
     return;
   }
@@ -102,9 +104,10 @@ void on_flush(fuse_req_t caller, fuse_ino_t id, fuse_file_info* file) {
   pb::Flush& flush = *request.mutable_flush();
   flush.set_id(id);
   flush.set_handle(file->fh);
-  flush.set_lock_owner(file->lock_owner);
+  if (locks) flush.set_lock_owner(file->lock_owner);
   server.submit(request, {}, pending, &FuseServer::answer_error);
-  server.answer_within(pending, kClosePatience);
+  // Who has written ahead of an owner that is away is told what was lost, if that is soon.
+  server.answer_within(pending, locks ? kClosePatience : kWritePatience);
 }
 
 // Answered at once: whoever closed the file does not wait, and the kernel only counts the request.

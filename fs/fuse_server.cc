@@ -87,6 +87,7 @@ FuseServer::FuseServer(const FrontEnd::Options& options, Reactor& reactor, Execu
       unmounted_(std::move(unmounted)),
       opens_at_once_(options.opens_at_once),
       keeps_pages_(options.keeps_pages),
+      must_flush_(options.must_flush),
       lend_attributes_(options.lend_attributes),
       let_go_(options.let_go),
       mount_(options.mountpoint, options.data_set, options.mount_options),

@@ -177,6 +177,7 @@ class FuseServer {
   bool opens_at_once(InodeId id, std::uint32_t type) const {
     return opens_at_once_ && opens_at_once_(id, type);
   }
+  bool must_flush(InodeId id, std::uint64_t handle) const { return must_flush_ && must_flush_(id, handle); }
   // Did this mount take POSIX locks on the inode for this owner since? Forgets about them.
   bool take_posix_locks(InodeId id, std::uint64_t owner);
   void note_posix_lock(InodeId id, std::uint64_t owner, std::uint64_t handle) {
@@ -281,6 +282,7 @@ class FuseServer {
   const std::function<void()> unmounted_;
   const std::function<bool(InodeId, std::uint32_t)> opens_at_once_;
   const std::function<bool(InodeId)> keeps_pages_;
+  const std::function<bool(InodeId, std::uint64_t)> must_flush_;
   const std::function<Reactor::Clock::duration(const pb::Attr&, bool)> lend_attributes_;
   const std::function<void(InodeId)> let_go_;
   FuseMount mount_;

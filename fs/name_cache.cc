@@ -210,7 +210,10 @@ void NameCache::change(const pb::Request& request, Bytes data, Reply reply) {
   next_.execute(request, data,
                 [this, only_data, id, whole, generation = generation_, reply = std::move(reply)](
                     const pb::Outcome& outcome, Bytes result) {
-                  if (believable(outcome, generation)) {
+                  if (outcome.ahead()) {
+                    attributes_.erase(id);
+                    ahead_.insert(id);
+                  } else if (believable(outcome, generation)) {
                     if (outcome.has_attr()) learn(outcome.attr(), outcome.promise(), only_data);
                     for (const auto& attr : outcome.changed()) learn(attr, outcome.promise(), only_data);
                   } else {
@@ -233,6 +236,7 @@ bool NameCache::believable(const pb::Outcome& outcome, std::uint64_t generation)
 // The newest word counts: outcomes may overtake each other. `same_xattrs`: no attribute was added or changed
 // since.
 void NameCache::learn(const pb::Attr& attr, std::uint64_t stamp, bool same_xattrs) {
+  if (ahead_.contains(attr.id())) return;
   if (attr.mode() == 0) {  // gone
     attributes_.erase(attr.id());
     contents_.changed(attr.id());
@@ -292,7 +296,7 @@ void NameCache::changed(const pb::Request& request, const pb::Outcome& outcome) 
     case pb::Request::kCreate:
       if ((request.create().flags() & O_TRUNC) != 0) contents_.changed(made);
       // A new file has no capability. (Its ACL may be its directory's.)
-      if (is_absent(request.create().parent(), request.create().name()))
+      if (is_absent(request.create().parent(), request.create().name()) && !ahead_.contains(made))
         attributes_[made].xattrs = {{.name = "security.capability", .present = false, .value = {}}};
       name(request.create().parent(), request.create().name(), made);
       break;
@@ -348,6 +352,11 @@ void NameCache::forget(const std::vector<InodeId>& ids, std::uint64_t stamp) {
     contents_.changed(id);
     drop_directory(id);
   }
+}
+
+void NameCache::performed(InodeId id, std::uint64_t stamp) {
+  ahead_.erase(id);
+  forget({id}, stamp);
 }
 
 // What is asked from now on is answered behind all recalls so far, perhaps by another process of the owner,

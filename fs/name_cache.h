@@ -14,6 +14,7 @@
 //  - An outcome older than the last recall is not kept, nor one that was asked for before everything was
 //  forgotten, or before a caller of this mount was killed.
 //  - A change of this mount's own whose outcome carries no promise makes everything forgotten.
+//  - Of what this mount writes ahead of the owner nothing is known: what the owner tells is from before.
 //  - Attributes are lent to the kernel for no longer than the owner is believed, and no recall is answered
 //  before they were taken back.
 //
@@ -26,6 +27,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "fs/content_cache.h"
@@ -48,6 +50,9 @@ class NameCache final : public Executor {
   // The owner recalls what it promised of these inodes before `stamp`.
   void forget(const std::vector<InodeId>& ids, std::uint64_t stamp);
   void forget_all();
+  // The mount has acknowledged writes to this inode ahead (Outcome.ahead), and all of them are performed now:
+  // what was told before `stamp` is old.
+  void performed(InodeId id, std::uint64_t stamp);
 
   // The inode is opened: are the pages that the kernel has of it those of the owner's file? They are if it
   // was opened here before, and the promise of its attributes has not been broken since: whoever changes data
@@ -135,6 +140,7 @@ class NameCache final : public Executor {
   std::uint64_t generation_ = 0;   // what was asked in an earlier one is not believed
   std::uint64_t last_recall_ = 0;  // its stamp; of this generation
   std::unordered_map<InodeId, Known> attributes_;
+  std::unordered_set<InodeId> ahead_;
   std::unordered_map<InodeId, Directory> directories_;
   std::size_t names_ = 0;  // in all directories
   ContentCache contents_;  // of inodes in attributes_

@@ -201,11 +201,17 @@ Once::Slot& Once::at(std::size_t index) { return static_cast<Slot*>(map_)[index]
 void Once::execute(const pb::Request& request, Bytes data, Reply reply) {
   if (request.client() == exempt_ || request.client() == 0 || !has_effect(request))
     return store_.execute(request, data, std::move(reply));
-  std::uint64_t& below = askers_[request.client()].answered_below;
-  below = std::max(below, request.answered_below());
+  Asker& asker = askers_[request.client()];
+  asker.answered_below = std::max(asker.answered_below, request.answered_below());
+  asker.ahead_answered_below = std::max(asker.ahead_answered_below, request.ahead_answered_below());
   const auto known = slots_.find({request.client(), request.seq()});
   if (known != slots_.end() && answer_again(at(known->second), request, reply)) return;
   perform(request, data, std::move(reply));
+}
+
+bool Once::knows(std::uint64_t client, std::uint64_t seq) const {
+  const auto known = slots_.find({client, seq});
+  return known != slots_.end() && has_outcome(static_cast<const Slot*>(map_)[known->second]);
 }
 
 bool Once::answer_again(const Slot& slot, const pb::Request& request, const Reply& reply) {
@@ -357,7 +363,8 @@ bool Once::is_needed(std::size_t index) {
   const Slot& slot = at(index);
   if (slot.state == Slot::kFree) return false;
   const Asker& asker = askers_[slot.client];
-  return slot.seq >= asker.answered_below && slot.number + kKeptBack >= asker.newest;
+  const auto below = slot.seq >= kAheadSeqBit ? asker.ahead_answered_below : asker.answered_below;
+  return slot.seq >= below && slot.number + kKeptBack >= asker.newest;
 }
 
 void Once::put(Slot& slot, std::uint32_t state, const pb::Request& asked, const pb::Outcome& outcome) {

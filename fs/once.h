@@ -55,6 +55,9 @@ class Once final : public Executor {
   // of neither whether it was performed.)
   void put_aside(const pb::Request& request, bool aside);
 
+  // Whether it has been performed, as far as the slots tell.
+  bool knows(std::uint64_t client, std::uint64_t seq) const;
+
   // What came of a request.
   struct Known {
     std::uint64_t client = 0, seq = 0;
@@ -107,7 +110,8 @@ class Once final : public Executor {
   std::bitset<kSlots> performing_;                       // those of requests under way
   struct Asker {
     std::uint64_t answered_below = 0;  // as far as heard
-    std::uint64_t newest = 0;          // the number of its newest slot
+    std::uint64_t ahead_answered_below = 0;
+    std::uint64_t newest = 0;  // the number of its newest slot
   };
   std::unordered_map<std::uint64_t, Asker> askers_;  // by client
 };

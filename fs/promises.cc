@@ -156,6 +156,18 @@ void Promises::query(const pb::Request& request, Bytes data, Reply reply) {
                  });
 }
 
+// Whoever has not followed a recall yet may rely on it still.
+bool Promises::promised_to_others(InodeId id, ClientId client) const {
+  for (const auto& [number, one] : recalling_)
+    if (one.client != client && (one.all || std::find(one.ids.begin(), one.ids.end(), id) != one.ids.end()))
+      return true;
+  const auto found = holders_.find(id);
+  if (found == holders_.end()) return false;
+  const auto own = std::find(clients_.begin(), clients_.end(), client);
+  const Mask mask = own == clients_.end() ? 0 : Mask{1} << (own - clients_.begin());
+  return (found->second & ~mask) != 0;
+}
+
 // ---- breaking promises
 
 void Promises::performed(ClientId client, const Ids& changed, const pb::Outcome& outcome, Bytes data,

@@ -24,6 +24,8 @@
 // Position: Coherence -> Promises -> Once -> Store. Threads: reactor thread only.
 #pragma once
 
+#include <sys/stat.h>
+
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -54,6 +56,14 @@ inline bool tells_inode(const pb::DirEntry& entry) {
   return entry.attr().nlink() != 0 && entry.name() != "." && entry.name() != "..";
 }
 
+// Leaves what a listing without attributes tells.
+inline void strip_attributes(pb::DirEntry& entry) {
+  pb::Attr bare;
+  bare.set_id(entry.attr().id());
+  bare.set_mode(entry.attr().mode() & S_IFMT);
+  *entry.mutable_attr() = bare;
+}
+
 class Promises final : public Executor, public ChangeObserver {
  public:
   // `own`: the client of this site.
@@ -82,6 +92,9 @@ class Promises final : public Executor, public ChangeObserver {
   // For how long the sites that have not followed it are waited for beyond the lease: those that are heard
   // may show what their pages say as long as they are, and their answers may be behind what they write.
   void on_lease(std::function<Reactor::Clock::duration()> more) { more_ = std::move(more); }
+
+  // Whether anybody but this client may rely on a promise of the inode.
+  bool promised_to_others(InodeId id, ClientId client) const;
 
   std::size_t size() const { return holders_.size(); }  // inodes that somebody was promised something of
 

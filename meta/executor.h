@@ -47,6 +47,10 @@ bool changes_names(pb::Request::OpCase op);
 // with. 0: none.
 InodeId changes_data_of(const pb::Request& request);
 
+// Writes that their mount has acknowledged (Write.lease) are numbered from here on; all else that kernels ask
+// below.
+constexpr std::uint64_t kAheadSeqBit = std::uint64_t{1} << 59;
+
 // Answers with nothing but an errno (0: performed).
 void reply_errno(const Reply& reply, int error);
 

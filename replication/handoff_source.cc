@@ -242,7 +242,9 @@ std::vector<InodeId> HandoffSource::open_inodes() const {
 
 void HandoffSource::next_round() {
   if (state_ != SourceState::catching_up) return;
-  if (parts_.coherence.letting_in()) {
+  // What was acknowledged ahead must not become a record, which nobody's look would see.
+  parts_.leases.hold(true);
+  if (parts_.coherence.letting_in() || !parts_.leases.none()) {
     // The closed gate would wait for that mount, and applications for the gate.
     parts_.reactor.after(kLettingInPoll, [this, attempt = record_.attempt, alive = std::weak_ptr(alive_)] {
       if (!alive.expired() && attempt == record_.attempt) try_step([this] { next_round(); });
@@ -276,7 +278,7 @@ void HandoffSource::round_done(const CatchUp::Round& round) {
   const auto verdict = catch_up_.judge(round, rest(), costs(), options_.target);
   using Next = CatchUp::Verdict::Next;
   if (verdict.next == Next::give_up) return give_up(verdict.why, false);
-  if (verdict.next == Next::close_gate && !parts_.coherence.letting_in())
+  if (verdict.next == Next::close_gate && !parts_.coherence.letting_in() && parts_.leases.none())
     return handle(SourceEvent::rest_is_small);
   if (verdict.writers_rate > 0) {
     if (!slowed) spdlog::info("handoff {}: applications are slowed down", record_.attempt);
@@ -494,6 +496,7 @@ void HandoffSource::roll_back() {
     parts_.promises.pause(false);
     parts_.gate.open();
   }
+  parts_.leases.hold(false);
   parts_.log.stop();
   pb::Envelope envelope;
   envelope.mutable_abandon()->set_attempt(record_.attempt);

@@ -173,6 +173,7 @@ void HandoffTarget::was_performed(const State::StoredRecord& record) {
   if (!request.ParseFromString(record.request) || !outcome.ParseFromString(record.outcome))
     throw std::runtime_error("state.db: a record that was performed cannot be read");
   hold(request, outcome, parts_.opens, parts_.locks);
+  parts_.leases.note_change(request);
   parts_.server.note(request, outcome, as_bytes(record.outcome_data));
 }
 
@@ -431,6 +432,7 @@ void HandoffTarget::perform_next() {
   performing_ = true;
   const auto number = next_;
   fault_point("target.record");
+  parts_.leases.note_change(found->second.request);
   performer_->perform(
       number, found->second.request, as_bytes(found->second.data),
       [this, number](const pb::Outcome& outcome, Bytes data) { performed(number, outcome, data); },

@@ -110,17 +110,27 @@ pb::LiveState take_live_state(const SiteParts& parts) {
     missed->set_client(client);
     missed->mutable_ids()->Add(ids.begin(), ids.end());
   }
+  for (const auto& broken : parts.leases.broken()) {
+    auto* lease = live.add_broken_leases();
+    lease->set_id(broken.id);
+    lease->set_site(broken.site);
+    lease->set_client(broken.client);
+    lease->set_lease(broken.number);
+    lease->set_changed(broken.changed);
+  }
   for (const auto& site : parts.coherence.unheard()) live.add_unheard(site);
   live.set_power(parts.power.number());
   // What may be asked again, also of another process of the next owner, which has no windows: by a site that
   // has not said to have the answer, or that this process has not heard at all.
-  std::map<ClientId, std::uint64_t> answered_below;
+  std::map<ClientId, std::pair<std::uint64_t, std::uint64_t>> answered_below;
   for (const auto& client : live.clients())
-    if (client.site() != parts.self) answered_below[client.client()] = client.answered_below();
+    if (client.site() != parts.self)
+      answered_below[client.client()] = {client.answered_below(), client.ahead_answered_below()};
   const bool more_may_come = !parts.coherence.unheard().empty();
   const auto may_be_asked = [&](ClientId client, std::uint64_t seq) {
     const auto back = answered_below.find(client);
-    if (back != answered_below.end()) return seq >= back->second;
+    if (back != answered_below.end())
+      return seq >= (seq >= kAheadSeqBit ? back->second.second : back->second.first);
     return more_may_come && !parts.opens.clients().contains(client);
   };
   for (auto& known : parts.once.left(may_be_asked)) {
@@ -158,6 +168,13 @@ void restore_live_state(const SiteParts& parts, const pb::LiveState& live) {
   parts.coherence.restore_orphans(std::move(orphans), {live.unheard().begin(), live.unheard().end()});
   for (const auto& missed : live.missed())
     parts.coherence.tell_missed(missed.client(), {missed.ids().begin(), missed.ids().end()});
+  for (const auto& lease : live.broken_leases())
+    parts.leases.adopt({.id = lease.id(),
+                        .site = lease.site(),
+                        .client = lease.client(),
+                        .number = lease.lease(),
+                        .changed = lease.changed()});
+  if (live.broken_leases_size() != 0) parts.leases.sync();
   for (const auto& slot : live.slots())
     if (slot.done()) parts.once.adopt({.client = slot.client(), .seq = slot.seq(), .outcome = slot.body()});
   parts.server.restore({live.clients().begin(), live.clients().end()});
@@ -170,6 +187,7 @@ void drop_live_state(const SiteParts& parts) {
   parts.opens.clear();
   parts.coherence.clear();
   parts.promises.end();
+  parts.leases.clear();
   for (auto& waiter : waiting) {
     const auto client = clients.find(waiter.lock.client);
     if (!waiter.reply || client == clients.end() || client->second != parts.self) continue;

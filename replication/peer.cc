@@ -46,7 +46,7 @@ bool may_fail(const pb::Request& request) {
     case pb::Request::kSetlock:
       return request.setlock().range().type() != pb::LockRange::UNLOCKED;
     default:
-      return !request.lazy();
+      return !request.lazy() && request.write().lease() == 0;
   }
 }
 

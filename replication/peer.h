@@ -29,8 +29,8 @@
 
 namespace sharefs {
 
-// The reply to a lock that is asked for again: it may be granted before a change that was asked for behind it, and
-// is asked for again, too, tells that pages are old (Outcome.changes_met).
+// The reply to a lock that is asked for again: it may be granted before a change that was asked for behind
+// it, and is asked for again, too, tells that pages are old (Outcome.changes_met).
 Reply telling_of_changes(Reply granted);
 
 class Peer final : public Executor {

@@ -32,6 +32,7 @@ int check_request(const pb::Request& request, Bytes data) {
   const bool carries = request.has_write() || request.has_setxattr();
   if (!carries && !data.empty()) return EINVAL;
   if (request.answered_below() > request.seq()) return EINVAL;
+  if (request.ahead_answered_below() > request.seq()) return EINVAL;
   switch (request.op_case()) {
     case pb::Request::OP_NOT_SET:
       return EINVAL;

@@ -59,6 +59,11 @@ struct RequestServer::Impl {
   struct Window {
     SiteName site;
     std::uint64_t answered_below = 0;
+    std::uint64_t ahead_answered_below = kAheadSeqBit;
+    // Of the two ranges in which a client counts what it asks.
+    bool is_freed(std::uint64_t seq) const {
+      return seq < answered_below || (seq >= kAheadSeqBit && seq < ahead_answered_below);
+    }
     std::map<std::uint64_t, Kept> answered;
     std::deque<std::uint64_t> kept;  // of the kernel's, in the order in which they were kept; some are freed
     std::unordered_map<std::uint64_t, std::weak_ptr<Execution>> running;
@@ -95,7 +100,8 @@ struct RequestServer::Impl {
   void settle(Execution& execution, const pb::Outcome& outcome, Bytes data);
   void forestall(Window& window, std::uint64_t seq);
   void keep(Window& window, std::uint64_t seq, const pb::Outcome& outcome, Bytes data);
-  void free_answered(Window& window, std::uint64_t below);
+  static void free_answered(Window& window, std::uint64_t below, std::uint64_t ahead_below);
+  static void free_all_ahead(Window& window);
   bool admit(const SiteName& site, std::uint64_t client);
   void expire(const SiteName& site, std::uint64_t except);
   bool is_unanswered(const SiteName& from, const pb::Request& request) const;
@@ -193,6 +199,13 @@ void RequestServer::Impl::keep(Window& window, std::uint64_t seq, const pb::Outc
   window.kept.pop_front();
 }
 
+void RequestServer::Impl::free_all_ahead(Window& window) {
+  const auto last = window.answered.lower_bound(kOwnSeqs);
+  if (last == window.answered.begin()) return;
+  const auto seq = std::prev(last)->first;
+  if (seq >= kAheadSeqBit) free_answered(window, 0, seq + 1);
+}
+
 // The request has not come before. It is not performed for a caller that was killed, nor is a copy that a
 // connection which was given up still delivers.
 void RequestServer::Impl::forestall(Window& window, std::uint64_t seq) {
@@ -202,11 +215,14 @@ void RequestServer::Impl::forestall(Window& window, std::uint64_t seq) {
   keep(window, seq, interrupted, {});
 }
 
-void RequestServer::Impl::free_answered(Window& window, std::uint64_t below) {
-  if (below <= window.answered_below) return;
-  window.answered_below = below;
-  window.answered.erase(window.answered.begin(), window.answered.lower_bound(below));
-  while (!window.kept.empty() && window.kept.front() < below) window.kept.pop_front();
+void RequestServer::Impl::free_answered(Window& window, std::uint64_t below, std::uint64_t ahead_below) {
+  if (below <= window.answered_below && ahead_below <= window.ahead_answered_below) return;
+  window.answered_below = std::max(window.answered_below, below);
+  window.ahead_answered_below = std::max(window.ahead_answered_below, ahead_below);
+  auto& answered = window.answered;
+  answered.erase(answered.begin(), answered.lower_bound(std::min(window.answered_below, kAheadSeqBit)));
+  answered.erase(answered.lower_bound(kAheadSeqBit), answered.lower_bound(window.ahead_answered_below));
+  while (!window.kept.empty() && window.is_freed(window.kept.front())) window.kept.pop_front();
 }
 
 // False: the site has had a later mount, or the client is another site's.
@@ -271,8 +287,8 @@ void RequestServer::Impl::ask(const SiteName& from, Message& message) {
 // As far as the windows know: not a late copy.
 bool RequestServer::Impl::is_unanswered(const SiteName& from, const pb::Request& request) const {
   const auto found = windows.find(request.client());
-  return found != windows.end() && found->second.site == from &&
-         request.seq() >= found->second.answered_below && !found->second.answered.contains(request.seq());
+  return found != windows.end() && found->second.site == from && !found->second.is_freed(request.seq()) &&
+         !found->second.answered.contains(request.seq());
 }
 
 void RequestServer::Impl::perform(const SiteName& from, const pb::Ask& ask, Bytes data) {
@@ -290,7 +306,7 @@ void RequestServer::Impl::perform(const SiteName& from, const pb::Ask& ask, Byte
     return send_away(from, ask, transport.site());
   }
   Window& window = found->second;
-  free_answered(window, request.answered_below());
+  free_answered(window, request.answered_below(), request.ahead_answered_below());
   if (op_class(request.op_case()) == OpClass::query) {
     return run(new_execution(from, request), request, data);
   }
@@ -302,7 +318,7 @@ void RequestServer::Impl::perform(const SiteName& from, const pb::Ask& ask, Byte
       return;
     }
   }
-  if (request.seq() < window.answered_below) return refuse(from, request, ESTALE);
+  if (window.is_freed(request.seq())) return refuse(from, request, ESTALE);
   if (request.given_up() && !request.has_setlock()) {
     forestall(window, request.seq());
     return refuse(from, request, EINTR);
@@ -417,6 +433,10 @@ void RequestServer::expire(const SiteName& site, std::uint64_t except) { impl_->
 void RequestServer::on_takeover(std::function<void(const pb::Request&)> waits) {
   impl_->waits = std::move(waits);
 }
+void RequestServer::ahead_answered(std::uint64_t client) {
+  const auto found = impl_->windows.find(client);
+  if (found != impl_->windows.end()) RequestServer::Impl::free_all_ahead(found->second);
+}
 void RequestServer::serve() { impl_->end_takeover(); }
 void RequestServer::redirect(const SiteName& owner, Epoch epoch) { impl_->redirect(owner, epoch); }
 void RequestServer::ask(const SiteName& from, Message message) {
@@ -453,6 +473,7 @@ std::vector<pb::Client> RequestServer::windows() const {
     client.set_client(id);
     client.set_site(window.site);
     client.set_answered_below(window.answered_below);
+    client.set_ahead_answered_below(window.ahead_answered_below);
     // What this site's own mount has asked since was answered in this process.
     const bool own = window.site == impl_->transport.site();
     for (const auto& [seq, kept] : window.answered) {
@@ -475,6 +496,7 @@ void RequestServer::restore(const std::vector<pb::Client>& windows) {
     auto& window = impl_->windows[client.client()];
     window.site = client.site();
     window.answered_below = client.answered_below();
+    window.ahead_answered_below = std::max(client.ahead_answered_below(), kAheadSeqBit);
     for (const auto& answered : client.answered())
       impl_->keep(window, answered.seq(), answered.outcome(), as_bytes(answered.data()));
   }

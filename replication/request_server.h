@@ -39,6 +39,8 @@ class RequestServer {
 
   // Serves from now on (owner), or answers «moved» (not the owner; also the state after construction).
   // While this site takes over. `waits`: the request is kept back until the records have been performed.
+  // This client has the answers to all its writes that it acknowledged ahead.
+  void ahead_answered(std::uint64_t client);
   // Writebacks are not: a record may wait for them.
   void on_takeover(std::function<void(const pb::Request&)> waits);
   void serve();

@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -136,16 +137,46 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
                 {.extension = [this](ClientId holder, auto ago) { return extension(holder, ago); }}),
       gate(coherence, database),
       pace(gate, reactor),
+      leases(pace, promises, opens, promises, reactor,
+             {.file = options.folder / "write.leases",
+              .recall = [this](const RecallOrder& order,
+                               std::function<void(bool)> done) { recall(order, std::move(done)); },
+              .timing = {.extension = [this](ClientId holder, auto ago) { return extension(holder, ago); }},
+              .room = [this] { return has_room(); },
+              .recovering = [this] { return coherence.recovering(); },
+              .letting_in = [this] { return coherence.letting_in(); },
+              .performed =
+                  [this](const pb::Request& request) { return once.knows(request.client(), request.seq()); },
+              .returned = [this](ClientId mount) { server.ahead_answered(mount); },
+              .own = client}),
       transport({.site = required(state, "site"),
                  .listen = state.setting("listen"),
                  .keys = {.public_key = required(state, "public_key"),
                           .secret_key = required(state, "secret_key")}},
                 reactor),
       peer({.timeout = options.timeout}, transport, reactor),
-      server(transport, pace),
+      server(transport, leases),
       holdings(router, [this] { return !is_owner(); }),
       unsynced(holdings, [this]() -> const SiteName& { return ownership.owner; }),
-      names(unsynced,
+      write_behind(unsynced,
+                   {.journal = options.folder / "writes.journal",
+                    .power = power.number(),
+                    .unwritten = options.folder / "unwritten",
+                    .trusted_for =
+                        [this] {
+                          // Whoever asks to be told that the owner is away waits for it with each write.
+                          return is_owner() || options.timeout || options.write_through
+                                     ? Reactor::Clock::duration::zero()
+                                     : transport.trusted_for(ownership.owner, kPromiseTrust);
+                        },
+                    .round_trip = [this] { return transport.round_trip(ownership.owner); },
+                    .performed = [this](InodeId id, std::uint64_t stamp) { names.performed(id, stamp); },
+                    .drop_pages =
+                        [this](InodeId id) {
+                          if (front_end) front_end->invalidate(id, 0, 0, [] {});
+                        },
+                    .handles = [this](InodeId id) { return handles_of(id); }}),
+      names(write_behind,
             [this] {
               return is_owner() ? kPromiseTrust : transport.trusted_for(ownership.owner, kPromiseTrust);
             }),
@@ -168,6 +199,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
             .coherence = coherence,
             .gate = gate,
             .pace = pace,
+            .leases = leases,
             .peer = peer,
             .server = server,
             .router = router} {
@@ -292,7 +324,7 @@ void Site::Impl::serve_as_owner(bool moving) {
   else
     tree.resume(TreePlace::Direction::up);
   once.settle();
-  router.route_to(pace);
+  router.route_to(leases);
   server.serve();
 }
 
@@ -403,6 +435,7 @@ HandoffTarget::Events Site::Impl::target_events() {
                 expire_ended();
                 expire(parts.self, client);
                 // What this mount asked the owner before comes before what it has asked since.
+                peer.for_each_unanswered([this](const pb::Request& asked) { leases.note_change(asked); });
                 gate.open([this](Executor& passing) { peer.resubmit_to(*server.once(passing)); });
                 holdings.clear();
                 server.serve();
@@ -517,6 +550,7 @@ void Site::Impl::learn(const SiteName& owner, Epoch epoch) {
 
 // The site's processes but this one have ended.
 void Site::Impl::expire(const SiteName& site, ClientId except) {
+  leases.expire(site, except);
   coherence.expire_site(site, except);
   server.expire(site, except);
 }
@@ -567,7 +601,24 @@ void Site::Impl::show_nothing_old() {
 
 // From what the names and attributes are believed to come. The only mount is promised nothing: its kernel
 // keeps them by itself.
-void Site::Impl::believe_owner() { names.believe(sole ? 0 : ownership.epoch, !is_owner()); }
+void Site::Impl::believe_owner() {
+  names.believe(sole ? 0 : ownership.epoch, !is_owner());
+  write_behind.distrust();
+}
+
+std::vector<std::uint64_t> Site::Impl::handles_of(InodeId id) const {
+  std::vector<std::uint64_t> handles;
+  for (const auto& open : holdings.opens().all())
+    if (open.client == client && open.id == id && !open.directory) handles.push_back(open.handle);
+  return handles;
+}
+
+// For what mounts acknowledge before it is performed, and cannot take back.
+bool Site::Impl::has_room() const {
+  constexpr std::uint64_t kRoom = 10 * WriteBehind::kMostBytes;
+  struct statvfs space {};
+  return ::fstatvfs(store_fd.get(), &space) == 0 && space.f_bavail * space.f_frsize > kRoom;
+}
 
 // ---- the mount
 
@@ -621,6 +672,7 @@ void Site::Impl::start(const std::function<void(std::string)>& ready) {
   load_invitations();
   if (!options.mountpoint) {
     state.set_setting("mountpoint", "");
+    write_behind.replay([this] { nothing_unsent(); });
     return ready("");
   }
   const auto answered = std::make_shared<bool>(false);
@@ -634,6 +686,23 @@ void Site::Impl::start(const std::function<void(std::string)>& ready) {
     *answered = true;
     ready(why);
   });
+  // Before this mount is known, whose predecessor's are not admitted any more then.
+  write_behind.replay([this, answered, ready, timer] {
+    nothing_unsent();
+    mount(answered, ready, timer);
+  });
+}
+
+void Site::Impl::nothing_unsent() {
+  try {
+    if (!state.setting(kUnsentSetting).empty()) state.set_setting(kUnsentSetting, "");
+  } catch (const std::exception& error) {  // a full disk
+    spdlog::warn("that all writes have been sent is not noted: {}", error.what());
+  }
+}
+
+void Site::Impl::mount(const std::shared_ptr<bool>& answered, const std::function<void(std::string)>& ready,
+                       Reactor::TimerId timer) {
   attach([this, answered, ready, timer](int error) {
     if (*answered) return;
     *answered = true;
@@ -654,6 +723,8 @@ void Site::Impl::start(const std::function<void(std::string)>& ready) {
               .opens_at_once = [this](InodeId id,
                                       std::uint32_t type) { return !is_owner() && names.is_there(id, type); },
               .keeps_pages = [this](InodeId id) { return names.keeps_pages(id); },
+              .must_flush = [this](InodeId id,
+                                   std::uint64_t handle) { return write_behind.must_flush(id, handle); },
               .lend_attributes = [this](const pb::Attr& attr, bool held) { return names.lend(attr, held); },
               .let_go = [this](InodeId id) { names.let_go(id); }},
           reactor, names, client, ended);
@@ -669,6 +740,8 @@ void Site::Impl::start(const std::function<void(std::string)>& ready) {
 void Site::Impl::stop(const std::function<void()>& stopped) {
   const bool mounted = front_end != nullptr;
   front_end.reset();
+  write_behind.sync();
+  const auto left = write_behind.unsent();
   // Whoever leaves sharefs finds the owner's store complete.
   try {
     tree.finish();
@@ -677,10 +750,12 @@ void Site::Impl::stop(const std::function<void()>& stopped) {
   }
   try {
     if (mounted) state.set_setting("mountpoint", "");
+    state.set_setting(kUnsentSetting, left != 0 ? std::to_string(left) : "");
   } catch (const std::exception& error) {  // a full disk keeps nobody from leaving
     spdlog::error("{}", error.what());
   }
-  if (!attached) return stopped();
+  // A Detach says that nothing is left.
+  if (!attached || left != 0) return stopped();
   attached = false;
   const auto once = std::make_shared<bool>(false);
   const auto finish = [once, stopped] {

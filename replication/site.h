@@ -15,6 +15,10 @@
 
 namespace sharefs {
 
+// Setting: how many writes the last mount had acknowledged that have not reached the owner; the next one
+// sends them. Empty: none.
+constexpr const char* kUnsentSetting = "unsent_writes";
+
 class Site {
  public:
   struct Options {
@@ -22,7 +26,8 @@ class Site {
     std::optional<std::filesystem::path> mountpoint;  // unset: serve without a mount
     std::vector<std::string> mount_options;
     std::optional<std::chrono::milliseconds> timeout;  // --timeout
-    bool patient = false;  // waits for an owner that cannot be reached, instead of giving the mount up
+    bool patient = false;        // waits for an owner that cannot be reached, instead of giving the mount up
+    bool write_through = false;  // acknowledges no write before the owner has performed it
   };
   // Opens the store and binds the endpoint. Throws std::runtime_error with one clear line.
   // `ended` is called when the site shall end (unmounted from outside).

@@ -23,6 +23,7 @@
 #include "replication/tree_place.h"
 #include "replication/unsynced.h"
 #include "replication/verify.h"
+#include "replication/write_behind.h"
 
 namespace sharefs {
 
@@ -51,6 +52,8 @@ struct Site::Impl {
   // site.cc
   std::string why_not_connected(const SiteName& site);
   void start(const std::function<void(std::string)>& ready);
+  void mount(const std::shared_ptr<bool>& answered, const std::function<void(std::string)>& ready,
+             Reactor::TimerId timer);
   void stop(const std::function<void()>& stopped);
   bool is_owner() const { return ownership.owner == parts.self; }
   // `moving`: ownership has just changed, so the tree must move; otherwise the process begins.
@@ -84,6 +87,9 @@ struct Site::Impl {
   void recall_contest();
   void believe_owner();
   void end_sole();
+  void nothing_unsent();
+  bool has_room() const;
+  std::vector<std::uint64_t> handles_of(InodeId id) const;
   std::set<SiteName> sites_with_mounts();
   void watch_absence(const SiteName& site);
 
@@ -164,12 +170,14 @@ struct Site::Impl {
   Coherence coherence;
   Gate gate;
   Pace pace;
+  WriteLeases leases;
   Transport transport;
   Peer peer;
   RequestServer server;
   Router router;
   Holdings holdings;
   Unsynced unsynced;
+  WriteBehind write_behind;
   NameCache names;
   SiteParts parts;
   std::unique_ptr<FrontEnd> front_end;

@@ -77,7 +77,8 @@ void Site::Impl::subscribe() {
                      .sole = order.has_sole() ? std::optional(order.sole()) : std::nullopt,
                      .names = {order.names().begin(), order.names().end()},
                      .all_names = order.all_names(),
-                     .stamp = order.stamp()};
+                     .stamp = order.stamp(),
+                     .lease = order.lease()};
     // A former owner's word on who is the only mount comes too late.
     if (mine.sole && from != ownership.owner) mine.sole = false;
     const bool another_process = mine.client == 0 && mine.all_names;
@@ -229,6 +230,7 @@ void Site::Impl::drop_site(const SiteName& site) {
   transport.remove_site(site);
   expire(site, 0);
   forget_recalls(site);
+  leases.forget(site);
   if (verification && verification->with == site)
     verify_ends({{"error", fmt::format("{} is not part of the data set any more", site)}});
   forget_handoffs_from(site);
@@ -262,6 +264,7 @@ void Site::Impl::connected(const SiteName& site, const pb::Hello& said, Gap gap)
     if (site == ownership.owner) {
       // It has not waited for this mount to forget.
       names.forget_all();
+      write_behind.distrust();
       // It may have let another mount in meanwhile. If not, it says so again.
       if (sole) {
         end_sole();
@@ -330,6 +333,7 @@ void Site::Impl::recall_done(const SiteName& from, const pb::RecallDone& answer)
       held.push_back({.owner = lock.owner(), .id = lock.id(), .range = lock.range(), .flock = lock.flock()});
     if (answer.client() != 0 && !server.admit(from, answer.client())) return;  // of a process that has ended
     coherence.reassert(answer.client(), from, handles, held);
+    for (const auto& handle : handles) leases.opened(answer.client(), handle.id);
   }
   auto done = std::move(found->second.done);
   recalls.erase(found);
@@ -341,6 +345,7 @@ void Site::Impl::lost(const SiteName& site) {
   watch_absence(site);
   if (site == ownership.owner) {
     show_nothing_old();
+    write_behind.distrust();
     // What the kernel keeps by itself runs out while a site is found silent, and nothing is added: so nobody
     // need wait with a signal that kills (FuseServer::give_up).
     if (front_end) front_end->set_policy(kSharedMount);

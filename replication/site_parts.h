@@ -16,6 +16,7 @@
 #include "fs/promises.h"
 #include "fs/router.h"
 #include "fs/store.h"
+#include "fs/write_leases.h"
 #include "meta/change_log.h"
 #include "meta/reactor.h"
 #include "meta/state.h"
@@ -66,6 +67,7 @@ struct SiteParts {
   Coherence& coherence;
   Gate& gate;
   Pace& pace;
+  WriteLeases& leases;
   Peer& peer;
   RequestServer& server;
   Router& router;

@@ -78,6 +78,7 @@ void Site::Impl::send_recall(std::uint64_t number, const SentRecall& sent) {
   wire->mutable_names()->Add(sent.order.names.begin(), sent.order.names.end());
   wire->set_all_names(sent.order.all_names);
   wire->set_stamp(sent.order.stamp);
+  wire->set_lease(sent.order.lease);
   transport.send(sent.to, Lane::requests, envelope);
 }
 
@@ -117,6 +118,8 @@ void Site::Impl::obey(const RecallOrder& order, std::function<void(bool)> done) 
     return front_end->promise_broken(ids, names.take_lent(ids), [done = std::move(done)] { done(false); });
   }
   if (order.client != client) return done(false);  // an earlier incarnation of this mount: it caches nothing
+  if (order.lease != 0)
+    return write_behind.recall(order.id, order.lease, [done = std::move(done)] { done(true); });
   if (order.sole) {
     if (sole && !*order.sole) sole_until = Reactor::Clock::now();
     sole = *order.sole;

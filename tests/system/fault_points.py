@@ -50,6 +50,8 @@ KILL_ONLY = {'image.source.end', 'image.target.batch', 'image.target.end', 'roun
 # Not part of a handoff: the owner performing a request. With the passage at which the test kills it.
 REQUEST = {'once.intent': 300, 'once.effect': 300, 'once.outcome': 300, 'store-orphan-moved': 20,
            'store-rename-kept': 20, 'store-delete-orphans': 1}
+# A mount has noted a write that it is about to acknowledge: used by test_ahead.py.
+MOUNT = ['ahead.noted']
 # Passed after a roll-back.
 ROLL_BACK = ['gate.reopened']
 # What another kernel would do, and when: used by test_restarts.py and test_mount.py.

@@ -138,10 +138,13 @@ class Chaos:
         running = [state for state in states if (state.get('handoff') or {}).get('result') == '']
         return len(owners) == 1 and roles == list(owners) and not running
 
-    def check(self):
+    def wait_settled(self):
         sandbox.eventually(self.settled, 'one owner, and no handoff under way', 90)
         time.sleep(2)  # what was asked of a site that was frozen begins now
         sandbox.eventually(self.settled, 'one owner, and no handoff under way', 90)
+
+    def check(self):
+        self.wait_settled()
         results = [load.stop(check=False) for load in self.loads]
         wrong = [f'{r["mode"]} {r.get("id")}: {r["first_error"]}' for r in results if r['errors']]
         assert not wrong, '\n  '.join(['applications saw errors:', *wrong])
@@ -181,7 +184,7 @@ class SeenThroughPauses(Chaos):
         self.seen = Seen([site.mountpoint for site in self.cluster])
 
     def check(self):
-        sandbox.eventually(self.settled, 'one owner, and no handoff under way', 90)
+        self.wait_settled()
         self.seen.stop()
 
 
@@ -250,7 +253,7 @@ class LocksThroughFaults(Chaos):
             self.cluster.wait_connected()
 
     def check(self):
-        sandbox.eventually(self.settled, 'one owner, and no handoff under way', 90)
+        self.wait_settled()
         self.locked.stop()
         self.locked.check([site.mountpoint for site in self.cluster])
         sandbox.eventually(lambda: not self.orphans(), 'what was closed without a name is gone')

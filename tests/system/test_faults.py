@@ -13,7 +13,7 @@ import content
 import sandbox
 from actor import Actor
 from cluster import Cluster, DATA_SET
-from fault_points import HANDOFF, KERNEL, KILL_ONLY, NEED_RECORDS, REPOSITORY, REQUEST, ROLL_BACK, SOURCE, in_the_source
+from fault_points import HANDOFF, KERNEL, KILL_ONLY, MOUNT, NEED_RECORDS, REPOSITORY, REQUEST, ROLL_BACK, SOURCE, in_the_source
 from loads import Load, once
 
 # Long enough for a busy test machine; a stall far beyond it means that the gate did not open again by itself.
@@ -417,7 +417,7 @@ def target_frozen_during_the_image():
 
 
 def every_fault_point_is_tested_and_listed():
-    tested = {p.name for p in HANDOFF} | set(REQUEST) | set(ROLL_BACK) | set(KERNEL)
+    tested = {p.name for p in HANDOFF} | set(REQUEST) | set(ROLL_BACK) | set(KERNEL) | set(MOUNT)
     in_source = in_the_source()
     readme = (REPOSITORY / 'tests' / 'README.md').read_text()
     assert tested == in_source, f'only tested: {tested - in_source}; only in the source: {in_source - tested}'
