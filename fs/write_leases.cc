@@ -167,18 +167,22 @@ void WriteLeases::pass(const pb::Request& request, Bytes data, Reply reply) {
                            });
     case pb::Request::kDetach:
       detach(client);
-      [[fallthrough]];
-    case pb::Request::kRelease:
       return next_.execute(request, data,
-                           [this, client, closed = request.release().id(), all = request.has_detach(),
-                            still = std::weak_ptr(alive_),
-                            reply = std::move(reply)](const pb::Outcome& outcome, Bytes result) {
-                             std::vector<InodeId> ended;
+                           [this, client, still = std::weak_ptr(alive_), reply = std::move(reply)](
+                               const pb::Outcome& outcome, Bytes result) {
                              if (!still.expired())
-                               for (const auto& [id, lease] : leases_)
-                                 if (lease.client == client && (all || (id == closed && !opens_.is_open(id))))
-                                   ended.push_back(id);
-                             for (const InodeId id : ended) end(id);
+                               for (const InodeId id : leases_of(client)) end(id);
+                             reply(outcome, result);
+                           });
+    case pb::Request::kRelease:
+      if (leases_.empty()) break;
+      return next_.execute(request, data,
+                           [this, client, id = request.release().id(), still = std::weak_ptr(alive_),
+                            reply = std::move(reply)](const pb::Outcome& outcome, Bytes result) {
+                             if (!still.expired() && !opens_.is_open(id))
+                               if (const auto found = leases_.find(id);
+                                   found != leases_.end() && found->second.client == client)
+                                 end(id);
                              reply(outcome, result);
                            });
     default:
@@ -387,13 +391,25 @@ void WriteLeases::returned(InodeId id) {
   if (none_left) options_.returned(client);
 }
 
+std::vector<InodeId> WriteLeases::leases_of(ClientId client) const {
+  std::vector<InodeId> ids;
+  for (const auto& [id, lease] : leases_)
+    if (lease.client == client) ids.push_back(id);
+  return ids;
+}
+
+// Who is silent relies on none of its leases any more: whoever looks at many files waits once.
 void WriteLeases::give_up(InodeId id) {
-  const Lease& lease = leases_.at(id);
+  const SiteName site = leases_.at(id).site;
+  const auto ids = options_.silent(site) ? leases_of(leases_.at(id).client) : std::vector<InodeId>{id};
   log::warn("{} has not said for {} s whether it has written to inode {:x}: it is not waited for any longer",
-            lease.site, std::chrono::duration_cast<std::chrono::seconds>(options_.timing.lease).count(), id);
-  adopt({id, lease.site, lease.client, lease.number});
+            site, std::chrono::duration_cast<std::chrono::seconds>(options_.timing.lease).count(), id);
+  for (const InodeId one : ids) {
+    const Lease& lease = leases_.at(one);
+    adopt({one, lease.site, lease.client, lease.number});
+  }
   sync();
-  end(id);
+  for (const InodeId one : ids) end(one);
 }
 
 void WriteLeases::opened(ClientId client, InodeId id) {

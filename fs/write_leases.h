@@ -65,6 +65,8 @@ class WriteLeases final : public Executor {
     std::function<bool()> recovering = [] { return false; };
     // A mount is being let in, whose requests wait below.
     std::function<bool()> letting_in = [] { return false; };
+    // It has not been heard for as long as one is waited for.
+    std::function<bool(const SiteName&)> silent = [](const SiteName&) { return false; };
     // Whether the request has been performed (Once::knows).
     std::function<bool(const pb::Request&)> performed = [](const pb::Request&) { return false; };
     // This client has returned all its leases: it has the answers to what it had acknowledged.
@@ -140,6 +142,7 @@ class WriteLeases final : public Executor {
   void call_back(InodeId id);
   void look_again(InodeId id, Reactor::Clock::duration time);
   void end(InodeId id);
+  std::vector<InodeId> leases_of(ClientId client) const;
   void returned(InodeId id);
   void give_up(InodeId id);
   std::uint64_t grant(ClientId client, InodeId id);

@@ -145,6 +145,7 @@ Site::Impl::Impl(Options given, Reactor& the_reactor, std::function<void()> on_e
               .room = [this] { return has_room(); },
               .recovering = [this] { return coherence.recovering(); },
               .letting_in = [this] { return coherence.letting_in(); },
+              .silent = [this](const SiteName& site) { return transport.silence(site) >= kLease; },
               .performed =
                   [this](const pb::Request& request) { return once.knows(request.client(), request.seq()); },
               .returned = [this](ClientId mount) { server.ahead_answered(mount); },

@@ -246,7 +246,6 @@ void WriteBehind::change(const pb::Request& request, Bytes data, Reply reply) {
         if (!told) return reply(outcome, result);
         const auto kept = std::make_shared<pb::Outcome>(outcome);
         kept->clear_promise();
-        kept->clear_changed();
         if (!about) return reply(*kept, result);
         const InodeId id = outcome.attr().id();
         files_[id].when_performed.push_back([this, client, id, kept, reply] {

@@ -78,6 +78,7 @@ class WriteLeasesTest : public testing::Test {
                              .room = [this] { return room_; },
                              .recovering = [this] { return recovering_; },
                              .letting_in = [this] { return letting_in_; },
+                             .silent = [this](const SiteName&) { return silent_; },
                              .performed = [this](const pb::Request&) { return performed_; },
                              .returned = [this](ClientId client) { returned_ = client; },
                              .own = kOwn});
@@ -122,7 +123,7 @@ class WriteLeasesTest : public testing::Test {
   NoLog log_;
   Promises promises_{store_, log_, opens_, kOwn, reactor_, [](const RecallOrder&, auto) {}};
   std::map<std::string, InodeId> names_{{"f", kFile}, {"g", kOther}};
-  bool room_ = true, recovering_ = false, letting_in_ = false, performed_ = false;
+  bool silent_ = false, room_ = true, recovering_ = false, letting_in_ = false, performed_ = false;
   ClientId returned_ = 0;
   std::uint64_t seq_ = 0;
   std::deque<Answer> answers_;
@@ -241,6 +242,19 @@ TEST_F(WriteLeasesTest, ASilentClientIsNotWaitedForAndItsWritesComeLate) {
   EXPECT_EQ(write(kA, kFile, false, number).error(), 0);
   EXPECT_EQ(write(kA, kFile, false, number).error(), 0) << "each of them, though the first one is a change";
   EXPECT_EQ(write(kA, kFile, false, number + 1).error(), ESTALE);
+}
+
+TEST_F(WriteLeasesTest, WhoLooksAtManyFilesOfASilentClientWaitsOnce) {
+  ASSERT_TRUE(grant() != 0 && grant(kOther) != 0);
+  getattr(kB);
+  pass_time(milliseconds(250));
+  EXPECT_FALSE(getattr(kB, kOther).given()) << "it is heard, and may go on with this one";
+  pass_time(milliseconds(250));
+  ASSERT_TRUE(grant() != 0 && grant(kOther) != 0);
+  silent_ = true;
+  getattr(kB);
+  pass_time(milliseconds(250));
+  EXPECT_TRUE(getattr(kB, kOther).given());
 }
 
 TEST_F(WriteLeasesTest, WhatOthersHaveChangedMeanwhileIsNotUndone) {
